@@ -1,0 +1,59 @@
+# `make` alone says what there is. Everything runs in .venv, which the first target that needs it sets up.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input
+SERVED := .venv-vllm
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-live check format lock bench bench-turn clean
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+setup: $(VENV)/.ready ## .venv with the locked dependencies and the demo model (about a minute)
+
+$(VENV)/.ready: requirements.lock requirements-demo.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "aibox needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@echo "setting up $(VENV): locked dependencies, about a minute"
+	@$(PYTHON) -m venv --clear $(VENV) || { echo "python3 -m venv failed; on Debian: apt install python3-venv"; exit 1; }
+	@$(PIP) install --quiet --require-hashes --only-binary :all: -r requirements.lock
+	@$(PIP) install --quiet --require-hashes --only-binary :all: --no-deps -r requirements-demo.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## the main job: real turns through all six objects
+	@$(PY) -m aibox demo
+
+test: setup ## the tests, with branch coverage
+	@$(PY) -m pytest -n auto --cov --cov-report=term:skip-covered
+
+check: setup ## formatter, linter, types, architecture
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+	@$(VENV)/bin/python -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+
+format: setup ## format and fix what can be fixed
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+test-live: setup $(SERVED)/.ready ## the same agent against a real vLLM server on this machine's CPU
+	@AIBOX_TEST_VLLM_PYTHON="$(CURDIR)/$(SERVED)/bin/python" AIBOX_TEST_VLLM_MODEL="$(CURDIR)/$(SERVED)/smollm2" \
+		$(PY) -m pytest tests/live --force-enable-socket
+
+$(SERVED)/.ready: tests/live/install_vllm.py tests/live/weights.py
+	@echo "setting up $(SERVED): vLLM for the CPU and weights for it, some minutes and 3 GB"
+	@$(PYTHON) tests/live/install_vllm.py $(SERVED)
+	@touch $@
+
+bench: bench-turn ## all benchmarks, against bench/goals.toml
+bench-turn: setup ## a turn through Agent against the backend alone
+	@$(PY) bench/turn.py $(ARGS)
+
+lock: setup ## resolve the dependencies anew
+	@$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --no-strip-extras --all-extras --group dev pyproject.toml -o requirements.lock
+
+clean: ## remove what was built
+	rm -rf $(VENV) $(SERVED) build dist .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,110 @@
+"""What a turn says while it runs. The last event is a Reply or a Failed; nothing follows it."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, field
+from typing import Any
+
+from aibox.audit.receipt import Receipt
+from aibox.chat import Usage
+from aibox.errors import AIBoxError
+from aibox.memory.record import Hit
+from aibox.types import Decision, Label, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of the answer, checked and with pseudonyms restored."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What memory gave to this turn; `error` says why it could not, and the turn goes on without."""
+
+    hits: tuple[Hit, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCalled:
+    """The messages of one model call, exactly as they leave for the Router."""
+
+    messages: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAnswered:
+    """What the model wrote, before any check and with its pseudonyms; not for the person who asked."""
+
+    message: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCalled:
+    """A tool is about to run, with the arguments as it will see them."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolReturned:
+    """A tool ran, or did not; `text` is what the model is told, `ok` False where it failed or was refused."""
+
+    name: str
+    text: str
+    ok: bool
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """The guardrail found something, or decided other than to allow."""
+
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The turn ended without an answer; `error` says why and what to do."""
+
+    error: AIBoxError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What came of a turn.
+
+    `text` is for the person who asked, with pseudonyms restored; `output` is the object where an `output_type` was
+    asked for, else the text. `label` is the join of all that the turn touched; `label.why` says what raised it.
+    `blocked` means that a check refused: `text` then says so and `verdicts` why. `cost_usd` is None where no price is
+    known. `receipt` proves what was recorded; None where there is no audit chain.
+    """
+
+    text: str
+    output: Any = None
+    label: Label = field(default_factory=Label)
+    blocked: bool = False
+    verdicts: tuple[Verdict, ...] = ()
+    tool_calls: tuple[ToolReturned, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+    cost_usd: float | None = None
+    receipt: Receipt | None = None
+    session: str = ""
+    model: str = ""
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_markdown_(self) -> str:
+        found = [v for v in self.verdicts if v.decision > Decision.ALLOW]
+        notes = [f"label {self.label}", *(f"{v.where}: {v.decision}" for v in found)]
+        notes += [f"{call.name}()" for call in self.tool_calls]
+        notes.append("recorded" if self.receipt else "unrecorded")
+        return f"{self.text}\n\n<sub>{html.escape(' · '.join(notes))}</sub>"
+
+
+Event = TextDelta | Recalled | ModelCalled | ModelAnswered | ToolCalled | ToolReturned | Decided | Reply | Failed

@@ -1,0 +1,100 @@
+"""What a turn leaves in the chain: digests and small facts, never a text of somebody's.
+
+Everything here is noted in order and becomes durable with the terminal entry, of which a turn has exactly one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from aibox.audit.chain import AuditChain
+from aibox.audit.receipt import Receipt
+from aibox.chat import ChatRequest, Completion
+from aibox.errors import AIBoxError, IntegrityError
+from aibox.types import Label, Scope, Verdict
+
+MAX_FINDINGS = 32
+"""Of one verdict in its entry: an entry has a bounded size, and a text may be full of them."""
+
+
+class TurnRecord:
+    """The evidence of one turn. Without a chain every call does nothing and `seal` returns None."""
+
+    def __init__(self, chain: AuditChain | None, *, scope: Scope) -> None:
+        self.chain = chain
+        self.scope = scope
+        self.turn = str(uuid.uuid4())
+        self._started = 0.0
+
+    def note(self, kind: str, detail: Mapping[str, Any]) -> None:
+        if self.chain is not None:
+            self.chain.note(kind, scope=self.scope, turn=self.turn, detail=detail)
+
+    async def append(self, kind: str, detail: Mapping[str, Any]) -> None:
+        """Durable when it returns: for what must be on record before it happens."""
+        if self.chain is not None:
+            await self.chain.append(kind, scope=self.scope, turn=self.turn, detail=detail)
+
+    def decided(self, verdict: Verdict) -> None:
+        findings = [
+            {"check": f.check, "rule": f.rule, "score_permille": round(f.score * 1000)}
+            for f in verdict.findings[:MAX_FINDINGS]
+        ]
+        detail = {
+            "where": verdict.where,
+            "decision": str(verdict.decision),
+            "policy": verdict.policy_digest,
+            "findings": findings,
+            "findings_total": len(verdict.findings),
+        }
+        self.note("guardrail.decided", detail)
+
+    def called(self, request: ChatRequest) -> None:
+        """A model call is about to be made, with a body of this digest."""
+        body = msgspec.json.encode(request.body)
+        detail = {"model": request.model, "sha256": digest(body), "bytes": len(body), "label": str(request.label)}
+        self.note("model.called", detail)
+        self._started = time.perf_counter()
+
+    def answered(self, completion: Completion) -> None:
+        weights, usage = completion.weights, completion.usage
+        detail = {
+            "model": completion.model,
+            "backend": completion.backend,
+            "weights": weights.known,
+            "weights_sha256": weights.sha256,
+            "template_sha256": weights.template_sha256,
+            "finish_reason": completion.finish_reason,
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "answer_sha256": digest(msgspec.json.encode(completion.message)),
+            "duration_us": round((time.perf_counter() - self._started) * 1e6),
+        }
+        self.note("model.answered", detail)
+
+    async def seal(self, *, outcome: str, label: Label, detail: Mapping[str, Any] | None = None) -> Receipt | None:
+        """The terminal entry of a turn that came to its end; durable when it returns."""
+        if self.chain is None:
+            return None
+        detail = {"outcome": outcome, "label": str(label), "label_why": list(label.why), **(detail or {})}
+        return await self.chain.seal(self.turn, scope=self.scope, detail=detail)
+
+    async def fail(self, error: AIBoxError, *, label: Label) -> None:
+        """The terminal entry of a turn that did not. When even that fails, the first error is what counts."""
+        if self.chain is None or isinstance(error, IntegrityError):
+            return
+        detail = {"outcome": "failed", "code": error.code, "label": str(label)}
+        try:
+            await self.chain.seal(self.turn, scope=self.scope, kind="turn.failed", detail=detail)
+        except AIBoxError as second:
+            error.add_note(f"and the failure could not be recorded: {second}")
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,67 @@
+"""Canonical JSON (RFC 8785): the same value always gives the same bytes, so that a digest of it means something.
+
+The subset has no floats, because their text is where canonical forms differ in practice: numbers are integers within
+±(2^53 - 1) (RFC 7493 sec. 2.2), fractions travel as strings or in smaller units.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Never
+
+import msgspec
+
+MAX_SAFE_INTEGER = 2**53 - 1
+
+_encoder = msgspec.json.Encoder(order="sorted")
+
+
+def dumps(value: Any) -> bytes:
+    """The canonical bytes. Raises ValueError, naming the place, for what has no canonical form here."""
+    _check(value, "$")
+    return _encoder.encode(value)
+
+
+def loads(data: bytes) -> Any:
+    """Read canonical bytes. Raises ValueError for other bytes, also where they would mean the same."""
+    value = json.loads(
+        data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_float=_no_float, parse_constant=_no_float
+    )
+    if dumps(value) != data:
+        raise ValueError("not in canonical form")
+    return value
+
+
+def _check(value: Any, place: str) -> None:
+    if value is None or isinstance(value, bool):
+        return
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"{place}: a lone surrogate is not text") from None
+    elif isinstance(value, int):
+        if abs(value) > MAX_SAFE_INTEGER:
+            raise ValueError(f"{place}: {value} is beyond 2^53 - 1; write it as a string")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            # Sorting by UTF-16 (RFC 8785 sec. 3.2.3) and by bytes agree on ASCII.
+            if not isinstance(key, str) or not key.isascii():
+                raise ValueError(f"{place}: the key {key!r} is not an ASCII string")
+            _check(item, f"{place}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _check(item, f"{place}[{index}]")
+    else:
+        raise ValueError(f"{place}: {type(value).__name__} has no canonical form here")  # noqa: TRY004 - one error for all
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return value
+
+
+def _no_float(text: str) -> Never:
+    raise ValueError(f"{text} is not an integer")

@@ -1,0 +1,185 @@
+"""The composition root: one place that builds the objects from settings and policy, and the only owner of lifetimes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from aibox.agents.agent import Agent
+from aibox.audit.chain import AuditChain
+from aibox.audit.keys import Keyring
+from aibox.errors import ConfigError, StoreError
+from aibox.guardrails.guardrail import Guardrail
+from aibox.guardrails.pseudonyms import Pseudonyms
+from aibox.inference.embedded import Embedded
+from aibox.inference.openai_compatible import OpenAICompatible
+from aibox.inference.router import Router
+from aibox.inference.vllm import VLLM
+from aibox.memory.memory import Memory
+from aibox.policy import PROFILES, Policy
+from aibox.protocols import Backend, Tool
+from aibox.sandbox.sandbox import Sandbox
+from aibox.sealing import seal, telemetry_off
+from aibox.settings import BackendSettings, Settings
+
+
+def open(  # noqa: A001 - the face of the library: `aibox.open`
+    path: str | Path | None = None, *, policy: Policy | str | None = None, settings: Settings | None = None
+) -> Box:
+    """A box on a data folder or an `aibox.toml`, to be used as `async with aibox.open() as box`.
+
+    `path` None is the data folder that `AIBOX_HOME` names, else the platform's usual place. `policy` is joined with the
+    one in the settings. Raises ConfigError for settings that do not hold, on entering StoreError for a folder that
+    cannot be used.
+    """
+    if settings is None:
+        if path is not None and Path(path).suffix == ".toml":
+            settings = Settings.load(config=path, env=os.environ)
+        else:
+            settings = Settings.load(home=path, env=os.environ)
+    elif path is not None:
+        raise ConfigError("give a path or settings, not both")
+    sovereign = os.environ.get("AIBOX_SOVEREIGN", "")
+    if sovereign not in ("", "strict"):
+        raise ConfigError(f"AIBOX_SOVEREIGN is {sovereign!r}", hint='set it to "strict", or unset it')
+    if sovereign:
+        seal((*settings.seal.allow, *(backend.url for backend in settings.backends if backend.url)))
+    return Box(settings, policy=policy)
+
+
+class Box:
+    """The six objects, wired. Parts are made when they are first asked for and closed with the box.
+
+    What is done through a box is recorded in its chain, `box.audit`.
+    """
+
+    def __init__(self, settings: Settings, *, policy: Policy | str | None = None) -> None:
+        telemetry_off(os.environ)
+        self.settings = settings
+        configured = load_policy(settings.policy)
+        self.policy = configured if policy is None else configured & load_policy(policy)
+        self._made: list[Any] = []
+        self._open = False
+
+    async def __aenter__(self) -> Self:
+        home = self.settings.home
+        try:
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"the data folder {home} cannot be made: {error.strerror}", hint=_HOME_HINT) from None
+        if not home.is_dir() or not os.access(home, os.W_OK | os.X_OK):
+            raise StoreError(f"the data folder {home} cannot be written", hint=_HOME_HINT)
+        self._open = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open = False
+        # In reverse, and each even if another fails: the chain is made first and closed last.
+        async with AsyncExitStack() as stack:
+            for part in self._made:
+                stack.push_async_callback(part.close)
+
+    def _keep(self, part: Any) -> Any:
+        if not self._open:
+            raise ConfigError("the box is not open", hint="async with aibox.open() as box: ...")
+        self._made.append(part)
+        return part
+
+    def _place(self, url: str | None, default: str) -> str | Path:
+        """A URL as it is; a path, relative to the data folder."""
+        return url if url and "://" in url else self.settings.home / (url or default)
+
+    @cached_property
+    def keys(self) -> Keyring:
+        return Keyring(self.settings.home / "keys")
+
+    @cached_property
+    def audit(self) -> AuditChain:
+        chain: AuditChain = self._keep(AuditChain(self._place(self.settings.audit.url, "audit.db"), keys=self.keys))
+        return chain
+
+    @cached_property
+    def guardrail(self) -> Guardrail:
+        vault = self.settings.home / "pseudonyms.db"
+        pseudonyms: Pseudonyms = self._keep(Pseudonyms(vault, key=self.keys.secret("pseudonyms")))
+        return Guardrail(self.policy, pseudonyms=pseudonyms)
+
+    @cached_property
+    def router(self) -> Router:
+        backends = [make_backend(backend) for backend in self.settings.backends] or [Embedded()]
+        aliases = {"default": self.settings.default_model} if self.settings.default_model else {}
+        router: Router = self._keep(Router(*backends, policy=self.policy, audit=self.audit, aliases=aliases))
+        return router
+
+    @cached_property
+    def memory(self) -> Memory:
+        memory: Memory = self._keep(Memory(self._place(self.settings.memory.url, "memory")))
+        return memory
+
+    @cached_property
+    def sandbox(self) -> Sandbox:
+        sandbox: Sandbox = self._keep(Sandbox(self.settings.sandbox.driver, limits=self.policy.sandbox))
+        return sandbox
+
+    def agent(
+        self,
+        instructions: str | None = None,
+        *,
+        name: str = "default",
+        model: str = "default",
+        tools: Sequence[Tool | Callable[..., Any]] = (),
+        **agent_options: Any,
+    ) -> Agent:
+        """An agent of this box: its router, guardrail, memory, chain and policy. Options are Agent's."""
+        parts: dict[str, Any] = {"router": self.router, "guardrail": self.guardrail, "audit": self.audit}
+        parts["memory"] = self.memory if self.settings.memory.enabled else None
+        # A policy given for one agent is joined with the guardrail's, which is the box's.
+        return Agent(instructions, name=name, model=model, tools=tools, **{**parts, **agent_options})
+
+    def __repr__(self) -> str:
+        settings = self.settings
+        backends = ", ".join(backend.name or backend.kind for backend in settings.backends)
+        rows = [
+            ("models", backends or "llama.cpp in this process, demo model", "vLLM servers: [[backends]]"),
+            ("policy", f"{self.policy.name} {self.policy.digest[:19]}", "a file of your own: policy"),
+            ("memory", "SQLite and qdrant-edge, here" if settings.memory.enabled else "off", ""),
+            ("sandbox", settings.sandbox.driver, ""),
+            ("audit", str(self._place(settings.audit.url, "audit.db")), ""),
+        ]
+        lines = [f"  {name:<8} {now}" + (f"  (or {more})" if more else "") for name, now, more in rows]
+        return "\n".join([f"<Box {settings.home}", *lines, ">"])
+
+
+_HOME_HINT = "set AIBOX_HOME to a folder of yours"
+
+
+def load_policy(value: Policy | str) -> Policy:
+    """A policy as it is, a profile by its name, or a file."""
+    if isinstance(value, Policy):
+        return value
+    return Policy.profile(value) if value in PROFILES else Policy.load(value)
+
+
+def make_backend(settings: BackendSettings) -> Backend:
+    """The backend that one table of the settings describes."""
+    name = settings.name or settings.kind
+    if settings.kind == "embedded":
+        return Embedded(settings.path, name=name, context_tokens=settings.context_tokens)
+    assert settings.url is not None  # BackendSettings has seen to it
+    if settings.kind == "vllm":
+        return VLLM(settings.url, name=name, api_key=settings.key(), external=settings.external, tools=settings.tools)
+    return OpenAICompatible(
+        settings.url,
+        name=name,
+        api_key=settings.key(),
+        models=settings.models,
+        external=settings.external,
+        tools=settings.tools,
+    )

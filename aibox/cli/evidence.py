@@ -1,0 +1,138 @@
+"""`aibox verify` and `aibox why`: hold the evidence against itself, and say in sentences what it shows."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from aibox.audit.receipt import Receipt
+from aibox.audit.verify import verify as verify_evidence
+from aibox.errors import IntegrityError
+
+KeyOption = Annotated[
+    Path | None,
+    typer.Option("--key", help="The log's public key, from someone you trust; else the one found beside it."),
+]
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="An audit.db, or a receipt (.json).")],
+    key: KeyOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole report as one line of JSON.")] = False,
+) -> None:
+    """Check that recorded evidence still holds. Exit code 0: it holds; 1: it does not; 2: it could not be read."""
+    console = Console(highlight=False)
+    try:
+        report = verify_evidence(path, key=key.read_text("utf-8") if key else None)
+    except IntegrityError as error:
+        if as_json:
+            broken = getattr(error, "report", None)
+            print(json.dumps(broken.as_dict() if broken else {"ok": False, "cause": error.message}))
+        else:
+            console.print(f"[red]does not hold:[/] {error.message}", soft_wrap=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps(report.as_dict()))
+    else:
+        console.print(f"[green]holds:[/] {report}", soft_wrap=True)
+
+
+def why(receipt: Annotated[Path, typer.Argument(help="A receipt, as `aibox run --receipt FILE` saves one.")]) -> None:
+    """Say in sentences what was decided in a turn, and why. The receipt is checked first."""
+    console = Console(highlight=False)
+    proof = Receipt.load(receipt)
+    try:
+        proof.verify()
+    except IntegrityError as error:
+        console.print(f"[red]This receipt does not hold:[/] {error.message}", soft_wrap=True)
+        raise typer.Exit(1) from None
+    for line in sentences(proof):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def sentences(proof: Receipt) -> list[str]:
+    """The entries of a turn, each as a sentence for somebody who was not there."""
+    lines = [f"Turn {proof.turn} of tenant {proof.tenant}. {len(proof.entries)} entries; the proof holds."]
+    for entry in proof.entries:
+        at = datetime.fromtimestamp(entry.ts_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        lines.append(f"{at}  {_sentence(entry.kind, entry.detail)}")
+    return lines
+
+
+def _sentence(kind: str, detail: dict[str, Any]) -> str:
+    speak = _SENTENCES.get(kind)
+    return speak(detail) if speak else f"{kind}: {json.dumps(detail, sort_keys=True)}"
+
+
+def _decided(detail: dict[str, Any]) -> str:
+    found = ", ".join(dict.fromkeys(f"{f['rule']} ({f['check']})" for f in detail["findings"])) or "nothing"
+    did = {
+        "allow": "let it pass",
+        "flag": "let it pass and flagged it",
+        "redact": "replaced what was found",
+        "require_approval": "held it for a person's approval",
+        "block": "blocked it",
+    }[detail["decision"]]
+    where = {
+        "input": "the user's message",
+        "tool_arguments": "the arguments of a tool",
+        "tool_result": "the result of a tool",
+        "retrieved": "a remembered text",
+        "output": "the answer",
+    }[detail["where"]]
+    return f"The guardrail found {found} in {where} and {did}, under policy {detail['policy'][:19]}."
+
+
+def _answered(detail: dict[str, Any]) -> str:
+    known = {
+        "verified": f"whose weights were verified ({detail['weights_sha256'][:12]})",
+        "declared": f"whose weights the server declares ({detail['weights_sha256'][:12] or 'no digest'})",
+        "unknown": "whose weights are not known",
+    }[detail["weights"]]
+    return (
+        f"Model {detail['model']} on {detail['backend']}, {known}, answered with {detail['output_tokens']} tokens "
+        f"to {detail['input_tokens']}, in {detail['duration_us'] / 1e6:.2f} s."
+    )
+
+
+def _sealed(detail: dict[str, Any]) -> str:
+    why = f" because of {', '.join(detail['label_why'])}" if detail.get("label_why") else ""
+    return f"The turn was {detail['outcome']} and sealed; all it touched is {detail['label']}{why}."
+
+
+def _called(detail: dict[str, Any]) -> str:
+    if detail["decision"] != "allowed":
+        return f"Tool {detail['tool']} was not called: {detail['decision']}."
+    approval = " after a person said yes" if detail.get("approval") else ""
+    return f"Tool {detail['tool']} was called{approval}."
+
+
+_SENTENCES: dict[str, Any] = {
+    "turn.started": lambda d: f"The turn began, with a message marked {d['label']}, under policy {d['policy'][:19]}.",
+    "guardrail.decided": _decided,
+    "memory.read": lambda d: (
+        f"Memory was read: {len(d['records'])} records."
+        if d["outcome"] == "read"
+        else f"Memory could not be read ({d['code']}); the turn went on without."
+    ),
+    "memory.written": lambda d: (
+        f"{len(d['records'])} facts were remembered."
+        if d["outcome"] == "written"
+        else f"Memory could not be written ({d['code']})."
+    ),
+    "model.called": lambda d: f"{d['bytes']} bytes marked {d['label']} were sent to model {d['model']}.",
+    "model.answered": _answered,
+    "tool.called": _called,
+    "tool.returned": lambda d: f"Tool {d['tool']} {d['outcome']} after {d['duration_us'] / 1e6:.2f} s.",
+    "egress.allowed": lambda d: f"The door let a text marked {d['label']} out to {d['model']} at {d['host']}.",
+    "egress.denied": lambda d: (
+        f"The door kept a text marked {d['label']} from {d['model']} at {d['host']}: {d['reason']}"
+    ),
+    "turn.sealed": _sealed,
+    "turn.failed": lambda d: f"The turn failed ({d['code']}).",
+}

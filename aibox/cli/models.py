@@ -1,0 +1,40 @@
+"""`aibox models`: what can be asked for, and how well it is known what answers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import aibox.box
+from aibox.chat import ModelInfo
+from aibox.cli.options import ConfigOption, ModelOption, load_settings
+
+
+def models(model: ModelOption = None, config: ConfigOption = None) -> None:
+    """List the models that the configured backends offer."""
+    settings, _ = load_settings(config=config, model=model)
+
+    async def main() -> tuple[ModelInfo, ...]:
+        async with aibox.box.open(settings=settings) as box:
+            return tuple(await box.router.models())
+
+    found = asyncio.run(main())
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("model", "backend", "where", "tools", "context", "weights", ""):
+        table.add_column(heading)
+    for info in found:
+        table.add_row(
+            info.id,
+            info.backend,
+            "outside" if info.external else "here",
+            "native" if info.tools else "emulated",
+            str(info.context_tokens or "?"),
+            f"{info.weights.known} {info.weights.sha256[:12]}".strip(),
+            "demo: too small to rely on" if info.demo else "",
+        )
+    Console(highlight=False).print(table if found else "no model: `aibox doctor` says what is missing")
+    if not found:
+        raise typer.Exit(2)

@@ -1,0 +1,91 @@
+"""`aibox serve`: the same objects behind an OpenAI-compatible API, on loopback, behind a local key."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import ipaddress
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+import aibox.box
+from aibox.agents.agent import Agent
+from aibox.box import Box
+from aibox.cli.options import ConfigOption, ModelOption, PolicyOption, load_settings
+from aibox.errors import ConfigError, MissingExtraError
+from aibox.types import Scope
+
+
+def serve(
+    target: Annotated[
+        str | None, typer.Argument(help="module:attr of an Agent, or of a callable that takes the box and returns one.")
+    ] = None,
+    model: ModelOption = None,
+    policy: PolicyOption = None,
+    config: ConfigOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; loopback only in this version.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 8420 by default.")] = None,
+    new_key: Annotated[bool, typer.Option("--new-key", help="Replace the local key, and print the new one.")] = False,
+) -> None:
+    """Serve /v1/chat/completions, /v1/models and /healthz. `agent:default` is the agent, a model id the bare model."""
+    settings, name = load_settings(config=config, model=model)
+    changes = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    server = settings.server.model_copy(update=changes)
+    _refuse_beyond_loopback(server.host)
+    console = Console(stderr=True, highlight=False)
+
+    async def main() -> None:
+        try:
+            import uvicorn
+
+            from aibox.server.app import create_app
+            from aibox.server.auth import LocalKey
+        except ImportError:
+            raise MissingExtraError("aibox serve", extra="server") from None
+        key = LocalKey(settings.home / "keys" / "server.sha256", scope=Scope(tenant=server.tenant, user=server.user))
+        async with aibox.box.open(settings=settings, policy=policy) as box:
+            agents = _agents(target, box) if target else {"default": box.agent(model=name)}
+            app = create_app(box, key=key, agents=agents)
+            fresh = key.prepare(renew=new_key)
+            console.print(f"aibox serves http://{server.host}:{server.port}/v1", markup=False)
+            if fresh:
+                console.print(f"key (shown this once): {fresh}", markup=False)
+            uvicorn_config = uvicorn.Config(
+                app, host=server.host, port=server.port, log_level="warning", server_header=False, lifespan="off"
+            )
+            await uvicorn.Server(uvicorn_config).serve()
+
+    asyncio.run(main())
+
+
+def _refuse_beyond_loopback(host: str) -> None:
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise ConfigError(
+            f"aibox serve listens on loopback only, not on {host}",
+            hint="this version has one local key and no identity provider; put a proxy that authenticates in front",
+        )
+
+
+def _agents(target: str, box: Box) -> Mapping[str, Agent]:
+    """The agent that `module:attr` names, found as Python finds modules from the present folder."""
+    module_name, _, attribute = target.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"cannot serve {target}: {error}", hint="write it as module:attr") from None
+    if not isinstance(found, Agent) and callable(found):
+        found = found(box)
+    if not isinstance(found, Agent):
+        raise ConfigError(f"{target} is {type(found).__name__} and not an Agent")
+    return {found.name: found}

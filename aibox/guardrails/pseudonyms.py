@@ -1,0 +1,193 @@
+"""Reversible pseudonyms such as `<PERSON_3f9a2c>`: equal values get equal tokens in a tenant, other ones in another.
+
+A token is restored only for a user whose own text, or a text shown to whom, held the value: nobody reads with somebody
+else's token. Restoring what `replace` made gives back the text as it was, character by character.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import anyio.to_thread
+
+from aibox.errors import ConfigError
+from aibox.guardrails.vault import KEY_BYTES, Vault
+from aibox.types import Finding, Scope
+
+T = TypeVar("T")
+
+LITERAL = "LITERAL"
+"""The type of a token that stands for text which looked like a token when it came in."""
+
+# Six hexadecimal digits from an HMAC, then up to two letters for further writings of the same value. A small model
+# repeats this form faithfully more often than a shorter or a longer one (docs/guardrails.md).
+_ID = "[0-9a-f]{6}[g-z]{0,2}"
+_KNOWN = "PERSON|EMAIL|PHONE|CARD|IBAN|SSN|IP|URL|BIRTHDATE|LITERAL"
+_WORD = "[A-Za-z0-9_]"
+# As written; or, for the types that aibox makes itself, with the harm that small models do: another case, square
+# brackets, a bracket missing. A type and an id name one value whatever stands around them: none of it is ambiguous.
+_TOKEN = re.compile(
+    rf"<([A-Z]{{2,16}}_{_ID})>"
+    rf"|(?i:\[((?:{_KNOWN})_{_ID})\])"
+    rf"|(?i:(?<!{_WORD})<?((?:{_KNOWN})_{_ID})(?!{_WORD})>?)",
+    re.ASCII,
+)
+TOKEN_CHARS = 2 + 16 + 1 + 6 + 2
+"""The longest token, brackets included: what a stream holds back at most."""
+_TAIL = re.compile(rf"[<\[]?{_WORD}{{0,{TOKEN_CHARS - 2}}}\Z", re.ASCII)
+_NOT_LETTERS = re.compile("[^A-Z]")
+
+
+class Pseudonyms:
+    """Swaps values for tokens and back, and can forget: an Erasable.
+
+    In memory without a `path`; with one, an SQLite file (0600, WAL) that several processes may share, its values under
+    AES-256-GCM. `key` is 32 bytes and is needed with a path. Raises ConfigError for a wrong key, StoreError when the
+    file cannot be used, IntegrityError for a value that was tampered with.
+    """
+
+    def __init__(self, path: str | Path | None = None, *, key: bytes | None = None) -> None:
+        if key is None:
+            if path is not None:
+                raise ConfigError("pseudonyms in a file need a key", hint=f"key= {KEY_BYTES} random bytes")
+            key = os.urandom(KEY_BYTES)
+        if len(key) != KEY_BYTES:
+            raise ConfigError(f"the key of the pseudonyms has {len(key)} bytes and needs {KEY_BYTES}")
+        self._path = Path(path) if path is not None else None
+        self._vault = Vault(self._path, key=key)
+
+    async def tokens(self, values: Sequence[tuple[str, str]], *, scope: Scope) -> list[str]:
+        """The token, in its brackets, of each (entity type, value). The user of the scope becomes an owner of each."""
+        if not values:
+            return []
+        typed = [(_type(type_), value) for type_, value in values]
+        return [f"<{token}>" for token in await self._run(self._vault.tokens, scope.tenant, scope.user, typed)]
+
+    async def replace(self, text: str, findings: Iterable[Finding], *, scope: Scope) -> str:
+        """The text with a token for each finding's span, by its rule, and for whatever looks like a token already.
+
+        Of findings that overlap the first counts. Spans are of `text`.
+        """
+        spans: list[tuple[int, int, str]] = []
+        for finding in sorted(findings, key=lambda f: f.span):
+            if finding.span[0] < finding.span[1] and (not spans or finding.span[0] >= spans[-1][1]):
+                spans.append((*finding.span, finding.rule))
+        spans = with_look_alikes(text, spans)
+        made = await self.tokens([(type_, text[start:end]) for start, end, type_ in spans], scope=scope)
+        return splice(text, [(start, end, token) for (start, end, _), token in zip(spans, made, strict=True)])
+
+    async def restore(self, text: str, *, scope: Scope) -> str:
+        """The text with the values of the tokens that the scope's user owns. Others stay as they are."""
+        return await self.restore_from(0, text, scope=scope)
+
+    async def restore_from(self, start: int, text: str, *, scope: Scope) -> str:
+        """`text[start:]` restored; what stands before `start` tells only whether a word goes on there."""
+        matches = list(_TOKEN.finditer(text, start))
+        if not matches:
+            return text[start:]
+        names = [_canonical(match) for match in matches]
+        values = await self._run(self._vault.values, scope.tenant, scope.user, names)
+        known = [(*m.span(), values[name]) for m, name in zip(matches, names, strict=True) if name in values]
+        return splice(text, known)[start:]
+
+    async def restore_stream(self, chunks: AsyncIterator[str], *, scope: Scope) -> AsyncIterator[str]:
+        """As `restore` for a text that arrives in pieces; at most `TOKEN_CHARS` characters are held back."""
+        restorer = Restorer(self, scope=scope)
+        async for chunk in chunks:
+            if piece := await restorer.push(chunk):
+                yield piece
+        if piece := await restorer.finish():
+            yield piece
+
+    async def erase(self, *, scope: Scope, subject: str | None = None) -> int:
+        """Forget what came from user `subject` alone (None: from anybody) in the scope's tenant; the number of values.
+
+        A value that another user gave too is kept for that user. Tokens of what is gone stay as they are from then on.
+        """
+        return await self._run(self._vault.erase, scope.tenant, subject)
+
+    async def close(self) -> None:
+        """Give back the file. Closing twice is allowed."""
+        await self._run(self._vault.close)
+
+    async def _run(self, call: Callable[..., T], *args: object) -> T:
+        return await anyio.to_thread.run_sync(partial(call, *args))
+
+    def __repr__(self) -> str:
+        return f"Pseudonyms({str(self._path)!r})" if self._path else "Pseudonyms() in memory"
+
+
+class Restorer:
+    """Restores a text that arrives in pieces: what `push` and `finish` return, joined, is the whole text restored."""
+
+    def __init__(self, pseudonyms: Pseudonyms, *, scope: Scope) -> None:
+        self._pseudonyms = pseudonyms
+        self._scope = scope
+        self._held = ""
+        self._before = ""  # the character before what is held: a token does not begin in the middle of a word
+
+    async def push(self, text: str) -> str:
+        whole = self._held + text
+        tail = _TAIL.search(whole, max(0, len(whole) - TOKEN_CHARS))
+        at = tail.start() if tail else len(whole)
+        if (
+            at
+            and whole[at - 1 : at].isascii()
+            and re.match(_WORD, whole[at - 1])
+            and whole[at : at + 1] not in ("<", "[")
+        ):
+            at = len(whole)  # the end of a word too long for a token
+        return await self._release(whole, at)
+
+    async def finish(self) -> str:
+        return await self._release(self._held, len(self._held))
+
+    async def _release(self, whole: str, at: int) -> str:
+        ready, self._held = whole[:at], whole[at:]
+        if not ready:
+            return ""
+        context, self._before = self._before, ready[-1]
+        return await self._pseudonyms.restore_from(len(context), context + ready, scope=self._scope)
+
+
+def with_look_alikes(text: str, spans: Sequence[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """The spans, sorted and disjoint as given, and between them those of everything that could be taken for a token."""
+    result: list[tuple[int, int, str]] = []
+    at = 0
+    for start, end, type_ in (*spans, (len(text), len(text), "")):
+        # Each stretch by itself: what stands beside a token later is not what stands there now.
+        result += [(at + m.start(), at + m.end(), LITERAL) for m in _TOKEN.finditer(text[at:start])]
+        if type_:
+            result.append((start, end, type_))
+        at = end
+    return result
+
+
+def splice(text: str, edits: Iterable[tuple[int, int, str]]) -> str:
+    """The text with each (start, end, replacement) put in; edits are sorted and disjoint."""
+    parts: list[str] = []
+    at = 0
+    for start, end, replacement in edits:
+        parts += (text[at:start], replacement)
+        at = end
+    return "".join((*parts, text[at:]))
+
+
+def _canonical(match: re.Match[str]) -> str:
+    type_, _, id_ = (match[1] or match[2] or match[3]).partition("_")
+    return f"{type_.upper()}_{id_.lower()}"
+
+
+def _type(rule: str) -> str:
+    """An entity type fit for a token, from whatever a check calls its rule."""
+    return _NOT_LETTERS.sub("", rule.upper())[:16].ljust(2, "X")
+
+
+def find_tokens(text: str) -> list[str]:
+    """The pseudonyms in a text, in brackets and as they are made, in order; also those that a model has damaged."""
+    return [f"<{_canonical(match)}>" for match in _TOKEN.finditer(text)]

@@ -1,0 +1,239 @@
+"""Where pseudonyms keep what they stand for: SQLite, every value under AES-256-GCM, nothing legible in the file.
+
+A value is found again by keyed digests, so the file tells neither values nor users to who does not hold the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import itertools
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from aibox.errors import ConfigError, IntegrityError, StoreError
+from aibox.guardrails.normalise import normalise
+
+KEY_BYTES = 32
+_NONCE_BYTES = 12
+_BUSY_S = 10.0
+# Letters beyond hexadecimal tell the writings of one value apart: 3f9a2c, 3f9a2cg, 3f9a2ch.
+_LETTERS = "ghijklmnopqrstuvwxyz"
+_SUFFIXES = ("", *_LETTERS, *map("".join, itertools.product(_LETTERS, repeat=2)))
+# Written in words or signs, these are the same value.
+_WORDED = frozenset({"PERSON", "EMAIL", "URL", "LITERAL"})
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS keys (proof BLOB PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS pseudonyms (
+    tenant TEXT NOT NULL, token TEXT NOT NULL, stem TEXT NOT NULL,
+    same BLOB NOT NULL, exact BLOB NOT NULL, sealed BLOB NOT NULL,
+    PRIMARY KEY (tenant, token), UNIQUE (tenant, exact)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS stems ON pseudonyms (tenant, stem);
+CREATE TABLE IF NOT EXISTS owners (
+    tenant TEXT NOT NULL, token TEXT NOT NULL, user BLOB NOT NULL, PRIMARY KEY (tenant, user, token)
+) WITHOUT ROWID;
+"""
+
+_OWNED = "pseudonyms JOIN owners USING (tenant, token) WHERE tenant = ? AND user = ?"
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    digest: bytes
+    cipher: AESGCM
+
+
+class Vault:
+    """The table behind Pseudonyms. Blocking; safe to call from several threads; several processes may share the file.
+
+    `path` None keeps it in memory. Raises ConfigError for a key that is not the file's, StoreError when the database
+    cannot be used, IntegrityError for a value that was changed behind our back.
+    """
+
+    def __init__(self, path: Path | None, *, key: bytes) -> None:
+        self._path = path
+        self._key = key
+        self._keys: dict[str, _Keys] = {}
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+
+    def tokens(self, tenant: str, user: str, values: Sequence[tuple[str, str]]) -> list[str]:
+        """The token of each (type, value), made where there is none; `user` becomes one of its owners."""
+        owner = self._digest(tenant, "user", user)
+        with self._database() as db:
+            known = [self._known(db, tenant, owner, type_, value) for type_, value in values]
+            if None in known:
+                db.execute("BEGIN IMMEDIATE")
+                known = [self._own(db, tenant, owner, type_, value) for type_, value in values]
+                db.execute("COMMIT")
+        return [token for token in known if token is not None]
+
+    def values(self, tenant: str, user: str, tokens: Sequence[str]) -> dict[str, str]:
+        """What the tokens stand for; those that the user does not own are left out."""
+        owner = self._digest(tenant, "user", user)
+        found: dict[str, str] = {}
+        with self._database() as db:
+            for token in dict.fromkeys(tokens):
+                row = db.execute(
+                    f"SELECT sealed FROM {_OWNED} AND token = ?",  # noqa: S608 - a constant
+                    (tenant, owner, token),
+                ).fetchone()
+                if row:
+                    found[token] = self._open(tenant, token, row[0])
+        return found
+
+    def erase(self, tenant: str, user: str | None) -> int:
+        """Forget what came from a user and from nobody else, or everything of a tenant; the number of values gone."""
+        with self._database() as db:
+            db.execute("BEGIN IMMEDIATE")
+            if user is None:
+                db.execute("DELETE FROM owners WHERE tenant = ?", (tenant,))
+            else:
+                db.execute(
+                    "DELETE FROM owners WHERE tenant = ? AND user = ?", (tenant, self._digest(tenant, "user", user))
+                )
+            gone = db.execute(
+                "DELETE FROM pseudonyms WHERE tenant = ? AND token NOT IN (SELECT token FROM owners WHERE tenant = ?)",
+                (tenant, tenant),
+            ).rowcount
+            db.execute("COMMIT")
+            # What was deleted is overwritten (secure_delete) in the file, and must not live on in the log beside it.
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return gone
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def _known(self, db: sqlite3.Connection, tenant: str, owner: bytes, type_: str, value: str) -> str | None:
+        row = db.execute(
+            f"SELECT token FROM {_OWNED} AND exact = ?",  # noqa: S608 - a constant
+            (tenant, owner, self._digest(tenant, "exact", f"{type_}|{value}")),
+        ).fetchone()
+        return row[0] if row else None
+
+    def _own(self, db: sqlite3.Connection, tenant: str, owner: bytes, type_: str, value: str) -> str:
+        exact = self._digest(tenant, "exact", f"{type_}|{value}")
+        row = db.execute("SELECT token FROM pseudonyms WHERE tenant = ? AND exact = ?", (tenant, exact)).fetchone()
+        token: str = row[0] if row else self._make(db, tenant, type_, value, exact)
+        db.execute("INSERT OR IGNORE INTO owners VALUES (?, ?, ?)", (tenant, token, owner))
+        return token
+
+    def _make(self, db: sqlite3.Connection, tenant: str, type_: str, value: str, exact: bytes) -> str:
+        canonical = f"{type_}|{_canonical(type_, value)}"
+        same = self._digest(tenant, "same", canonical)
+        # Two values may share a stem of 24 bits, and one value may be written in more ways than there are suffixes:
+        # either way the next stem in line is tried.
+        for attempt in itertools.count():
+            stem = self._digest(tenant, f"stem{attempt}", canonical).hex()[:6]
+            taken = db.execute(
+                "SELECT token, same FROM pseudonyms WHERE tenant = ? AND stem = ?", (tenant, stem)
+            ).fetchall()
+            used = {row[0] for row in taken}
+            free = (f"{type_}_{stem}{suffix}" for suffix in _SUFFIXES)
+            if all(row[1] == same for row in taken) and (token := next((t for t in free if t not in used), None)):
+                sealed = self._seal(tenant, token, value)
+                row = (tenant, token, stem, same, exact, sealed)
+                db.execute("INSERT INTO pseudonyms VALUES (?, ?, ?, ?, ?, ?)", row)
+                return token
+        raise AssertionError("unreachable: stems do not end")
+
+    def _tenant(self, tenant: str) -> _Keys:
+        keys = self._keys.get(tenant)
+        if keys is None:
+            digest = hmac.digest(self._key, f"aibox pseudonyms digest|{tenant}".encode(), "sha256")
+            cipher = AESGCM(hmac.digest(self._key, f"aibox pseudonyms cipher|{tenant}".encode(), "sha256"))
+            keys = self._keys[tenant] = _Keys(digest, cipher)
+        return keys
+
+    def _digest(self, tenant: str, purpose: str, value: str) -> bytes:
+        message = f"{purpose}|{value}".encode("utf-8", "surrogatepass")
+        return hmac.digest(self._tenant(tenant).digest, message, hashlib.sha256)[:16]
+
+    def _seal(self, tenant: str, token: str, value: str) -> bytes:
+        nonce = os.urandom(_NONCE_BYTES)
+        plain = value.encode("utf-8", "surrogatepass")
+        return nonce + self._tenant(tenant).cipher.encrypt(nonce, plain, f"{tenant}|{token}".encode())
+
+    def _open(self, tenant: str, token: str, sealed: bytes) -> str:
+        try:
+            plain = self._tenant(tenant).cipher.decrypt(
+                sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], f"{tenant}|{token}".encode()
+            )
+        except (InvalidTag, ValueError):
+            raise IntegrityError(f"the value of pseudonym {token} was changed or moved in {self._path}") from None
+        return plain.decode("utf-8", "surrogatepass")
+
+    @contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                if self._connection is None:
+                    self._connection = self._connect()
+                yield self._connection
+            except sqlite3.Error as error:
+                where = self._path or "memory"
+                raise StoreError(f"the pseudonyms in {where} cannot be used: {error}", retryable=True) from error
+            finally:
+                if self._connection is not None and self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._path is not None:
+            try:
+                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+            except OSError as error:
+                raise StoreError(f"the pseudonyms in {self._path} cannot be used: {error.strerror}") from None
+        db = sqlite3.connect(self._path or ":memory:", timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        try:
+            self._prepare(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        _write_ahead(db)
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA secure_delete = ON")
+        db.executescript(_SCHEMA)
+        proof = hmac.digest(self._key, b"aibox pseudonyms key", hashlib.sha256)
+        db.execute("INSERT INTO keys SELECT ? WHERE NOT EXISTS (SELECT 1 FROM keys)", (proof,))
+        if db.execute("SELECT proof FROM keys").fetchone()[0] != proof:
+            raise ConfigError(
+                f"the pseudonyms in {self._path} were written with another key",
+                hint="give the key file that belongs to them, or another path",
+            )
+
+
+def _write_ahead(db: sqlite3.Connection) -> None:
+    """Switch to WAL. SQLite does not wait for other openers here as it does elsewhere, so we do."""
+    deadline_s = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _canonical(type_: str, value: str) -> str:
+    """The same for all writings of one value: case and disguise apart, and for numbers their separators."""
+    text = normalise(value, fold=False).text.casefold()
+    return text if type_ in _WORDED else "".join(char for char in text if char.isalnum() or char == "+")

@@ -1,0 +1,150 @@
+"""Any server that speaks OpenAI's Chat Completions. Where it stands decides whether it is outside: in doubt it is.
+
+An address of this machine or of a private network, and a name that only a private network resolves, are inside.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo, Weights
+from aibox.errors import AIBoxError, ConfigError
+from aibox.inference.wire import Wire
+from aibox.types import Scope
+
+_INSIDE = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16",
+        "::1/128", "fc00::/7", "fe80::/10",
+    )
+)  # fmt: skip
+_INSIDE_SUFFIXES = (".local", ".internal", ".lan", ".home.arpa", ".svc", ".cluster.local")
+# A name must begin with a letter: resolvers read `134744072` and `0x08080808` as addresses.
+_NAME = re.compile(r"[a-z]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)*")
+
+
+class Secret(Protocol):
+    """A secret that hides itself, such as pydantic's SecretStr."""
+
+    def get_secret_value(self) -> str: ...
+
+
+def is_inside(host: str) -> bool:
+    """Whether a host name or address literal can only be one of the operator's own network."""
+    host = host.lower().rstrip(".")
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return _NAME.fullmatch(host) is not None and ("." not in host or host.endswith(_INSIDE_SUFFIXES))
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return any(address in network for network in _INSIDE)
+
+
+class OpenAICompatible:
+    """A model server at `base_url`, such as `http://10.0.0.7:8000/v1`.
+
+    `models` names what to offer where the server does not list it. `external=None` lets the address decide; an
+    operator who knows better says True or False. `tools=False` says that the server does not enforce `tool_choice`: a
+    Router then emulates tools. `timeout_s` is the longest silence to bear, before the first byte and between two.
+    Raises ConfigError for a URL or key that cannot be right; nothing is connected until the first call.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        name: str | None = None,
+        api_key: str | Secret | None = None,
+        models: Sequence[str] | None = None,
+        external: bool | None = None,
+        tools: bool = True,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = 300.0,
+    ) -> None:
+        self.base_url, self.host, port = _split(base_url)
+        self.name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", f"{self.host}:{port}" if port else self.host).strip("-")
+        self.external = not is_inside(self.host) if external is None else external
+        self.tools = tools
+        self._models = None if models is None else tuple(models)
+        key = api_key or ""
+        key = key if isinstance(key, str) else key.get_secret_value()
+        sent = {**(headers or {}), **({"Authorization": f"Bearer {key}"} if key else {})}
+        if any(not text.isprintable() or not text.isascii() for pair in sent.items() for text in pair):
+            raise ConfigError(
+                f"a header or the api_key of backend {self.name!r} holds characters that cannot be sent",
+                hint="a key read from a file often ends in a line break",
+            )
+        self._wire = Wire(self.base_url, name=self.name, headers=sent, secret=key, timeout_s=timeout_s)
+
+    async def models(self) -> tuple[ModelInfo, ...]:
+        """What was configured, else what the server lists. Raises BackendError when it cannot say."""
+        if self._models is not None:
+            return tuple(self._info({"id": model}) for model in self._models)
+        return tuple(self._info(entry) for entry in await self._wire.models())
+
+    async def complete(self, request: ChatRequest, *, scope: Scope) -> Completion:  # noqa: ARG002 - Backend's signature
+        """One whole answer. Raises BackendError."""
+        body = request.with_fields(stream=None, stream_options=None).body
+        return Completion(await self._wire.complete(body), self.name, self._weights())
+
+    async def stream(self, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:  # noqa: ARG002 - likewise
+        """The answer in chunks as they arrive; leaving the iteration tells the server to stop. Raises BackendError."""
+        weights = self._weights()
+        chunks = self._wire.stream(request.body)
+        try:
+            async for body in chunks:
+                yield Chunk(body, self.name, weights)
+        finally:
+            await chunks.aclose()
+
+    async def health(self) -> Health:
+        """Whether the server answers now. Never raises."""
+        try:
+            await self._wire.ask(self._health_url())
+        except AIBoxError as error:
+            return Health(ok=False, detail=str(error))
+        return Health(ok=True, detail=f"{self.base_url} answers")
+
+    async def close(self) -> None:
+        await self._wire.close()
+
+    def _health_url(self) -> str:
+        return f"{self.base_url}/models"
+
+    def _weights(self) -> Weights:
+        return Weights()
+
+    def _info(self, entry: Mapping[str, Any]) -> ModelInfo:
+        context = entry.get("max_model_len") or entry.get("context_length")
+        return ModelInfo(
+            id=entry["id"],
+            backend=self.name,
+            external=self.external,
+            tools=self.tools,
+            context_tokens=context if isinstance(context, int) else None,
+            weights=self._weights(),
+        )
+
+    def __repr__(self) -> str:
+        where = "external" if self.external else "local"
+        return f"{type(self).__name__}({self.base_url!r}, name={self.name!r}, {where})"
+
+
+def _split(base_url: str) -> tuple[str, str, int | None]:
+    """The URL without a slash at its end, its host and its port. Raises ConfigError."""
+    try:
+        parts = urlsplit(base_url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or parts.scheme not in ("http", "https") or parts.query or parts.fragment or not base_url.isprintable():
+        raise ConfigError(f"not a base URL: {base_url[:100]!r}", hint="such as http://10.0.0.7:8000/v1")
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError("a base URL must not hold a password", hint="give it as api_key or in headers")
+    return base_url.rstrip("/"), host, port

@@ -1,0 +1,74 @@
+"""What Memory asks of a store: rows with vectors, of which every call sees one user's, or names whose it removes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from aibox.chat import Health
+from aibox.memory.record import Hit, Record, RecordType
+from aibox.types import Scope
+
+
+class MemoryStore(Protocol):
+    """Keeps records with their vectors. A store is made for one embedder and compares no others' vectors.
+
+    Of a scope, `tenant` and `user` decide what is seen: nothing of another tenant or user is ever returned or removed.
+    Every method raises StoreError when the store cannot do it, and then nothing has changed.
+    """
+
+    async def add(self, record: Record, vector: Sequence[float]) -> Record:
+        """Durable when it returns. A record that the user has already, same type and text, is not kept twice.
+
+        Then the kept one is returned, with the join of both labels and the higher confidence. Otherwise the record
+        that `supersedes` names is no longer found or listed; the returned record names none where there was none.
+        """
+        ...
+
+    async def find(self, text: str, *, type: RecordType, scope: Scope) -> Record | None:  # noqa: A002 - the field's name
+        """The record with exactly this type and text."""
+        ...
+
+    async def search(
+        self,
+        vector: Sequence[float],
+        *,
+        scope: Scope,
+        limit: int,
+        types: Sequence[RecordType] | None = None,
+        minimum: float = 0.0,
+    ) -> list[Hit]:
+        """The `limit` records nearest to the vector by cosine, best first, none below `minimum`."""
+        ...
+
+    async def all(self, *, scope: Scope, types: Sequence[RecordType] | None = None) -> list[Record]:
+        """Every record of the user that nothing superseded, oldest first."""
+        ...
+
+    async def get(self, id: str, *, scope: Scope) -> Record | None:  # noqa: A002 - the field's name
+        """One record of the user, also one that was superseded."""
+        ...
+
+    async def remove(self, ids: Sequence[str], *, scope: Scope) -> int:
+        """Remove records of the user and what they superseded; how many are gone. Unknown ids count as nothing."""
+        ...
+
+    async def remove_all(self, *, tenant: str, user: str | None) -> int:
+        """Remove everything of a user of the tenant, or with None of the tenant; how many are gone."""
+        ...
+
+    async def foreign(self, *, scope: Scope, limit: int) -> list[Record]:
+        """Records of the user whose vectors are another embedder's, which no search finds."""
+        ...
+
+    async def revector(self, vectors: Mapping[str, Sequence[float]], *, scope: Scope) -> None:
+        """Give records of the user, by id, vectors of this store's embedder."""
+        ...
+
+    async def health(self) -> Health:
+        """Never raises."""
+        ...
+
+    async def close(self) -> None:
+        """Give back files, threads and locks. Closing twice is allowed."""
+        ...

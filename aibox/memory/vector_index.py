@@ -1,0 +1,219 @@
+"""A tenant's index of vectors (qdrant-edge): disposable, made from the rows, and made again whenever it is in doubt."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from aibox.errors import StoreError
+from aibox.memory.record import RecordType
+from aibox.memory.rows import Rows
+from aibox.types import Scope
+
+_FORMAT = 1
+_BATCH = 1000
+# The index is memory-mapped: a page that the disk has no room for ends the process instead of raising an error.
+_SPARE_BYTES = 128 * 1024 * 1024
+
+
+class NoIndexError(Exception):
+    """There is no index to search now; the message says why. Never leaves the store."""
+
+
+class VectorIndex:
+    """One tenant's qdrant-edge shard in `<folder>/`, with its lock beside it and in it how far it has come.
+
+    The state is written after a flush and deleted before the next change: a shard without it was cut off and is made
+    again. The payload is a hash of the user and the type of the row; no text is ever in it.
+    """
+
+    def __init__(self, folder: Path, *, embedder: str, dimensions: int) -> None:
+        self.epoch = ""
+        self._folder = folder
+        self._shard_folder = folder / "shard"
+        self._state_file = folder / "state.json"
+        self._made_for = {"format": _FORMAT, "embedder": embedder, "dimensions": dimensions}
+        self._dimensions = dimensions
+        self._lock: IO[bytes] | None = None
+        self._shard: Any = None
+        self._change = 0
+        self._saved = False
+
+    def acquire(self) -> None:
+        """Take the lock. Raises NoIndexError when another process has it."""
+        try:
+            import fcntl
+
+            self._folder.parent.mkdir(mode=0o700, exist_ok=True)
+            self._lock = self._folder.with_suffix(".lock").open("ab")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            raise NoIndexError("this system has no file locks") from None
+        except OSError as error:
+            self._release()
+            if isinstance(error, BlockingIOError):
+                raise NoIndexError("another process holds the index") from error
+            raise NoIndexError(f"its lock cannot be taken: {error.strerror}") from error
+
+    def saved_epoch(self) -> str | None:
+        """Under which epoch the shard on the disk is whole; None when it is not, or was made for other vectors."""
+        state = self._read_state()
+        return state["epoch"] if state else None
+
+    def _read_state(self) -> dict[str, Any] | None:
+        try:
+            state = json.loads(self._state_file.read_bytes())
+            whole = state["made_for"] == self._made_for and isinstance(state["epoch"], str)
+            return {"epoch": state["epoch"], "change": int(state["change"])} if whole else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def catch_up(self, tenant: str, rows: Rows) -> None:
+        """Apply what has changed in the rows; from the start where the shard cannot be used."""
+        epoch, change = rows.position(tenant) or ("", 0)
+        self._must_have_room()
+        try:
+            if self._shard is None:
+                self._load(epoch)
+            if self._shard is None or self.epoch != epoch:
+                self._start_again(epoch)
+            if self._change < change:
+                self._apply(tenant, rows, change)
+        except (StoreError, NoIndexError):
+            raise
+        except BaseException as error:  # a panic in qdrant-edge is no Exception; rows serve instead
+            self.delete()
+            raise NoIndexError(f"the index could not be made: {_first_line(error)}") from error
+
+    def search(
+        self, vector: Sequence[float], scope: Scope, limit: int, types: Sequence[RecordType] | None
+    ) -> list[int]:
+        """Numbers of the nearest rows, best first. Raises NoIndexError."""
+        edge = _edge()
+        must: list[Any] = [edge.FieldCondition("user", match=edge.MatchValue(hashed(scope.user)))]
+        if types is not None:
+            must.append(edge.FieldCondition("type", match=edge.MatchAny([*map(str, types)])))
+        request = edge.QueryRequest(
+            limit=limit,
+            query=edge.Query.Nearest(list(vector)),
+            filter=edge.Filter(must=must),
+            with_payload=False,
+            with_vector=False,
+        )
+        try:
+            return [int(point.id) for point in self._shard.query(request)]
+        except BaseException as error:  # as above; the next search makes the index again
+            self.delete()
+            raise NoIndexError(f"the index could not be searched: {_first_line(error)}") from error
+
+    def _must_have_room(self) -> None:
+        if shutil.disk_usage(self._folder.parent).free < _SPARE_BYTES:
+            raise NoIndexError("the disk is nearly full")
+
+    def _load(self, epoch: str) -> None:
+        state = self._read_state()
+        if state is None or state["epoch"] != epoch:
+            return
+        edge = _edge()
+        try:
+            self._shard = edge.EdgeShard.load(str(self._shard_folder))
+        except BaseException:  # noqa: BLE001 - whatever is wrong with it, it is made again from the rows
+            self._shard = None
+            return
+        self.epoch, self._change, self._saved = state["epoch"], state["change"], True
+
+    def _start_again(self, epoch: str) -> None:
+        edge = _edge()
+        self.delete()
+        self._shard_folder.mkdir(mode=0o700, parents=True)
+        # No log of its own and no compaction: what it holds can be had again from the rows.
+        config = edge.EdgeConfig(
+            vectors={"": edge.EdgeVectorParams(size=self._dimensions, distance=edge.Distance.Cosine)},
+            max_search_threads=1,
+            wal_enabled=False,
+        )
+        self._shard = edge.EdgeShard.create(str(self._shard_folder), config)
+        for name in ("user", "type"):
+            self._shard.update(edge.UpdateOperation.create_field_index(name, edge.PayloadSchemaType.Keyword))
+        self.epoch = epoch
+
+    def _apply(self, tenant: str, rows: Rows, change: int) -> None:
+        edge = _edge()
+        self._state_file.unlink(missing_ok=True)
+        self._saved = False
+        for batch in rows.changes(tenant, self._change, _BATCH):
+            self._must_have_room()
+            points = [
+                edge.Point(n, array("f", vector).tolist(), {"user": hashed(user), "type": kind})
+                for n, user, kind, superseded, vector in batch
+                if not superseded
+            ]
+            hidden = [n for n, _, _, superseded, _ in batch if superseded]
+            if points:
+                self._shard.update(edge.UpdateOperation.upsert_points(points))
+            if hidden:
+                self._shard.update(edge.UpdateOperation.delete_points(hidden))
+        self._change = change
+
+    def delete(self) -> None:
+        """Close the shard and remove its files; the lock stays. Raises NoIndexError when they cannot be removed."""
+        shard, self._shard = self._shard, None
+        self._change, self._saved = 0, False
+        if shard is not None:
+            with contextlib.suppress(BaseException):  # a panic too: its files go anyway
+                shard.close()
+        try:
+            if self._folder.is_dir():
+                shutil.rmtree(self._folder)
+            else:
+                self._folder.unlink(missing_ok=True)
+        except OSError as error:
+            raise NoIndexError(f"the index {self._folder} cannot be deleted: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Flush what changed, note how far it came, give the lock back."""
+        try:
+            if self._shard is not None:
+                if not self._saved:
+                    self._shard.flush()
+                    self._save()
+                self._shard.close()
+        except BaseException:  # noqa: BLE001 - a panic too: an index that cannot be kept is made again from the rows
+            self.delete()
+        finally:
+            self._shard = None
+            self._release()
+
+    def _save(self) -> None:
+        state = {"made_for": self._made_for, "epoch": self.epoch, "change": self._change}
+        fresh = self._state_file.with_suffix(".new")
+        fresh.write_text(json.dumps(state), "utf-8")
+        fresh.replace(self._state_file)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def _edge() -> Any:
+    try:
+        import qdrant_edge
+    except ImportError:
+        raise NoIndexError("qdrant-edge-py is not installed") from None
+    return qdrant_edge
+
+
+def hashed(name: str) -> str:
+    """A name as part of a path or of a payload: it says nothing to who does not know the name already."""
+    return hashlib.sha256(name.encode()).hexdigest()[:32]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,152 @@
+"""What aibox asks of its parts. Each fits on a page; a composite has the face of its parts.
+
+None is checked by isinstance: mypy checks the structure and the contract suites in `aibox.testing` the behaviour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo
+from aibox.execution import Limits, Result
+from aibox.types import Entry, Label, Scope, Verdict, Where
+
+
+class Backend(Protocol):
+    """Answers model calls. A Router is one, made of others."""
+
+    @property
+    def name(self) -> str:
+        """Unique among the backends of one router; letters, digits, `-`, `_` and `.`."""
+        ...
+
+    @property
+    def external(self) -> bool:
+        """True when the text of a call leaves infrastructure that the operator owns."""
+        ...
+
+    async def models(self) -> Sequence[ModelInfo]:
+        """What can be asked for. Raises BackendError when the server cannot say."""
+        ...
+
+    async def complete(self, request: ChatRequest, /, *, scope: Scope) -> Completion:
+        """One whole answer. Raises BackendError; cancelling closes the call upstream."""
+        ...
+
+    def stream(self, request: ChatRequest, /, *, scope: Scope) -> AsyncIterator[Chunk]:
+        """The answer in chunks as they arrive. Raises BackendError, also in the middle."""
+        ...
+
+    async def health(self) -> Health:
+        """Never raises."""
+        ...
+
+    async def close(self) -> None:
+        """Give back connections, threads and memory. Closing twice is allowed."""
+        ...
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors of unit length."""
+
+    @property
+    def name(self) -> str:
+        """Names the model; vectors of different names are never compared."""
+        ...
+
+    @property
+    def dimensions(self) -> int: ...
+
+    async def embed(self, texts: Sequence[str], *, kind: Literal["query", "passage"]) -> list[list[float]]:
+        """One vector a text, in order."""
+        ...
+
+
+class Check(Protocol):
+    """Looks at a text. A Guardrail is one, made of others."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def check(self, text: str, *, where: Where = "input", scope: Scope, label: Label | None = None) -> Verdict:
+        """A part's own verdict has decision FLAG where it found something; the policy decides what follows.
+
+        A stricter decision is kept: a check may insist. Raising counts as the policy says, by default as a block.
+        """
+        ...
+
+
+class Approver(Protocol):
+    """Asks a person."""
+
+    async def approve(self, tool: str, arguments: Mapping[str, Any], *, scope: Scope, label: Label) -> bool: ...
+
+
+class Recorder(Protocol):
+    """Keeps evidence. AuditChain is one."""
+
+    def note(self, kind: str, *, scope: Scope, detail: Mapping[str, Any], turn: str = "") -> None:
+        """Put an entry in order now; it is durable when the next `append` of this log returns.
+
+        Raises what made an earlier write fail: evidence that cannot be written stops the work.
+        """
+        ...
+
+    async def append(self, kind: str, *, scope: Scope, detail: Mapping[str, Any], turn: str = "") -> Entry:
+        """Durable when it returns. Raises StoreError, and then nothing was recorded."""
+        ...
+
+
+class Erasable(Protocol):
+    """Holds something about people and can let go of it."""
+
+    async def erase(self, *, scope: Scope, subject: str | None = None) -> int:
+        """Forget `subject` (a user; None is everyone) of `scope.tenant`; the number of things that are gone."""
+        ...
+
+
+class Tool(Protocol):
+    """Something that an agent can call. A subagent is one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """JSON Schema of the arguments: an object."""
+        ...
+
+    async def call(self, arguments: Mapping[str, Any], *, scope: Scope) -> str:
+        """The result as text for the model. What it raises becomes a result that says so."""
+        ...
+
+
+class Driver(Protocol):
+    """Isolates code. One handle is one session: a workspace that lives until `stop`."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def available(self) -> Health:
+        """Whether isolation can really be had here, tried rather than guessed. Never raises."""
+        ...
+
+    async def start(self, *, scope: Scope, limits: Limits) -> str:
+        """A new session; returns its handle. Raises SandboxError, never a weaker isolation."""
+        ...
+
+    async def exec(self, handle: str, argv: Sequence[str], *, stdin: bytes = b"") -> Result:
+        """Run a command in the workspace, without a shell unless argv names one."""
+        ...
+
+    async def put(self, handle: str, path: str, data: bytes) -> None: ...
+
+    async def get(self, handle: str, path: str) -> bytes: ...
+
+    async def stop(self, handle: str) -> None:
+        """End the session and remove everything of it. Stopping twice is allowed."""
+        ...

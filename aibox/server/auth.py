@@ -1,0 +1,63 @@
+"""Who is asking: one local key, made at the first start, shown once, kept only as a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from aibox.errors import AuthError, ConfigError, StoreError
+from aibox.types import Scope
+
+PREFIX = "aibox-local-"
+
+
+class LocalKey:
+    """The key of the one person who may use this server. Kept as SHA-256 in `path`, 0600.
+
+    A fast hash is enough: the key is 256 random bits and not a password.
+    """
+
+    def __init__(self, path: Path, *, scope: Scope) -> None:
+        if scope.is_local:
+            raise ConfigError("a server does not serve the local scope", hint="set server.tenant to another name")
+        self._path = path
+        self._scope = scope
+        self._hash = b""
+
+    def prepare(self, *, renew: bool = False) -> str | None:
+        """Load the hash; on the first start, or when asked to renew, make a key and return it, for this once."""
+        try:
+            if self._path.exists() and not renew:
+                self._hash = _read_hash(self._path)
+                return None
+            key = PREFIX + secrets.token_urlsafe(32)
+            self._hash = _hash(key)
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(self._hash.hex())
+            fresh.replace(self._path)
+        except OSError as error:
+            raise StoreError(f"the server's key cannot be kept in {self._path}: {error.strerror}") from None
+        return key
+
+    def authenticate(self, authorization: str) -> Scope:
+        """The scope of whoever sent this `Authorization` header. Raises AuthError."""
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(_hash(token.strip()), self._hash):
+            raise AuthError("the API key is missing or wrong", hint="send it as: Authorization: Bearer aibox-local-...")
+        return self._scope
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "replace")).digest()
+
+
+def _read_hash(path: Path) -> bytes:
+    text = path.read_text("ascii", "replace").strip()
+    if len(text) != 2 * hashlib.sha256().digest_size or set(text) - set("0123456789abcdef"):
+        raise ConfigError(f"{path} is damaged", hint="aibox serve --new-key makes a new one")
+    return bytes.fromhex(text)

@@ -1,0 +1,149 @@
+"""`/v1/chat/completions` and `/v1/models`: a model id is the bare model, `agent:NAME` is an agent."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+
+from aibox.agents.agent import Agent
+from aibox.agents.bare import BareCall
+from aibox.agents.events import Failed, Reply, TextDelta
+from aibox.box import Box
+from aibox.errors import ConfigError
+from aibox.types import Scope
+
+AGENT = "agent:"
+
+
+class InferenceAPI:
+    """What the OpenAI routes do, without HTTP: bodies in, bodies or chunks out. Raises AIBoxError."""
+
+    def __init__(self, box: Box, *, agents: Mapping[str, Agent]) -> None:
+        self._box = box
+        self._agents = agents
+
+    async def models(self) -> dict[str, Any]:
+        """The list of models, agents first."""
+        created = int(time.time())
+        agents: list[dict[str, Any]] = [{"id": AGENT + name, "owned_by": "aibox"} for name in self._agents]
+        found: list[dict[str, Any]] = [
+            {"id": info.id, "owned_by": info.backend, "aibox": {"demo": info.demo, "weights": info.weights.known}}
+            for info in await self._box.router.models()
+        ]
+        return {"object": "list", "data": [{"object": "model", "created": created, **m} for m in (*agents, *found)]}
+
+    async def complete(self, body: dict[str, Any], *, scope: Scope) -> dict[str, Any]:
+        """A whole answer, in Chat Completions JSON."""
+        agent = self._agent(body)
+        if agent is None:
+            return await self._bare(body, scope=scope).complete()
+        history, message = conversation(body)
+        return completion(body["model"], await agent.run(message, scope=scope, history=history))
+
+    async def stream(self, body: dict[str, Any], *, scope: Scope) -> AsyncIterator[dict[str, Any]]:
+        """The answer as `chat.completion.chunk`s. An error after the first chunk is raised in the middle."""
+        agent = self._agent(body)
+        if agent is None:
+            async for chunk in self._bare(body, scope=scope).stream():
+                yield chunk
+            return
+        frame = Frame(body["model"])
+        yield frame.chunk({"role": "assistant", "content": ""})
+        history, message = conversation(body)
+        async for event in agent.stream(message, scope=scope, history=history):
+            if isinstance(event, TextDelta):
+                yield frame.chunk({"content": event.text})
+            elif isinstance(event, Failed):
+                raise event.error
+            elif isinstance(event, Reply):
+                if event.blocked:
+                    yield frame.chunk({"content": event.text})
+                yield frame.chunk({}, finish_reason="content_filter" if event.blocked else "stop")
+                if (body.get("stream_options") or {}).get("include_usage"):
+                    yield frame.usage(event)
+
+    def _agent(self, body: Mapping[str, Any]) -> Agent | None:
+        model = body.get("model")
+        if not isinstance(model, str) or not model.startswith(AGENT):
+            return None
+        if (agent := self._agents.get(model.removeprefix(AGENT))) is None:
+            raise ConfigError(f"there is no agent {model!r}", hint="GET /v1/models lists what there is")
+        return agent
+
+    def _bare(self, body: dict[str, Any], *, scope: Scope) -> BareCall:
+        box = self._box
+        return BareCall(body, router=box.router, guardrail=box.guardrail, audit=box.audit, scope=scope)
+
+
+def read_request(data: bytes) -> dict[str, Any]:
+    """Parse and look at what must be right before anything is done. Raises ConfigError."""
+    try:
+        body = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the body is not JSON: {error}") from None
+    if not isinstance(body, dict) or not isinstance(body.get("messages"), list) or not body["messages"]:
+        raise ConfigError("the body needs `messages`, a list that is not empty")
+    if not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in body["messages"]):
+        raise ConfigError("each message is an object with a `role`")
+    body.setdefault("model", "default")
+    return body
+
+
+def conversation(body: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """What was said before, and the message to answer: the last one, which must be the user's."""
+    *history, last = body["messages"]
+    if last["role"] != "user":
+        raise ConfigError("an agent answers a user: the last message must have the role `user`")
+    return [{"role": m["role"], "content": text_of(m)} for m in history], text_of(last)
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """The text of a message, whose content is a string or a list of parts. Raises ConfigError for other parts."""
+    content = message.get("content")
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+        return "\n".join(part["text"] for part in content)
+    raise ConfigError("an agent reads text only; a message holds something else")
+
+
+def completion(model: str, reply: Reply) -> dict[str, Any]:
+    """A Reply in the shape of Chat Completions."""
+    finish_reason = "content_filter" if reply.blocked else "stop"
+    message = {"role": "assistant", "content": reply.text}
+    body = Frame(model).body("chat.completion")
+    return {
+        **body,
+        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
+        "usage": usage(reply),
+    }
+
+
+def usage(reply: Reply) -> dict[str, int]:
+    used = reply.usage
+    return {
+        "prompt_tokens": used.input_tokens,
+        "completion_tokens": used.output_tokens,
+        "total_tokens": used.input_tokens + used.output_tokens,
+    }
+
+
+class Frame:
+    """The fields that the chunks of one answer share."""
+
+    def __init__(self, model: str) -> None:
+        self._shared = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+    def body(self, kind: str) -> dict[str, Any]:
+        return {**self._shared, "object": kind}
+
+    def chunk(self, delta: dict[str, Any], *, finish_reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+        return {**self.body("chat.completion.chunk"), "choices": [choice]}
+
+    def usage(self, reply: Reply) -> dict[str, Any]:
+        return {**self.body("chat.completion.chunk"), "choices": [], "usage": usage(reply)}

@@ -1,0 +1,61 @@
+"""The one table that maps errors to HTTP: RFC 9457 problems, and OpenAI's error shape on the OpenAI routes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aibox.errors import (
+    AccessError,
+    AIBoxError,
+    AuthError,
+    BackendError,
+    ConfigError,
+    EgressError,
+    GuardrailError,
+    IntegrityError,
+    LimitError,
+    PolicyError,
+    SandboxError,
+    StoreError,
+    UpstreamError,
+)
+
+STATUS: dict[type[AIBoxError], int] = {
+    AIBoxError: 500,
+    ConfigError: 400,
+    PolicyError: 403,
+    AuthError: 401,
+    AccessError: 403,
+    GuardrailError: 400,
+    EgressError: 403,
+    LimitError: 429,
+    UpstreamError: 502,
+    BackendError: 502,
+    StoreError: 503,
+    SandboxError: 503,
+    IntegrityError: 500,
+}
+
+
+def status_of(error: AIBoxError) -> int:
+    """The status of the nearest class in the tree; 504 for a backend that was too slow."""
+    if isinstance(error, BackendError) and error.timeout:
+        return 504
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def problem(error: AIBoxError) -> dict[str, Any]:
+    """RFC 9457 problem details."""
+    return {
+        "type": f"urn:aibox:{error.code}",
+        "title": error.code,
+        "status": status_of(error),
+        "detail": error.message,
+        "hint": error.hint,
+    }
+
+
+def openai_error(error: AIBoxError) -> dict[str, Any]:
+    """The shape that clients of the OpenAI API read."""
+    kind = "invalid_request_error" if status_of(error) < 500 else "server_error"
+    return {"error": {"message": str(error), "type": kind, "code": error.code, "param": None}}

@@ -1,0 +1,220 @@
+"""What an operator configures, read in this one file: argument > `AIBOX_*` > a TOML file > default.
+
+Library objects never look at the environment; the box, the command line and the server pass it here. Defaults are
+sovereign: the door is shut, nothing is downloaded, there is no server without a key.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from platformdirs import user_data_path
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from aibox.errors import ConfigError
+from aibox.policy import explain_validation
+
+PREFIX = "AIBOX_"
+RESERVED = ("AIBOX_HOME", "AIBOX_SOVEREIGN")
+"""Names of the environment that are not settings; so is everything that begins with `AIBOX_TEST_`."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
+
+
+class BackendSettings(_Section):
+    """One model server, or a model file to load in this process."""
+
+    kind: Literal["embedded", "vllm", "openai"]
+    """`embedded`: a GGUF file in this process; `vllm`: a vLLM server; `openai`: any OpenAI-compatible server."""
+    name: str | None = None
+    """Unique name; the models are then `name/model`. Default: the kind."""
+    path: Path | None = None
+    """embedded: the GGUF file. None is the demo model."""
+    url: str | None = None
+    """vllm, openai: the base URL, such as `http://10.0.0.7:8000/v1`."""
+    models: tuple[str, ...] | None = None
+    """openai: the models to offer, where the server does not list them."""
+    api_key: SecretStr | None = None
+    api_key_file: Path | None = None
+    """A file that holds the key and nothing else."""
+    external: bool | None = None
+    """Whether text that goes there leaves your infrastructure. None: decided by the address, in doubt yes."""
+    tools: bool = True
+    """False when the server does not enforce `tool_choice`; tools are then emulated by constrained JSON."""
+    context_tokens: int = Field(default=4096, gt=0)
+    """embedded: the context to allocate."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.kind != "embedded" and not self.url:
+            raise ValueError(f'a backend of kind "{self.kind}" needs a url')
+        if self.api_key is not None and self.api_key_file is not None:
+            raise ValueError("give api_key or api_key_file, not both")
+        return self
+
+    def key(self) -> str | None:
+        """The key in the clear, read from its file when there is one."""
+        return read_secret(self.api_key, self.api_key_file)
+
+
+class ServerSettings(_Section):
+    """`aibox serve`."""
+
+    host: str = "127.0.0.1"
+    """Loopback only: this version knows one local key and no identity provider."""
+    port: int = Field(default=8420, ge=0, le=65535)
+    tenant: str = "default"
+    """The tenant of whoever holds the local key."""
+    user: str = "admin"
+
+
+class MemorySettings(_Section):
+    url: str | None = None
+    """A folder. Default: `memory` in the data folder."""
+    enabled: bool = True
+
+
+class AuditSettings(_Section):
+    url: str | None = None
+    """A file. Default: `audit.db` in the data folder."""
+
+
+class SandboxSettings(_Section):
+    driver: Literal["auto", "bubblewrap"] = "auto"
+
+
+class SealSettings(_Section):
+    allow: tuple[str, ...] = ()
+    """Hosts, `host:port` or networks that a sealed process may reach besides loopback and the configured backends."""
+
+
+class Settings(_Section):
+    """All settings. `Settings.load()` reads them; a mistyped key is refused with the likely one."""
+
+    home: Path
+    """The data folder: evidence, keys, memory."""
+    policy: str = "balanced"
+    """A profile (permissive, balanced, strict) or the path of a TOML file."""
+    backends: tuple[BackendSettings, ...] = ()
+    """Model servers, in order of preference. Empty is the embedded demo model."""
+    default_model: str | None = None
+    """What `model="default"` means. None: the first model of the first local backend."""
+    memory: MemorySettings = MemorySettings()
+    audit: AuditSettings = AuditSettings()
+    sandbox: SandboxSettings = SandboxSettings()
+    server: ServerSettings = ServerSettings()
+    seal: SealSettings = SealSettings()
+    source: Path | None = Field(default=None, exclude=True)
+    """The file that was read, for people."""
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        config: str | Path | None = None,
+        home: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+        **arguments: Any,
+    ) -> Settings:
+        """Read `config`, else `./aibox.toml`, else `<home>/aibox.toml`; then the environment; then the arguments.
+
+        `env` None reads nothing from the environment. Raises ConfigError that names the file or variable and the key.
+        """
+        env = env or {}
+        place = Path(home or env.get("AIBOX_HOME") or user_data_path("aibox", appauthor=False)).expanduser()
+        source = _find(config, place)
+        values = _read_toml(source) if source else {}
+        from_env = _read_env(env)
+        values = _merge(_merge(values, from_env), arguments)
+        if home is not None or "home" not in values:
+            values["home"] = place.absolute()
+        try:
+            return cls(**{**values, "source": source})
+        except ValidationError as error:
+            raise ConfigError(f"{source or 'settings'}: {explain_validation(error, cls)}") from None
+
+
+def read_secret(value: SecretStr | None, file: Path | None) -> str | None:
+    """A secret from its setting or its `*_file` twin, without the line end. Raises ConfigError when unreadable."""
+    if value is not None:
+        return value.get_secret_value()
+    if file is None:
+        return None
+    try:
+        return file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the secret in {file}", hint=str(error)) from None
+
+
+def _find(config: str | Path | None, home: Path) -> Path | None:
+    if config is not None:
+        path = Path(config)
+        if not path.is_file():
+            raise ConfigError(f"there is no settings file {path}")
+        return path
+    return next((path for path in (Path("aibox.toml"), home / "aibox.toml") if path.is_file()), None)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    # Relative paths in a file mean: relative to that file, wherever the program was started.
+    base = path.parent
+    for backend in values.get("backends", ()):
+        for key in ("path", "api_key_file"):
+            if isinstance(backend, dict) and isinstance(backend.get(key), str):
+                backend[key] = base / backend[key]
+    if isinstance(values.get("home"), str):
+        values["home"] = (base / Path(values["home"]).expanduser()).absolute()
+    if isinstance(policy := values.get("policy"), str) and policy.endswith(".toml"):
+        values["policy"] = str(base / policy)
+    return values
+
+
+def _read_env(env: Mapping[str, str]) -> dict[str, Any]:
+    """`AIBOX_SERVER__PORT=8421` becomes `{"server": {"port": "8421"}}`; lists and tables are written as JSON."""
+    values: dict[str, Any] = {}
+    for variable, text in env.items():
+        if not variable.startswith(PREFIX) or variable in RESERVED or variable.startswith("AIBOX_TEST_"):
+            continue
+        path = variable.removeprefix(PREFIX).lower().split("__")
+        if path[0] not in Settings.model_fields or path[0] == "source":
+            known = [PREFIX + name.upper() for name in Settings.model_fields] + list(RESERVED)
+            close = get_close_matches(variable, known, n=1)
+            raise ConfigError(
+                f"the environment variable {variable} is not a setting",
+                hint=f"did you mean {close[0]}?" if close else "`aibox doctor` lists the settings",
+            )
+        target = values
+        for part in path[:-1]:
+            target = target.setdefault(part, {})
+        target[path[-1]] = _parse(variable, text)
+    return values
+
+
+def _parse(variable: str, text: str) -> Any:
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ConfigError(f"{variable} looks like JSON and is not", hint="check quotes and brackets") from None
+
+
+def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(low)
+    for key, value in high.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

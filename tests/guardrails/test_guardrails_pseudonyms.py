@@ -1,0 +1,266 @@
+"""Pseudonyms: reversible to the character, stable in a tenant, worthless to anybody else, and erasable."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aibox.errors import ConfigError, IntegrityError, StoreError
+from aibox.guardrails.pii import scan
+from aibox.guardrails.pseudonyms import TOKEN_CHARS, Pseudonyms, Restorer
+from aibox.types import Finding, Scope
+
+pytestmark = pytest.mark.anyio
+
+KEY = bytes(range(32))
+TEXT = "My name is Eva Novak, write to eva@example.org."
+TOKEN = re.compile(r"<[A-Z]+_[0-9a-f]{6}[g-z]{0,2}>")
+
+
+async def hide(pseudonyms: Pseudonyms, text: str, scope: Scope) -> str:
+    return await pseudonyms.replace(text, scan(text), scope=scope)
+
+
+async def test_a_round_trip_gives_the_text_back(scope: Scope) -> None:
+    """Replacing takes every value out, and restoring puts every value back."""
+    pseudonyms = Pseudonyms()
+    hidden = await hide(pseudonyms, TEXT, scope)
+    assert "Eva" not in hidden
+    assert "example" not in hidden
+    assert len(TOKEN.findall(hidden)) == 2
+    assert await pseudonyms.restore(hidden, scope=scope) == TEXT
+
+
+VALUES = ("Eva Novak", "eva novak", "EVA@example.org", "eva@example.org", "4111 1111 1111 1111", "4111111111111111")
+LOOK_ALIKES = ("PERSON_3f9a2c", "<PERSON_3f9a2c>", "[EMAIL_00aa11]", "person_ABCDEF")
+PIECES = st.sampled_from([*VALUES, *LOOK_ALIKES, "My name is ", *" \n<>[]_xé\u200b"])
+
+
+@given(st.lists(PIECES, max_size=12).map("".join), st.data())
+def test_any_text_survives_the_round_trip(text: str, data: st.DataObject) -> None:
+    """Whatever is in a text, tokens and all, and whatever spans are replaced, restoring gives it back exactly."""
+    spans = sorted(data.draw(st.lists(st.tuples(st.integers(0, len(text)), st.integers(0, len(text))), max_size=4)))
+    findings = [Finding("pii", "PERSON", (min(span), max(span))) for span in spans]
+
+    async def trip() -> str:
+        pseudonyms, me = Pseudonyms(key=KEY), Scope(tenant="acme", user="eva")
+        return await pseudonyms.restore(await pseudonyms.replace(text, findings, scope=me), scope=me)
+
+    assert anyio.run(trip) == text
+
+
+async def test_equal_values_share_a_token_and_writings_share_its_stem(scope: Scope) -> None:
+    """One value has one token; another writing of it differs in letters at the end, and both come back as written."""
+    pseudonyms = Pseudonyms()
+    once, again, other = await pseudonyms.tokens(
+        [("EMAIL", "eva@example.org"), ("EMAIL", "eva@example.org"), ("EMAIL", "EVA@example.org")], scope=scope
+    )
+    assert once == again != other
+    assert other[:-2] == once[:-1]
+    assert await pseudonyms.restore(f"{once} {other}", scope=scope) == "eva@example.org EVA@example.org"
+
+
+async def test_tenants_get_different_tokens(scope: Scope, other_scope: Scope) -> None:
+    """The same value in two tenants has two tokens, and neither tenant restores the other's."""
+    pseudonyms = Pseudonyms()
+    mine, theirs = await hide(pseudonyms, TEXT, scope), await hide(pseudonyms, TEXT, other_scope)
+    assert not set(TOKEN.findall(mine)) & set(TOKEN.findall(theirs))
+    assert await pseudonyms.restore(mine, scope=other_scope) == mine
+
+
+async def test_a_user_cannot_read_with_somebody_elses_token(scope: Scope) -> None:
+    """Within a tenant a token is restored for those who gave the value, and for nobody else."""
+    pseudonyms = Pseudonyms()
+    hidden = await hide(pseudonyms, TEXT, scope)
+    bob = Scope(tenant=scope.tenant, user="bob")
+    assert await pseudonyms.restore(hidden, scope=bob) == hidden
+    assert await hide(pseudonyms, TEXT, bob) == hidden
+    assert await pseudonyms.restore(hidden, scope=bob) == TEXT
+
+
+async def test_a_smuggled_token_stays_text(scope: Scope) -> None:
+    """A token typed by the same user is escaped on the way in and comes out as it was typed, not as its value."""
+    pseudonyms = Pseudonyms()
+    token = TOKEN.findall(await hide(pseudonyms, TEXT, scope))[0]
+    for typed in (token, token.strip("<>"), token.lower(), f"[{token.strip('<>')}]"):
+        hidden = await hide(pseudonyms, f"What is {typed}?", scope)
+        assert token.strip("<>").lower() not in hidden.lower()
+        assert await pseudonyms.restore(hidden, scope=scope) == f"What is {typed}?"
+
+
+async def test_forged_tokens_stay_as_they_are(scope: Scope) -> None:
+    """A token that was never made is left alone."""
+    pseudonyms = Pseudonyms()
+    await hide(pseudonyms, TEXT, scope)
+    forged = "Dear <PERSON_000000>, <EMAIL_ffffff> and <NOBODY_123456>"
+    assert await pseudonyms.restore(forged, scope=scope) == forged
+
+
+async def test_harm_done_by_models_is_undone(scope: Scope) -> None:
+    """Another case, missing or square brackets do not keep a token from being restored."""
+    pseudonyms = Pseudonyms()
+    (token,) = await pseudonyms.tokens([("PERSON", "Eva Novak")], scope=scope)
+    name = token.strip("<>")
+    for damaged in (name, f"<{name}", f"{name}>", f"[{name}]", token.lower(), token.upper()):
+        assert await pseudonyms.restore(f"Dear {damaged}, hello", scope=scope) == "Dear Eva Novak, hello"
+
+
+async def test_what_is_part_of_a_longer_word_is_no_token(scope: Scope) -> None:
+    """A token's letters inside another word are not touched: that would be a guess."""
+    pseudonyms = Pseudonyms()
+    (token,) = await pseudonyms.tokens([("PERSON", "Eva Novak")], scope=scope)
+    for text in (f"MY{token[1:-1]}", f"{token[1:-1]}0", f"{token[1:-1]}_x", token[:-2]):
+        assert await pseudonyms.restore(text, scope=scope) == text
+
+
+@given(
+    st.lists(st.sampled_from(["Eva Novak", "<", "[", "]", ">", "PERSON_", "x" * 30, "a", " ", "_", "é"]), max_size=10),
+    st.data(),
+)
+def test_restoring_a_stream_is_restoring_the_whole(words: list[str], data: st.DataObject) -> None:
+    """For every chunking the pieces add up to the whole text restored, and little is held back."""
+
+    async def both() -> tuple[str, str]:
+        pseudonyms, me = Pseudonyms(key=KEY), Scope(tenant="acme", user="eva")
+        (token,) = await pseudonyms.tokens([("PERSON", "Eva Novak")], scope=me)
+        text = "".join(token if word == "Eva Novak" else word for word in words) + token[1:-1]
+        restorer, pieces, pushed = Restorer(pseudonyms, scope=me), [], 0
+        while pushed < len(text):
+            step = data.draw(st.integers(1, 12))
+            pieces.append(await restorer.push(text[pushed : pushed + step]))
+            pushed = min(len(text), pushed + step)
+            assert len(restorer._held) <= TOKEN_CHARS
+        pieces.append(await restorer.finish())
+        return "".join(pieces), await pseudonyms.restore(text, scope=me)
+
+    streamed, whole = anyio.run(both)
+    assert streamed == whole
+
+
+async def test_a_stream_of_chunks_is_restored(scope: Scope) -> None:
+    """`restore_stream` turns an async iterator of pieces into one of restored pieces."""
+    pseudonyms = Pseudonyms()
+    hidden = await hide(pseudonyms, TEXT, scope)
+
+    async def letters() -> AsyncIterator[str]:
+        for letter in hidden:
+            yield letter
+
+    assert "".join([piece async for piece in pseudonyms.restore_stream(letters(), scope=scope)]) == TEXT
+
+
+async def test_erasing_a_user_forgets_what_only_they_gave(scope: Scope, tmp_path: Path) -> None:
+    """Values of one user are gone, also from the file; a value that another user gave too stays for that one."""
+    path = tmp_path / "p.db"
+    pseudonyms = Pseudonyms(path, key=KEY)
+    bob = Scope(tenant=scope.tenant, user="bob")
+    shared = await hide(pseudonyms, "mail bob@example.org", scope)
+    await hide(pseudonyms, "mail bob@example.org", bob)
+    own = await hide(pseudonyms, "mail eva@example.org", scope)
+    assert await pseudonyms.erase(scope=scope, subject=scope.user) == 1
+    assert await pseudonyms.restore(own, scope=scope) == own
+    assert await pseudonyms.restore(shared, scope=scope) == shared
+    assert await pseudonyms.restore(shared, scope=bob) == "mail bob@example.org"
+    token = own.removeprefix("mail <")[:-1].encode()
+    assert not any(token in file.read_bytes() for file in tmp_path.iterdir())
+    await pseudonyms.close()
+
+
+async def test_erasing_a_tenant_leaves_the_others(scope: Scope, other_scope: Scope) -> None:
+    """Without a subject everything of the scope's tenant goes, and nothing of another."""
+    pseudonyms = Pseudonyms()
+    mine, theirs = await hide(pseudonyms, TEXT, scope), await hide(pseudonyms, TEXT, other_scope)
+    assert await pseudonyms.erase(scope=scope) == 2
+    assert await pseudonyms.restore(mine, scope=scope) == mine
+    assert await pseudonyms.restore(theirs, scope=other_scope) == TEXT
+
+
+async def test_a_file_outlives_its_process_and_tells_nothing(scope: Scope, tmp_path: Path) -> None:
+    """What was written is restored after reopening; neither value nor user can be read in the file, which is 0600."""
+    path = tmp_path / "p.db"
+    first = Pseudonyms(path, key=KEY)
+    hidden = await hide(first, TEXT, scope)
+    raw = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert b"Novak" not in raw
+    assert b"eva" not in raw
+    assert path.stat().st_mode & 0o777 == 0o600
+    await first.close()
+    second = Pseudonyms(path, key=KEY)
+    assert await second.restore(hidden, scope=scope) == TEXT
+    await second.close()
+    await second.close()
+
+
+async def test_two_processes_share_a_file(scope: Scope, tmp_path: Path) -> None:
+    """Two processes that write at the same time agree on every token."""
+    path = tmp_path / "p.db"
+    code = (
+        "import anyio, sys; from aibox.guardrails.pseudonyms import Pseudonyms; from aibox.types import Scope\n"
+        "async def main():\n"
+        "    p = Pseudonyms(sys.argv[1], key=bytes(range(32))); me = Scope(tenant='acme', user='eva')\n"
+        "    for n in range(40): print(*await p.tokens([('EMAIL', f'user{n}@example.org')], scope=me))\n"
+        "anyio.run(main)"
+    )
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    one, two = (run.communicate(timeout=60)[0].split() for run in runs)
+    assert len(one) == 40
+    assert one == two
+
+
+async def test_a_moved_value_is_noticed(scope: Scope, tmp_path: Path) -> None:
+    """A sealed value put under another token does not decrypt: IntegrityError, never somebody else's value."""
+    path = tmp_path / "p.db"
+    pseudonyms = Pseudonyms(path, key=KEY)
+    hidden = await hide(pseudonyms, TEXT, scope)
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE pseudonyms SET sealed = (SELECT sealed FROM pseudonyms ORDER BY token LIMIT 1)")
+    db.close()
+    with pytest.raises(IntegrityError):
+        await pseudonyms.restore(hidden, scope=scope)
+    await pseudonyms.close()
+
+
+async def test_a_wrong_key_is_refused(scope: Scope, tmp_path: Path) -> None:
+    """A file opened with another key, without one, or with a short one is a ConfigError."""
+    path = tmp_path / "p.db"
+    first = Pseudonyms(path, key=KEY)
+    await hide(first, TEXT, scope)
+    await first.close()
+    with pytest.raises(ConfigError, match="another key"):
+        await Pseudonyms(path, key=bytes(32)).restore("<PERSON_000000>", scope=scope)
+    with pytest.raises(ConfigError, match="need a key"):
+        Pseudonyms(path)
+    with pytest.raises(ConfigError, match="needs 32"):
+        Pseudonyms(path, key=b"short")
+
+
+async def test_a_file_that_cannot_be_used_is_a_store_error(scope: Scope, tmp_path: Path) -> None:
+    """A missing folder and a file that is no database say so as StoreError."""
+    with pytest.raises(StoreError):
+        await hide(Pseudonyms(tmp_path / "nowhere" / "p.db", key=KEY), TEXT, scope)
+    (tmp_path / "junk.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(StoreError):
+        await hide(Pseudonyms(tmp_path / "junk.db", key=KEY), TEXT, scope)
+
+
+async def test_values_that_share_a_stem_stay_apart(scope: Scope) -> None:
+    """Two values whose digests begin alike get the same token when alone, and two tokens when together."""
+    one, other = ("PERSON", "n6441"), ("PERSON", "n7778")
+    assert await Pseudonyms(key=KEY).tokens([one], scope=scope) == await Pseudonyms(key=KEY).tokens(
+        [other], scope=scope
+    )
+    pseudonyms = Pseudonyms(key=KEY)
+    first, second = await pseudonyms.tokens([one, other], scope=scope)
+    assert first != second
+    assert await pseudonyms.restore(f"{first} {second}", scope=scope) == "n6441 n7778"

@@ -1,0 +1,136 @@
+"""A join of policies only restricts: the law, the profiles, the digest, and errors a person can act on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aibox.errors import ConfigError
+from aibox.execution import Limits
+from aibox.policy import PROFILES, EgressRules, Policy, ToolRules, TurnLimits
+from aibox.types import PLACES, Decision, Label, Level
+
+NAMES = ["search", "send", "read"]
+MODELS = ["*", "outside/a", "outside/b"]
+names = st.frozensets(st.sampled_from(NAMES))
+thresholds = st.sampled_from(["0", "0.25", "0.5", "0.9", "1"])
+ladders = st.dictionaries(thresholds, st.sampled_from([str(d) for d in Decision]), max_size=3)
+label = st.builds(Label, st.sampled_from(Level), st.frozensets(st.sampled_from(["PHI", "MNPI"])))
+policies = st.builds(
+    Policy,
+    checks=st.dictionaries(
+        st.sampled_from(["pii", "jailbreak"]), st.dictionaries(st.sampled_from(PLACES), ladders, max_size=3)
+    ),
+    on_check_failure=st.sampled_from(Decision),
+    tools=st.builds(ToolRules, allow=st.none() | names, deny=names, approve=names),
+    egress=st.builds(EgressRules, models=st.frozensets(st.sampled_from(MODELS)), ceiling=label),
+    limits=st.builds(TurnLimits, input_kib=st.integers(1, 99), turn_s=st.floats(0.5, 99)),
+    sandbox=st.builds(Limits, pids=st.integers(1, 99), wall_s=st.floats(0.5, 99)),
+)
+
+
+@settings(max_examples=100)
+@given(policies, policies, st.sampled_from(PLACES), st.floats(0, 1), label)
+def test_a_join_is_never_weaker_than_either(a: Policy, b: Policy, where: str, score: float, marked: Label) -> None:
+    """For every event, `a & b` decides at least as strictly as a and as b."""
+    both = a & b
+    for one in (a, b):
+        for check in ("pii", "jailbreak"):
+            assert both.decide(check, where=where, score=score) >= one.decide(check, where=where, score=score)
+        assert both.on_check_failure >= one.on_check_failure
+        for name in NAMES:
+            assert one.tools.allows(name) or not both.tools.allows(name)
+            assert both.tools.needs_approval(name) or not one.tools.needs_approval(name)
+        for model in MODELS[1:]:
+            assert one.egress.allows(model) or not both.egress.allows(model)
+        assert marked <= one.egress.ceiling or not marked <= both.egress.ceiling
+        assert both.limits.input_kib <= one.limits.input_kib
+        assert both.limits.turn_s <= one.limits.turn_s
+        assert both.sandbox.pids <= one.sandbox.pids
+
+
+@settings(max_examples=100)
+@given(policies, policies, st.sampled_from(PLACES), st.floats(0, 1))
+def test_a_join_decides_exactly_the_stricter_of_both(a: Policy, b: Policy, where: str, score: float) -> None:
+    """A join adds nothing of its own: its decision is the maximum of the two."""
+    for check in ("pii", "jailbreak"):
+        mine, theirs = (p.decide(check, where=where, score=score) for p in (a, b))
+        assert (a & b).decide(check, where=where, score=score) == max(mine, theirs)
+
+
+@settings(max_examples=100)
+@given(policies, policies, policies)
+def test_order_grouping_and_repetition_change_nothing(a: Policy, b: Policy, c: Policy) -> None:
+    """Joins of the same policies have the same digest, however they are written."""
+    assert (a & b).digest == (b & a).digest
+    assert ((a & b) & c).digest == (a & (b & c)).digest
+    assert (a & a).digest == a.digest
+
+
+@given(policies)
+def test_the_digest_survives_writing_and_reading(policy: Policy) -> None:
+    """A policy read from its own JSON is the same policy."""
+    assert Policy.read(policy.model_dump(mode="json")).digest == policy.digest
+
+
+def test_the_name_is_for_people_only() -> None:
+    """Two policies that decide alike have one digest, whatever they are called."""
+    assert Policy(name="a").digest == Policy(name="b").digest
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_no_profile_opens_the_door(name: str) -> None:
+    """Whatever profile is chosen, nothing leaves."""
+    assert not Policy.profile(name).egress.open
+
+
+def test_the_profiles_grow_stricter() -> None:
+    """strict decides at least as strictly as balanced, and balanced as permissive, for every event."""
+    permissive, balanced, strict = (Policy.profile(name) for name in PROFILES)
+    for lower, higher in ((permissive, balanced), (balanced, strict)):
+        for check in ("pii", "jailbreak"):
+            for where in PLACES:
+                for score in range(11):
+                    low, high = (p.decide(check, where=where, score=score / 10) for p in (lower, higher))
+                    assert high >= low
+        assert (lower & higher).limits == higher.limits
+
+
+def test_silence_shuts_the_door_and_leaves_tools_alone() -> None:
+    """The door is open only where every level opens it; a level that does not speak of tools changes none."""
+    platform = Policy(egress=EgressRules(models=frozenset({"*"}), ceiling=Label.parse("internal")))
+    assert not (platform & Policy()).egress.open
+    assert (platform & Policy()).tools.allows("search")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[toolz]\n", "did you mean 'tools'"),
+        ("[tools]\nalow = []\n", "did you mean 'allow'"),
+        ('[checks.pii]\ninput = "maybe"\n', "not a decision"),
+        ('[checks.pii]\ninput = { "2" = "flag" }\n', "from 0 to 1"),
+        ("version = 2\n", "version"),
+        ("[egress]\nceiling = 'secret'\n", "not a label"),
+        ("[sandbox]\npids = 0\n", "above 0"),
+        ("= nonsense", "is not TOML"),
+    ],
+)
+def test_a_bad_policy_file_says_what_is_wrong(text: str, message: str, tmp_path: Path) -> None:
+    """A policy that cannot be read is refused with the file, the key and the likely fix; it is never half applied."""
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        Policy.load(path)
+    assert "policy.toml" in caught.value.message
+
+
+def test_a_missing_policy_file_is_an_error(tmp_path: Path) -> None:
+    """No file means no policy, and that is not the same as a policy that allows."""
+    with pytest.raises(ConfigError, match="cannot read the policy"):
+        Policy.load(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="permissive, balanced, strict"):
+        Policy.profile("lenient")
