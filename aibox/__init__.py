@@ -29,7 +29,7 @@ _HOME = {
     "Memory": "memory.memory",
     "MissingExtraError": "errors",
     "OpenAICompatible": "inference.openai_compatible",
-    "Policy": "policy",
+    "Policy": "policy.policy",
     "PolicyError": "errors",
     "Receipt": "audit.receipt",
     "Reply": "agents.events",
@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     from aibox.inference.router import Router as Router
     from aibox.inference.vllm import VLLM as VLLM
     from aibox.memory.memory import Memory as Memory
-    from aibox.policy import Policy as Policy
+    from aibox.policy.policy import Policy as Policy
     from aibox.sandbox.sandbox import Sandbox as Sandbox
     from aibox.sealing import seal as seal
     from aibox.settings import Settings as Settings

@@ -21,7 +21,7 @@ from aibox.inference.openai_compatible import OpenAICompatible
 from aibox.inference.router import Router
 from aibox.inference.vllm import VLLM
 from aibox.memory.memory import Memory
-from aibox.policy import PROFILES, Policy
+from aibox.policy.policy import PROFILES, Policy
 from aibox.protocols import Backend, Tool
 from aibox.sandbox.sandbox import Sandbox
 from aibox.sealing import seal, telemetry_off

@@ -17,7 +17,7 @@ from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from aibox.errors import ConfigError
-from aibox.policy import explain_validation
+from aibox.validation import explain_validation
 
 PREFIX = "AIBOX_"
 RESERVED = ("AIBOX_HOME", "AIBOX_SOVEREIGN")

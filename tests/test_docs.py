@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aibox.policy import Policy
+from aibox.policy.policy import Policy
 from aibox.settings import Settings
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from aibox.errors import ConfigError
 from aibox.execution import Limits
-from aibox.policy import PROFILES, EgressRules, Policy, ToolRules, TurnLimits
+from aibox.policy.egress import EgressRules
+from aibox.policy.limits import TurnLimits
+from aibox.policy.policy import PROFILES, Policy
+from aibox.policy.tools import ToolRules
 from aibox.types import PLACES, Decision, Label, Level
 
 NAMES = ["search", "send", "read"]

@@ -16,7 +16,9 @@ from aibox.audit.chain import AuditChain
 from aibox.errors import AIBoxError, ConfigError
 from aibox.guardrails.guardrail import Guardrail
 from aibox.memory.memory import Memory
-from aibox.policy import EgressRules, Policy, TurnLimits
+from aibox.policy.egress import EgressRules
+from aibox.policy.limits import TurnLimits
+from aibox.policy.policy import Policy
 from aibox.protocols import Approver, Backend, Tool
 from aibox.sandbox.sandbox import Sandbox
 from aibox.sync import run_sync

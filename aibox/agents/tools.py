@@ -22,7 +22,7 @@ from aibox.agents.events import Event, ToolCalled, ToolReturned
 from aibox.agents.evidence import TurnRecord, digest
 from aibox.errors import AIBoxError, ConfigError, IntegrityError
 from aibox.guardrails.guardrail import Guardrail
-from aibox.policy import Policy
+from aibox.policy.policy import Policy
 from aibox.protocols import Approver, Tool
 from aibox.types import Label, Scope
 

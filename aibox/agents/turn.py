@@ -23,7 +23,7 @@ from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.stream import OutputFilter
 from aibox.inference.client import openai_client
 from aibox.memory.memory import Memory
-from aibox.policy import Policy
+from aibox.policy.policy import Policy
 from aibox.protocols import Approver, Backend, Tool
 from aibox.types import Decision, Label, Scope, Verdict, Where
 

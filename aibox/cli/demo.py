@@ -35,7 +35,8 @@ from aibox.errors import BackendError, ConfigError, EgressError, IntegrityError
 from aibox.guardrails.pseudonyms import find_tokens
 from aibox.inference.openai_compatible import OpenAICompatible
 from aibox.inference.router import Router
-from aibox.policy import EgressRules, Policy
+from aibox.policy.egress import EgressRules
+from aibox.policy.policy import Policy
 from aibox.types import Scope
 
 PERSON = {"name": "Maria Keller", "e-mail": "maria.keller@example.org", "card": "4111 1111 1111 1111"}

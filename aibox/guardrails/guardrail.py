@@ -14,7 +14,7 @@ from aibox.guardrails.jailbreak import Jailbreak
 from aibox.guardrails.pii import PII
 from aibox.guardrails.pseudonyms import Pseudonyms, Restorer, splice, with_look_alikes
 from aibox.guardrails.stream import CheckedStream, Decided, OutputFilter
-from aibox.policy import Policy
+from aibox.policy.policy import Policy
 from aibox.protocols import Check
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
 

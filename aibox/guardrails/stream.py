@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from aibox.guardrails.pseudonyms import Restorer
-from aibox.policy import Policy
+from aibox.policy.policy import Policy
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
 
 SEGMENT_CHARS = 200

@@ -10,7 +10,7 @@ import hashlib
 from aibox.chat import ChatRequest
 from aibox.errors import ConfigError, EgressError
 from aibox.inference.wire import encode
-from aibox.policy import Policy
+from aibox.policy.policy import Policy
 from aibox.protocols import Backend, Recorder
 from aibox.types import Scope
 

@@ -13,7 +13,7 @@ from aibox.inference.chunks import chunks_of, wants_usage
 from aibox.inference.client import openai_client
 from aibox.inference.egress import Egress
 from aibox.inference.registry import DEFAULT, Registry, Route
-from aibox.policy import Policy
+from aibox.policy.policy import Policy
 from aibox.protocols import Backend, Recorder
 from aibox.types import Label, Scope
 

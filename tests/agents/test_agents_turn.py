@@ -14,7 +14,9 @@ from pydantic import BaseModel
 import aibox
 from aibox.agents.events import Event, Failed, ModelCalled, Recalled, Reply, TextDelta
 from aibox.errors import BackendError, ConfigError, LimitError, StoreError
-from aibox.policy import Policy, ToolRules, TurnLimits
+from aibox.policy.limits import TurnLimits
+from aibox.policy.policy import Policy
+from aibox.policy.tools import ToolRules
 from aibox.protocols import Backend
 from aibox.testing import ScriptedBackend, call
 from aibox.types import Label, Scope

@@ -10,7 +10,7 @@ import pytest
 from aibox.errors import ConfigError, GuardrailError, IntegrityError
 from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.pseudonyms import Pseudonyms
-from aibox.policy import Policy
+from aibox.policy.policy import Policy
 from aibox.protocols import Check
 from aibox.testing.check_contract import CheckContract
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.pseudonyms import TOKEN_CHARS, Pseudonyms
 from aibox.guardrails.stream import AHEAD_CHARS, SEGMENT_CHARS, OutputFilter
-from aibox.policy import Policy
+from aibox.policy.policy import Policy
 from aibox.types import Decision, Scope
 
 REDACT = Policy.read({"checks": {"pii": {"output": "redact"}, "jailbreak": {"output": {"0.9": "redact"}}}})

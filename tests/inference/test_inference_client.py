@@ -9,7 +9,8 @@ from inference_parts import Notes
 from aibox.errors import BackendError, ConfigError, EgressError
 from aibox.inference.client import openai_client, refusing_client
 from aibox.inference.router import Router
-from aibox.policy import EgressRules, Policy
+from aibox.policy.egress import EgressRules
+from aibox.policy.policy import Policy
 from aibox.testing.scripted import ScriptedBackend, call
 from aibox.types import Label, Scope
 

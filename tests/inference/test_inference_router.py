@@ -14,7 +14,9 @@ from aibox.chat import ChatRequest, ModelInfo, assemble
 from aibox.errors import BackendError, ConfigError, EgressError, StoreError
 from aibox.inference.openai_compatible import OpenAICompatible
 from aibox.inference.router import Router
-from aibox.policy import EgressRules, Policy, TurnLimits
+from aibox.policy.egress import EgressRules
+from aibox.policy.limits import TurnLimits
+from aibox.policy.policy import Policy
 from aibox.protocols import Backend
 from aibox.testing.backend_contract import BackendContract
 from aibox.testing.scripted import ScriptedBackend, call

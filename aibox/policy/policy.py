@@ -1,0 +1,128 @@
+"""One object for everything that may be restricted. Joining two policies only ever restricts.
+
+The law: for every event, `(a & b)` decides at least as strictly as a and as b; order, grouping and repetition of joins
+change nothing. It holds because each part merges by an operation of a lattice: decisions and ladders by the maximum,
+deny-lists by union, allow-lists and ceilings by the meet, limits by the minimum. There is no construct that relaxes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from aibox.audit import canonical
+from aibox.errors import ConfigError
+from aibox.execution import Limits
+from aibox.policy.egress import EgressRules
+from aibox.policy.fields import DecisionField, Ladder, Part, join_ladders
+from aibox.policy.limits import TurnLimits
+from aibox.policy.tools import ToolRules
+from aibox.types import PLACES, Decision, Where
+from aibox.validation import explain_validation
+
+PROFILES = ("permissive", "balanced", "strict")
+
+Rules = dict[Where, Ladder]
+
+
+class Policy(Part):
+    """What is allowed, for a platform, a tenant or an agent. Immutable; `a & b` is the stricter of both everywhere.
+
+    A check that a policy names must exist, or the guardrail refuses to be built. What a policy does not mention: checks
+    allow, tools are allowed, the door is shut.
+    """
+
+    version: Literal[1] = 1
+    name: str = ""
+    """For people; it takes no part in decisions and none in the digest."""
+    checks: dict[str, Rules] = Field(default_factory=dict)
+    """Check name -> place (input, tool_arguments, tool_result, retrieved, output) -> decision or ladder."""
+    on_check_failure: DecisionField = Decision.BLOCK
+    """What a check counts as that raises or is too slow. Of several levels the strictest holds."""
+    tools: ToolRules = ToolRules()
+    egress: EgressRules = EgressRules()
+    limits: TurnLimits = TurnLimits()
+    sandbox: Limits = Limits()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Policy:
+        """Read a TOML file. Raises ConfigError that names the file, the key and, for a mistyped one, the likely key."""
+        path = Path(path)
+        try:
+            data = tomllib.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read the policy {path}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not TOML: {error}") from None
+        return cls.read(data, source=str(path))
+
+    @classmethod
+    def profile(cls, name: str) -> Policy:
+        """One of the shipped policies: permissive, balanced or strict. None of them opens the door."""
+        if name not in PROFILES:
+            raise ConfigError(f"no policy profile is called {name!r}", hint=f"one of {', '.join(PROFILES)}")
+        text = resources.files("aibox").joinpath("policy", "profiles", f"{name}.toml").read_text("utf-8")
+        return cls.read(tomllib.loads(text), source=f"{name}.toml")
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any], *, source: str = "policy") -> Policy:
+        """From parsed TOML or JSON."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ConfigError(f"{source}: {explain_validation(error, cls)}") from None
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error.message}", hint=error.hint) from None
+
+    def __and__(self, other: Policy) -> Policy:
+        checks = {
+            check: _join_rules(self.checks.get(check, {}), other.checks.get(check, {}))
+            for check in sorted({*self.checks, *other.checks})
+        }
+        return Policy(
+            name=" & ".join(dict.fromkeys(n for n in (self.name, other.name) if n)),
+            checks=checks,
+            on_check_failure=max(self.on_check_failure, other.on_check_failure),
+            tools=self.tools & other.tools,
+            egress=self.egress & other.egress,
+            limits=self.limits & other.limits,
+            sandbox=self.sandbox & other.sandbox,
+        )
+
+    def decide(self, check: str, *, where: Where, score: float) -> Decision:
+        """What follows when `check` found something with `score` (0 to 1) in a text of that place."""
+        decision = Decision.ALLOW
+        for threshold, step in self.checks.get(check, {}).get(where, ()):
+            if score * 1000 >= threshold:
+                decision = max(decision, step)
+        return decision
+
+    def checks_for(self, where: Where) -> tuple[str, ...]:
+        """Names of the checks that this policy asks for at a place."""
+        return tuple(name for name, rules in self.checks.items() if rules.get(where))
+
+    @cached_property
+    def digest(self) -> str:
+        """`sha256:` and the SHA-256, in hex, of the policy's canonical JSON (RFC 8785) without its name."""
+        body = self.model_dump(mode="json", exclude={"name"})
+        # Sets have no order and floats no canonical text in our subset of JSON: both are made definite here.
+        return "sha256:" + hashlib.sha256(canonical.dumps(_definite(body))).hexdigest()
+
+
+def _join_rules(a: Rules, b: Rules) -> Rules:
+    return {where: join_ladders(a.get(where, ()), b.get(where, ())) for where in PLACES if where in a or where in b}
+
+
+def _definite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _definite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return sorted((_definite(item) for item in value), key=str)
+    return f"{value:g}" if isinstance(value, float) else value
