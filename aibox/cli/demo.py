@@ -203,7 +203,7 @@ class Demo:
         step.must("it reached no network", "network: refused" in result.stdout)
 
     async def memory(self, step: Step) -> None:
-        told, _ = await self._turn(FACT)
+        told, _ = await self._turn(FACT, scope=self.scope.narrow(session=str(uuid.uuid4())))
         later = self.scope.narrow(session=str(uuid.uuid4()))
         answered, events = await self._turn(QUESTION, scope=later)
         hits = [hit for e in events if isinstance(e, Recalled) for hit in e.hits]

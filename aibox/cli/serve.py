@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import ipaddress
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,14 +52,14 @@ def serve(
         async with aibox.box.open(settings=settings, policy=policy) as box:
             agents = _agents(target, box) if target else {"default": box.agent(model=name)}
             app = create_app(box, key=key, agents=agents)
-            fresh = key.prepare(renew=new_key)
-            console.print(f"aibox serves http://{server.host}:{server.port}/v1", markup=False)
-            if fresh:
-                console.print(f"key (shown this once): {fresh}", markup=False)
-            uvicorn_config = uvicorn.Config(
-                app, host=server.host, port=server.port, log_level="warning", server_header=False, lifespan="off"
-            )
-            await uvicorn.Server(uvicorn_config).serve()
+            with _listen(server.host, server.port) as listening:
+                # A key is printed once: not before it is certain that there is a server to use it with.
+                fresh = key.prepare(renew=new_key)
+                console.print(f"aibox serves http://{server.host}:{listening.getsockname()[1]}/v1", markup=False)
+                if fresh:
+                    console.print(f"key (shown this once): {fresh}", markup=False)
+                uvicorn_config = uvicorn.Config(app, log_level="warning", server_header=False, lifespan="off")
+                await uvicorn.Server(uvicorn_config).serve(sockets=[listening])
 
     asyncio.run(main())
 
@@ -73,6 +74,17 @@ def _refuse_beyond_loopback(host: str) -> None:
             f"aibox serve listens on loopback only, not on {host}",
             hint="this version has one local key and no identity provider; put a proxy that authenticates in front",
         )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}", hint="choose another: --port N, or 0 for a free one"
+        ) from None
 
 
 def _agents(target: str, box: Box) -> Mapping[str, Agent]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -89,13 +91,52 @@ def test_a_file_that_is_not_a_model_is_told(tmp_path: Path) -> None:
     assert "not a GGUF" in done.stderr
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+needs_mounts = pytest.mark.skipif(
+    subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0
+    if shutil.which("unshare")
+    else True,
+    reason="no mount namespace can be made here",
+)
+
+
+def on_a_small_disk(folder: Path, options: str, *steps: str) -> subprocess.CompletedProcess[str]:
+    """Shell steps in a mount namespace of their own, with a disk of its own at `folder`, which is the data folder."""
+    folder.mkdir()
+    run = f"{shlex.quote(sys.executable)} -m aibox"
+    mount = f"mount -t tmpfs -o {options} tmpfs {shlex.quote(str(folder))}"
+    script = "\n".join((f"AIBOX='{run}'", mount, *steps))
+    env = {**os.environ, "AIBOX_HOME": str(folder), "AIBOX_SOVEREIGN": "strict"}
+    return subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=120, env=env)
+
+
+@needs_mounts
 def test_a_data_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    """A read-only folder is found before anything is asked of a model."""
-    (tmp_path / "ro").mkdir(mode=0o500)
-    done = aibox("run", "hi", env={**os.environ, "AIBOX_HOME": str(tmp_path / "ro")})
+    """A read-only disk is found before anything is asked of a model, whoever asks."""
+    done = on_a_small_disk(tmp_path / "ro", "ro", "exec $AIBOX run hi")
     assert done.returncode == 2
     assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@needs_model
+@needs_mounts
+@pytest.mark.parametrize("kib", [40, 200])
+def test_a_full_disk_stops_the_turn_and_loses_nothing(kib: int, tmp_path: Path) -> None:
+    """Nothing goes unrecorded: the turn stops, in a line. With room again the next works and all of it verifies."""
+    full = tmp_path / "small"
+    done = on_a_small_disk(
+        full,
+        f"size={kib}k",
+        "$AIBOX run 'Say hello.'; echo first=$?",
+        f"mount -o remount,size=20m {shlex.quote(str(full))}",
+        "$AIBOX run 'Say hello.' >/dev/null; echo second=$?",
+        f"$AIBOX verify {shlex.quote(str(full / 'audit.db'))}; echo verified=$?",
+    )
+    assert "first=2" in done.stdout
+    assert "disk is full" in done.stderr
+    assert "second=0" in done.stdout, done.stderr
+    assert "verified=0" in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_a_data_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
