@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -18,7 +17,7 @@ from rich.markup import escape
 from aibox import __version__
 from aibox.cli import chat, demo, doctor, evidence, models, new, serve
 from aibox.cli.say import say
-from aibox.errors import AIBoxError
+from aibox.errors import AIBoxError, ConfigError
 
 app = typer.Typer(
     name="aibox",
@@ -65,10 +64,11 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     try:
         code = app(arguments, standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except typer.TyperException as error:
+        command = getattr(getattr(error, "ctx", None), "command_path", "aibox")
+        say(console, ConfigError(error.format_message(), hint=f"{command} --help says what can be typed"))
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
         console.print("stopped")
         return 130
     except AIBoxError as error:

@@ -59,6 +59,9 @@ def test_version() -> None:
         (["serve", "--host", "0.0.0.0"], "loopback only"),
         (["nonsense"], "No such command"),
         (["--config", "x"], "No such option"),
+        (["run"], "prompt"),
+        (["run", "hi", "--receipt"], "requires an argument"),
+        (["serve", "--port", "many"], "Invalid value"),
         (["doctor", "--config", "nowhere.toml"], "nowhere.toml"),
     ],
     ids=lambda value: "_".join(value)[:40] if isinstance(value, list) else None,
@@ -72,6 +75,7 @@ def test_a_mistake_is_told_in_a_line_and_exits_2(arguments: list[str], says: str
     assert done.returncode == 2, done.stdout + done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+    assert "a defect of aibox" not in done.stderr
 
 
 def test_input_that_is_not_utf8_is_told(tmp_path: Path) -> None:
