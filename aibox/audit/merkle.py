@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 Node = Callable[[int, int], bytes]
 """`node(level, index)`: the hash of the complete subtree over leaves [index * 2^level, (index + 1) * 2^level)."""
 
+HASH_BYTES = 32
 EMPTY_ROOT = hashlib.sha256(b"").digest()
 
 
@@ -111,6 +112,7 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
     """RFC 9162 sec. 2.1.3.2. Raises ValueError unless the proof leads from the leaf to the root."""
     if not 0 <= index < size:
         raise ValueError(f"there is no leaf {index} among {size}")
+    _hold_lengths(leaf, expected_root, *proof)
     current = leaf
     for sibling, left in _climb(index, size - 1, proof):
         current = node_hash(sibling, current) if left else node_hash(current, sibling)
@@ -122,6 +124,7 @@ def verify_consistency(old: int, new: int, proof: Sequence[bytes], old_root: byt
     """RFC 9162 sec. 2.1.4.2. Raises ValueError unless the new tree holds the old one unchanged."""
     if not 0 < old <= new:
         raise ValueError(f"no tree of {old} leaves can be a part of one of {new}")
+    _hold_lengths(*proof)
     if old == new:
         if proof or old_root != new_root:
             raise ValueError("trees of one size are one tree")
@@ -141,6 +144,11 @@ def verify_consistency(old: int, new: int, proof: Sequence[bytes], old_root: byt
         second = node_hash(sibling, second) if left else node_hash(second, sibling)
     if first != old_root or second != new_root:
         raise ValueError("the trees do not agree")
+
+
+def _hold_lengths(*hashes: bytes) -> None:
+    if any(len(item) != HASH_BYTES for item in hashes):
+        raise ValueError(f"a hash in a proof has {HASH_BYTES} bytes")
 
 
 def _climb(position: int, last: int, path: Sequence[bytes]) -> Iterator[tuple[bytes, bool]]:

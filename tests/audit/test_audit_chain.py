@@ -1,0 +1,195 @@
+"""The chain at work: what is acknowledged is there, in one order, also with many writers and after a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from audit_parts import ACME, RIVAL, sealed_turns, write_log
+
+import aibox
+from aibox.audit.chain import AuditChain
+from aibox.errors import ConfigError, StoreError
+from aibox.types import Scope
+
+pytestmark = pytest.mark.anyio
+
+WRITER = """
+import asyncio, sys
+import aibox
+
+async def main(path, who, tasks, rounds):
+    async with aibox.AuditChain(path) as chain:
+        scope = aibox.Scope(tenant="acme", user=who)
+        async def work(task):
+            for n in range(rounds):
+                entry = await chain.append("tool.called", scope=scope, detail={"task": task, "n": n})
+                print(entry.seq, entry.leaf.hex(), flush=True)
+        await asyncio.gather(*(work(task) for task in range(tasks)))
+
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+"""
+
+
+def writer(path: Path, who: str, *, tasks: int, rounds: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WRITER, str(path), who, str(tasks), str(rounds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+async def acknowledged_are_there(path: Path, lines: list[str]) -> None:
+    """Each acknowledged entry is at its place with its hash; the log verifies."""
+    async with AuditChain(path) as chain:
+        from aibox.audit.record import leaf_hash
+
+        stored = {entry.seq: leaf_hash(entry.header).hex() async for entry in chain.entries("acme")}
+        assert (await chain.verify()).ok
+    # The last line may be torn by the kill.
+    whole = [line.split() for line in lines if line.endswith("\n") and len(line.split()) == 2]
+    assert {int(seq): leaf for seq, leaf in whole}.items() <= stored.items()
+
+
+async def test_an_entry_is_numbered_from_nought_in_each_tenants_log(tmp_path: Path) -> None:
+    """Two tenants of one file have two logs, each contiguous, and neither shows in the other."""
+    async with AuditChain(tmp_path / "a.db") as chain:
+        mine = [await chain.append("tool.called", scope=ACME, detail={"n": n}) for n in range(3)]
+        theirs = await chain.append("tool.called", scope=RIVAL, detail={})
+        assert [entry.seq for entry in mine] == [0, 1, 2]
+        assert theirs.seq == 0
+        assert [e.detail["n"] async for e in chain.entries("acme")] == [0, 1, 2]
+        assert [e async for e in chain.entries("nobody")] == []
+
+
+async def test_what_was_noted_is_there_with_the_next_that_waits(tmp_path: Path) -> None:
+    """Notes keep their order and are durable with the append behind them, and with a close."""
+    async with AuditChain(tmp_path / "a.db") as chain:
+        for n in range(5):
+            chain.note("model.called", scope=ACME, detail={"n": n})
+        assert (await chain.append("tool.called", scope=ACME, detail={"n": 5})).seq == 5
+        chain.note("model.called", scope=ACME, detail={"n": 6})
+    async with AuditChain(tmp_path / "a.db") as chain:
+        assert [e.detail["n"] async for e in chain.entries("acme")] == list(range(7))
+
+
+async def test_a_turn_is_sealed_once(tmp_path: Path) -> None:
+    """A second end is refused, in the same process and after a restart; the first stays the turn's only one."""
+    async with AuditChain(tmp_path / "a.db") as chain:
+        await sealed_turns(chain, ACME, 1)
+        with pytest.raises(ConfigError, match="sealed already"):
+            await chain.seal("acme-0", scope=ACME, kind="turn.failed", detail={})
+    async with AuditChain(tmp_path / "a.db") as chain:
+        with pytest.raises(ConfigError, match="sealed already"):
+            await chain.seal("acme-0", scope=ACME, detail={})
+        (await chain.receipt("acme-0", scope=ACME)).verify()
+        with pytest.raises(ConfigError, match="no turn"):
+            await chain.receipt("acme-0", scope=RIVAL)
+        with pytest.raises(ConfigError, match="ends with"):
+            await chain.seal("x", scope=ACME, kind="turn.done", detail={})
+
+
+async def test_time_never_runs_backwards_in_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attack: clock steps. A clock that goes back by an hour, or ahead by a year, leaves a log that verifies."""
+    from aibox.audit import chain as module
+
+    real = time.time_ns
+    offset = [0]
+    monkeypatch.setattr(module.time, "time_ns", lambda: real() + offset[0])
+    async with AuditChain(tmp_path / "a.db") as chain:
+        times = []
+        for step_s in (0, -3600, 31_536_000, 0):
+            offset[0] = step_s * 10**9
+            times.append((await chain.append("tool.called", scope=ACME, detail={})).ts_us)
+        assert times == sorted(times)
+        assert (await chain.verify()).ok
+
+
+async def test_other_keys_do_not_go_on_with_a_log(tmp_path: Path) -> None:
+    """A log begun under one key is refused under another, rather than continued in a way that cannot verify."""
+    await write_log(tmp_path / "a.db", 1)
+    with pytest.raises(ConfigError, match="another key"):
+        async with AuditChain(tmp_path / "a.db", keys=tmp_path / "others"):
+            pass
+
+
+async def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:
+    """Neither garbage nor another database is taken for a log or written to."""
+    (tmp_path / "x.db").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(StoreError, match="database"):
+        async with AuditChain(tmp_path / "x.db"):
+            pass
+    with pytest.raises(ConfigError, match="mysql"):
+        AuditChain("mysql://host/db")
+
+
+async def test_a_closed_chain_says_so(tmp_path: Path) -> None:
+    """After the end nothing is taken; ending twice is allowed."""
+    chain = AuditChain(tmp_path / "a.db")
+    await chain.append("tool.called", scope=ACME, detail={})
+    await chain.close()
+    await chain.close()
+    with pytest.raises(StoreError, match="closed"):
+        await chain.append("tool.called", scope=ACME, detail={})
+    with pytest.raises(StoreError, match="closed"):
+        chain.note("tool.called", scope=ACME, detail={})
+
+
+async def test_a_bad_detail_is_told_to_its_caller_and_harms_nobody_else(tmp_path: Path) -> None:
+    """Among entries written together, the one that cannot be written fails alone."""
+    async with AuditChain(tmp_path / "a.db") as chain:
+        tried = [chain.append("tool.called", scope=ACME, detail={"n": n if n % 2 else 0.5}) for n in range(10)]
+        done = await asyncio.gather(*tried, return_exceptions=True)
+        assert [isinstance(value, ConfigError) for value in done] == [n % 2 == 0 for n in range(10)]
+        assert sorted([e.detail["n"] async for e in chain.entries("acme")]) == [1, 3, 5, 7, 9]
+        with pytest.raises(ConfigError, match="not a kind"):
+            await chain.append("Tool Called", scope=ACME, detail={})
+
+
+async def test_who_leaves_does_not_take_the_entry_along(tmp_path: Path) -> None:
+    """A cancelled append may have been written, and the log goes on either way."""
+    async with AuditChain(tmp_path / "a.db") as chain:
+        task = asyncio.create_task(chain.append("tool.called", scope=ACME, detail={}))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await chain.append("tool.called", scope=ACME, detail={})
+        assert (await chain.verify()).ok
+
+
+async def test_two_processes_write_one_history(tmp_path: Path) -> None:
+    """Two writers: every acknowledged entry of both is at its place, none twice, none missing, and all verifies."""
+    path = tmp_path / "a.db"
+    writers = [writer(path, who, tasks=8, rounds=10) for who in ("eva", "tom")]
+    lines = [line for process in writers for line in process.communicate(timeout=60)[0].splitlines(keepends=True)]
+    assert [process.returncode for process in writers] == [0, 0]
+    assert sorted(int(line.split()[0]) for line in lines) == list(range(160))
+    await acknowledged_are_there(path, lines)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path: Path, seed: int) -> None:
+    """kill -9 under load, at a random moment: every acknowledged entry is there, and the log opens and verifies."""
+    path = tmp_path / "a.db"
+    lines: list[str] = []
+    for _ in range(2):
+        process = writer(path, "eva", tasks=32, rounds=100_000)
+        assert process.stdout is not None
+        lines.append(process.stdout.readline())
+        await asyncio.sleep(random.Random(seed).uniform(0.0, 0.3))
+        os.kill(process.pid, signal.SIGKILL)
+        lines += process.communicate(timeout=60)[0].splitlines(keepends=True)
+        assert process.returncode == -signal.SIGKILL
+    await acknowledged_are_there(path, lines)
+
+
+async def test_a_scope_from_the_top_of_the_library_is_enough(tmp_path: Path) -> None:
+    """What people type: open, append, verify, with the names that `aibox` has."""
+    async with aibox.AuditChain(tmp_path / "audit.db") as chain:
+        entry = await chain.append("demo.started", scope=Scope.local(), detail={"answer": 42})
+    assert entry.as_dict()["seq"] == 0
+    assert aibox.verify(tmp_path / "audit.db").ok

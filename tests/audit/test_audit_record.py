@@ -1,0 +1,122 @@
+"""The bytes of an entry: fixed places, closed schemas, and nothing that is read in two ways."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aibox.audit.record import (
+    HEADER_BYTES,
+    KNOWN_FLAGS,
+    MAX_BODY_BYTES,
+    Header,
+    body_commit,
+    genesis_prev,
+    leaf_hash,
+    log_id,
+    make_body,
+    read_body,
+    tag,
+)
+from aibox.errors import ConfigError
+from aibox.types import Scope
+
+HEADER = Header(1, 0, 0, 1_700_000_000_000_000, bytes([1]) * 32, bytes([2]) * 32, bytes([3]) * 32)
+
+
+def test_the_header_is_frozen() -> None:
+    """122 bytes, big-endian, each field at its place; the hashes over it are those of the page that documents them."""
+    packed = HEADER.pack()
+    assert len(packed) == HEADER_BYTES == 122
+    fields = (
+        "41494258",
+        "01",
+        "01",
+        "00000000",
+        "0000000000000000",
+        "00060a24181e4000",
+        "01" * 32,
+        "02" * 32,
+        "03" * 32,
+    )
+    assert packed.hex() == "".join(fields)
+    assert leaf_hash(packed) == hashlib.sha256(b"\x00" + packed).digest()
+    assert log_id("o") == hashlib.sha256(b"aibox/log/v1\x00o").digest()
+    assert body_commit(b"b") == hashlib.sha256(b"aibox/body/v1\x00b").digest()
+    assert tag(b"k" * 32, b"l") == hmac.digest(b"k" * 32, b"aibox/tag/v1\x00l", "sha256")
+    inner = hashlib.sha256(b"p" * 32).digest()
+    assert genesis_prev(b"l", b"p" * 32) == hashlib.sha256(b"aibox/genesis/v1\x00l" + inner).digest()
+
+
+@given(
+    st.integers(0, 255).filter(lambda flags: not flags & ~KNOWN_FLAGS), st.integers(0, 2**32 - 1),
+    st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.binary(min_size=96, max_size=96),
+)  # fmt: skip
+def test_a_header_reads_back(flags: int, epoch: int, seq: int, ts_us: int, hashes: bytes) -> None:
+    """What is packed is what is unpacked, for every value of every field."""
+    header = Header(flags, epoch, seq, ts_us, hashes[:32], hashes[32:64], hashes[64:])
+    assert Header.unpack(header.pack()) == header
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 4])
+def test_another_magic_or_version_is_refused(at: int) -> None:
+    """What is not this format is not read as if it were."""
+    packed = bytearray(HEADER.pack())
+    packed[at] ^= 1
+    with pytest.raises(ValueError, match="format"):
+        Header.unpack(bytes(packed))
+
+
+@pytest.mark.parametrize("flag", [1 << n for n in range(8) if not 1 << n & KNOWN_FLAGS])
+def test_an_unknown_flag_is_refused(flag: int) -> None:
+    """A flag of a later version is not ignored: it may say that the entry means something else."""
+    packed = bytearray(HEADER.pack())
+    packed[5] |= flag
+    with pytest.raises(ValueError, match="flags"):
+        Header.unpack(bytes(packed))
+
+
+@pytest.mark.parametrize("length", [0, 121, 123])
+def test_another_length_is_refused(length: int) -> None:
+    """A header is 122 bytes, no fewer and no more."""
+    with pytest.raises(ValueError, match="122"):
+        Header.unpack((HEADER.pack() * 2)[:length])
+
+
+def test_a_sequence_number_that_does_not_fit_is_refused() -> None:
+    """Attack: numbers below 0 and from 2^64 on are no places in a log; they do not wrap around."""
+    for seq in (-1, 2**64):
+        with pytest.raises(Exception, match=r"argument|format|range|large"):
+            Header(0, 0, seq, 0, bytes(32), bytes(32), bytes(32)).pack()
+
+
+@pytest.mark.parametrize(
+    "detail", [{"x": 1.5}, {"é": 1}, {"x": b"y"}, {"x": 2**60}, {"x": "y" * MAX_BODY_BYTES}], ids=range(5)
+)
+def test_a_detail_that_cannot_be_recorded_is_the_callers_mistake(scope: Scope, detail: dict[str, object]) -> None:
+    """Floats, odd keys, other types, large numbers and long texts are refused before anything is written."""
+    with pytest.raises(ConfigError, match=r"turn.started"):
+        make_body("turn.started", scope=scope, turn="t", detail=detail)
+
+
+def test_the_schema_of_a_body_is_closed(scope: Scope) -> None:
+    """A field more or fewer, another version or order of the same body is not a body."""
+    data = make_body("turn.started", scope=scope, turn="t", detail={"a": 1})
+    body = json.loads(data)
+    assert read_body(data)["action"] == "turn.started"
+    for changed in ({**body, "more": 1}, {k: v for k, v in body.items() if k != "tenant"}, {**body, "v": 2}):
+        with pytest.raises(ValueError, match=r"body|canonical"):
+            read_body(json.dumps(changed, sort_keys=True, separators=(",", ":")).encode())
+    with pytest.raises(ValueError, match="canonical"):
+        read_body(json.dumps(body).encode())
+
+
+def test_two_entries_of_one_fact_have_two_commitments(scope: Scope) -> None:
+    """Attack: whoever guesses what was recorded cannot confirm it by hashing: each body has a nonce of 128 bits."""
+    one, two = (make_body("turn.started", scope=scope, turn="t", detail={}) for _ in range(2))
+    assert body_commit(one) != body_commit(two)
