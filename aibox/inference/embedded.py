@@ -168,7 +168,7 @@ class Embedded:
             return stop.is_set()
 
         if stop.is_set():
-            return
+            raise _closed(self.name)
         try:
             server.handle_chat_completions(body, on_chunk)
         except (RuntimeError, ValueError, TypeError) as error:
