@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
+import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -22,6 +24,8 @@ from aibox.cli.say import say
 from aibox.errors import AIBoxError, ConfigError
 from aibox.types import Decision, Label, Scope
 
+T = TypeVar("T")
+
 HELP = """\
 /help             this text
 /label LABEL      mark what you write next: public, internal, confidential, restricted, with /PHI,... for compartments
@@ -29,6 +33,7 @@ HELP = """\
 /forget           forget all of it
 /receipt FILE     save the proof of the last turn; `aibox why FILE` explains it
 /new              begin a new session
+Ctrl-C            stop an answer
 /quit             leave (Ctrl-D does too)"""
 
 SMALL_MODEL = (
@@ -132,7 +137,7 @@ class Terminal:
             return False
         shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         self.err.print(f"[yellow]The agent of {scope.user} wants {escape(tool)}({escape(shown)}), label {label}.[/]")
-        answer = await asyncio.to_thread(self.err.input, "Allow it? [yes/no] ", markup=False)
+        answer = await typed(lambda: self.err.input("Allow it? [yes/no] ", markup=False))
         return answer.strip().lower() in ("y", "yes")
 
 
@@ -148,7 +153,7 @@ class Conversation:
         self.last: Reply | None = None
 
     async def loop(self) -> None:
-        while (line := await asyncio.to_thread(self._read)) is not None:
+        while (line := await typed(self._read)) is not None:
             if line.startswith("/"):
                 if not await self._command(*line[1:].partition(" ")[::2]):
                     return
@@ -156,11 +161,22 @@ class Conversation:
                 await self._turn(line)
 
     async def _turn(self, line: str) -> None:
-        """A turn that fails ends neither the conversation nor the program."""
+        """A turn that fails or is stopped with Ctrl-C ends neither the conversation nor the program."""
+        turn = asyncio.create_task(self.terminal.show(self.agent, line, scope=self.scope, label=self.label))
+        loop = asyncio.get_running_loop()
+        before = signal.getsignal(signal.SIGINT)
+        loop.add_signal_handler(signal.SIGINT, turn.cancel)
         try:
-            self.last = await self.terminal.show(self.agent, line, scope=self.scope, label=self.label)
+            self.last = await turn
         except AIBoxError as error:
             say(self.terminal.err, error)
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                raise  # somebody else ends the program
+            self.terminal.err.print("\nstopped; Ctrl-C once more leaves", style="dim")
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+            signal.signal(signal.SIGINT, before)
 
     def _read(self) -> str | None:
         if sys.stdin.isatty():
@@ -204,6 +220,27 @@ class Conversation:
         else:
             self.last.receipt.save(Path(path))
             self.terminal.err.print(f"saved; explain it with: aibox why {path}", markup=False)
+
+
+async def typed(read: Callable[[], T]) -> T:
+    """What a person types, read in a thread that nobody waits for: Ctrl-C leaves at once, not after another Enter."""
+    loop = asyncio.get_running_loop()
+    line: asyncio.Future[T] = loop.create_future()
+
+    def settle(set_: Callable[[Any], None], value: object) -> None:
+        if not line.done():
+            set_(value)
+
+    def work() -> None:
+        try:
+            result = read()
+        except Exception as error:  # noqa: BLE001 - carried to whoever awaits the line
+            loop.call_soon_threadsafe(settle, line.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(settle, line.set_result, result)
+
+    threading.Thread(target=work, name="aibox-typed", daemon=True).start()
+    return await line
 
 
 def _read_stdin() -> str:
