@@ -5,6 +5,7 @@ The bodies are passed through: fields that aibox does not know are kept as they 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,31 +15,69 @@ from aibox.types import Label
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one or more calls. `cached_tokens` are part of the input, `reasoning_tokens` part of the output."""
+    """Tokens of one or more calls. `cached_tokens` are part of the input, `reasoning_tokens` part of the output.
+
+    `cost_usd` is None where no price is known; the sum of a known and an unknown one is what is known.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    cost_usd: float | None = None
 
     @classmethod
     def read(cls, body: Mapping[str, Any] | None) -> Usage:
-        """From an OpenAI `usage` object; missing or null fields count as 0."""
+        """From the `usage` object of an answer, also of `/responses`; missing or null fields count as 0.
+
+        `cost` is OpenRouter's field, in USD; a Router fills it in where it knows the price.
+        """
         body = body or {}
+        incoming = body.get("prompt_tokens_details") or body.get("input_tokens_details") or {}
+        outgoing = body.get("completion_tokens_details") or body.get("output_tokens_details") or {}
+        cost = body.get("cost")
         return cls(
-            input_tokens=body.get("prompt_tokens") or 0,
-            output_tokens=body.get("completion_tokens") or 0,
-            cached_tokens=(body.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
-            reasoning_tokens=(body.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0,
+            input_tokens=_count(body.get("prompt_tokens", body.get("input_tokens"))),
+            output_tokens=_count(body.get("completion_tokens", body.get("output_tokens"))),
+            cached_tokens=_count(incoming.get("cached_tokens")),
+            reasoning_tokens=_count(outgoing.get("reasoning_tokens")),
+            cost_usd=float(cost) if isinstance(cost, int | float) and 0 <= cost < math.inf else None,
         )
 
     def __add__(self, other: Usage) -> Usage:
+        costs = [cost for cost in (self.cost_usd, other.cost_usd) if cost is not None]
         return Usage(
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
             self.cached_tokens + other.cached_tokens,
             self.reasoning_tokens + other.reasoning_tokens,
+            sum(costs) if costs else None,
         )
+
+
+def _count(value: object) -> int:
+    """A server's count; what is no count is 0, for it must never lower what was spent."""
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+Capability = Literal[
+    "chat", "completions", "responses", "tools", "vision", "audio", "embeddings", "rerank", "reasoning"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """USD for a million tokens. `cached_usd` is the price of input that the server had cached; None is the full one."""
+
+    input_usd: float = 0.0
+    output_usd: float = 0.0
+    cached_usd: float | None = None
+
+    def cost_usd(self, usage: Usage) -> float:
+        cached = min(usage.cached_tokens, usage.input_tokens)
+        cached_usd = self.input_usd if self.cached_usd is None else self.cached_usd
+        fresh_usd = (usage.input_tokens - cached) * self.input_usd
+        return (fresh_usd + cached * cached_usd + usage.output_tokens * self.output_usd) / 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +97,8 @@ class Weights:
 class ModelInfo:
     """A model that a backend offers. `tools` is False when the server does not enforce `tool_choice` by itself.
 
-    `demo` marks a model that is there to try aibox out and is too small to be relied upon.
+    `demo` marks a model that is there to try aibox out and is too small to be relied upon. `capabilities` None: nobody
+    has said what it can do, and nothing is refused.
     """
 
     id: str
@@ -68,6 +108,8 @@ class ModelInfo:
     context_tokens: int | None = None
     weights: Weights = field(default_factory=Weights)
     demo: bool = False
+    capabilities: frozenset[Capability] | None = None
+    price: Price | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +214,15 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Whether a part can work now, and in words why not."""
+    """Whether a part can work now, and in words why not. A model server also says how busy it is, where it knows.
+
+    `waiting` requests have not begun; `cache_used` is the share, 0 to 1, of the memory for running ones.
+    """
 
     ok: bool
     detail: str = ""
+    waiting: int = 0
+    cache_used: float = 0.0
 
 
 def assemble(chunks: Iterable[Chunk]) -> Completion:

@@ -110,13 +110,27 @@ class UpstreamError(AIBoxError):
 
 
 class BackendError(UpstreamError):
-    """A model server could not be reached, refused the request, or broke off. `timeout` tells a 504 from a 502."""
+    """A model server could not be reached, refused the request, or broke off. `timeout` tells a 504 from a 502.
+
+    `status` is what the server answered, None where it gave no answer; `retry_after_s` is how long it asks to wait.
+    """
 
     code = "upstream.backend"
 
-    def __init__(self, message: str, *, hint: str = "", retryable: bool = False, timeout: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        retryable: bool = False,
+        timeout: bool = False,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message, hint=hint, retryable=retryable)
         self.timeout = timeout
+        self.status = status
+        self.retry_after_s = retry_after_s
 
 
 class StoreError(UpstreamError):

@@ -6,21 +6,47 @@ What is recorded is who, where to, how secret, how much and a digest; never a te
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from aibox.chat import ChatRequest
+from aibox.chat import ChatRequest, ModelInfo, Usage
 from aibox.errors import ConfigError, EgressError
+from aibox.inference.disguise import Concealer, Disguise
+from aibox.inference.registry import Outside
+from aibox.inference.replica import Replica
 from aibox.inference.wire import encode
 from aibox.policy.policy import Policy
 from aibox.protocols import Backend, Recorder
 from aibox.types import Scope
 
 
-class Egress:
-    """Decides under one policy whether a request may go to an external backend, and records what it decided."""
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A permission for one attempt, durable on record. Only the door makes one, and nothing is sent outside without.
 
-    def __init__(self, policy: Policy | None, *, recorder: Recorder | None = None) -> None:
+    `request` is what may be sent: of these bytes the digest was recorded.
+    """
+
+    replica: Replica
+    model: ModelInfo
+    request: ChatRequest
+    disguise: Disguise | None
+    detail: Mapping[str, Any] = field(repr=False)
+
+
+class Egress:
+    """Decides under one policy whether a request may go to an external backend, and records what it decided.
+
+    `concealer` pseudonymises personal data on the way out, where the policy asks for it.
+    """
+
+    def __init__(
+        self, policy: Policy | None, *, recorder: Recorder | None = None, concealer: Concealer | None = None
+    ) -> None:
         self._policy = policy
         self._recorder = recorder
+        self._concealer = concealer
 
     def admit(self, backend: Backend) -> None:
         """Whether a backend may be wired at all: raises ConfigError for an external one behind a shut door."""
@@ -36,42 +62,80 @@ class Egress:
                 f"backend {backend.name!r} is external: that needs an audit chain, and there is none",
                 hint="Router(..., audit=AuditChain(...))",
             )
+        if self._policy.egress.pseudonymise and self._concealer is None:
+            raise ConfigError(
+                "the policy lets personal data out as pseudonyms only, and nothing here can make them",
+                hint="Router(..., concealer=...), or open the router through a box",
+            )
 
-    async def check(self, backend: Backend, model: str, *, request: ChatRequest, scope: Scope) -> None:
-        """Return when `request` may be sent to `backend`; the permission is then durable on record.
+    async def open(
+        self, route: Outside, request: ChatRequest, *, scope: Scope, policy: Policy | None = None, reason: str = ""
+    ) -> Passage:
+        """The permission to send `request` by `route`, which is then durable on record.
 
-        Raises EgressError when it may not, and whatever the recorder raises when that cannot be recorded.
+        `policy` narrows the door's own. `reason` says why this attempt is made when it is not the first. Raises
+        EgressError when it may not be sent, and whatever the recorder raises when that cannot be recorded.
         """
-        if not backend.external:
-            return
+        backend, model = route.replica.backend, route.model
         self.admit(backend)
-        policy, recorder = self._policy, self._recorder
-        assert policy is not None
+        own, recorder = self._policy, self._recorder
+        assert own is not None
         assert recorder is not None
-        target = f"{backend.name}/{model}"
+        rules = own if policy is None else own & policy
+        target = f"{backend.name}/{model.id}"
+        refusal = _refusal(rules, target, request, scope)
+        disguise = None
+        if refusal is None and rules.egress.pseudonymise:
+            assert self._concealer is not None
+            disguise = Disguise(self._concealer, scope=scope)
+            try:
+                request = await disguise.outward(request)
+            except EgressError as error:
+                refusal = error
         body = encode(request.body)
         detail = {
             "model": target,
             "host": str(getattr(backend, "host", "")) or backend.name,
             "label": str(request.label),
-            "policy": policy.digest,
+            "policy": rules.digest,
             "bytes": len(body),
             "sha256": hashlib.sha256(body).hexdigest(),
+            "pseudonymised": disguise is not None,
+            **({"attempt": reason} if reason else {}),
         }
-        refusal = _refusal(policy, target, request)
-        if refusal is None:
-            await recorder.append("egress.allowed", scope=scope, detail=detail)
-            return
-        await recorder.append("egress.denied", scope=scope, detail={**detail, "reason": refusal.message})
-        raise refusal
+        if refusal is not None:
+            await recorder.append("egress.denied", scope=scope, detail={**detail, "reason": refusal.message})
+            raise refusal
+        entry = await recorder.append("egress.allowed", scope=scope, detail=detail)
+        came_of = {"model": target, "allowed": entry.seq}
+        return Passage(route.replica, model, request, disguise, came_of)
+
+    def returned(self, passage: Passage, *, scope: Scope, sha256: str, size: int, usage: Usage, outcome: str) -> None:
+        """Note what came back through the door: it becomes durable with the next entry that somebody waits for."""
+        assert self._recorder is not None
+        detail = {
+            **passage.detail,
+            "outcome": outcome,
+            "bytes": size,
+            "sha256": sha256,
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "cost_usd": "" if usage.cost_usd is None else f"{usage.cost_usd:.9f}",
+        }
+        self._recorder.note("egress.returned", scope=scope, detail=detail)
 
 
-def _refusal(policy: Policy, target: str, request: ChatRequest) -> EgressError | None:
+def _refusal(policy: Policy, target: str, request: ChatRequest, scope: Scope) -> EgressError | None:
     rules, label = policy.egress, request.label
     if not rules.allows(target):
         return EgressError(
             f"the policy does not open the door for {target}",
             hint=f'add "{target}" to egress.models in the policy, or ask for a local model',
+        )
+    if not rules.serves(scope.tenant):
+        return EgressError(
+            f"the policy does not open the door for the tenant {scope.tenant}",
+            hint="add the tenant to egress.tenants in the policy, or ask for a local model",
         )
     if not label <= rules.ceiling:
         why = f", because of {', '.join(label.why)}" if label.why else ""

@@ -1,114 +1,243 @@
-"""Which models there are, on which backend, under which names. Local before external, in the order of wiring."""
+"""Which models there are, on which backends, under which names, for whom. Local before external, always.
+
+A name leads to backends inside or to backends outside, never to a mixture: whoever fails over from one to the next
+cannot leave the box by it.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from aibox.chat import ModelInfo
+from aibox.chat import Capability, ModelInfo
 from aibox.errors import AIBoxError, BackendError, ConfigError
-from aibox.protocols import Backend
+from aibox.inference.background import Background
+from aibox.inference.replica import Replica
 
 TTL_S = 30.0
+RETRY_S = 1.0
+"""How long a backend that could not list its models is not asked again."""
 DEFAULT = "default"
+ROLES: Mapping[str, Capability] = {
+    DEFAULT: "chat",
+    "title": "chat",
+    "classifier": "chat",
+    "memory": "chat",
+    "guardrail": "chat",
+    "embedding": "embeddings",
+    "vision": "vision",
+}
+"""Names for what a model is used for, and what it must be able to do. Without an alias the first model that can."""
 MAX_LISTED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """A model, and the backend that answers for it."""
+class Inside:
+    """A model on a backend of the operator's own."""
 
-    backend: Backend
+    replica: Replica
     model: ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """A model on an external backend: nothing may be sent there but through the door."""
+
+    replica: Replica
+    model: ModelInfo
+
+
+Routes = tuple[Inside, ...] | tuple[Outside, ...]
+"""The replicas of one model, at least one, all on one side of the door."""
 
 
 @dataclass(slots=True)
 class _Listing:
-    models: Sequence[ModelInfo]
-    fresh_until: float
+    models: dict[str, ModelInfo] = field(default_factory=dict)
+    known: bool = False
+    fresh_until: float = 0.0
+    error: AIBoxError | None = None
 
 
 class Registry:
-    """Finds the backend for a model's name; what a backend offers is asked again after TTL_S seconds."""
+    """Finds the backends for a model's name; what a backend offers is asked again after TTL_S seconds.
 
-    def __init__(self, backends: Sequence[Backend], *, aliases: Mapping[str, str] | None = None) -> None:
+    `owners` maps a backend to the tenants it is dedicated to: for them it comes first, and for others it is not there.
+    """
+
+    def __init__(
+        self,
+        replicas: Sequence[Replica],
+        *,
+        aliases: Mapping[str, str] | None = None,
+        tenant_aliases: Mapping[str, Mapping[str, str]] | None = None,
+        owners: Mapping[str, Collection[str]] | None = None,
+    ) -> None:
         # sorted() is stable: among the local ones and among the external ones the order of wiring stays.
-        self.backends = tuple(sorted(backends, key=lambda backend: backend.external))
+        self.replicas = tuple(sorted(replicas, key=lambda replica: replica.backend.external))
         self._aliases = dict(aliases or {})
-        self._listings: dict[str, _Listing] = {}
+        self._tenant_aliases = {tenant: dict(names) for tenant, names in (tenant_aliases or {}).items()}
+        self._owners = {name: frozenset(tenants) for name, tenants in (owners or {}).items()}
+        unknown = sorted(self._owners.keys() - {replica.name for replica in replicas})
+        if unknown:
+            raise ConfigError(f"there is no backend {unknown[0]!r} to be dedicated to a tenant")
+        self._listings = {replica.name: _Listing() for replica in replicas}
+        self._background = Background()
 
-    async def find(self, name: str) -> Route:
-        """The route to `"default"`, an alias, `backend/model` or a bare model id.
+    async def find(self, name: str, *, tenant: str) -> Routes:
+        """The routes to a role such as `"default"`, an alias, `backend/model` or a bare model id.
 
         Raises ConfigError for a model that nobody offers, BackendError when a backend that might could not be asked.
         """
-        name = self._aliases.get(name, name)
-        if name == DEFAULT:
-            return await self._default()
+        name = self._tenant_aliases.get(tenant, {}).get(name) or self._aliases.get(name, name)
+        tiers = self._tiers(tenant)
         backend, _, model = name.partition("/")
-        named = [b for b in self.backends if b.name == backend] if model else []
-        for candidate in named:
-            for info in await self.listing(candidate):
-                if info.id == model:
-                    return Route(candidate, info)
-        return await self._anywhere(name)
+        if model:
+            for replica in (replica for tier in tiers for replica in tier if replica.name == backend):
+                if info := (await self._listing(replica)).get(model):
+                    return _routes([(replica, info)])
+        if name == DEFAULT:
+            return await self._role(name, tiers)
+        # The name of a role is never taken for a model of an external backend that happens to be called so.
+        for tier in tiers[:2] if name in ROLES else tiers:
+            if found := await self._offering(name, tier):
+                return _routes(found)
+        if name in ROLES:
+            return await self._role(name, tiers)
+        raise self._missing(name, [replica for tier in tiers for replica in tier])
 
-    async def all(self) -> tuple[ModelInfo, ...]:
-        """The models of all backends that can say; raises the first error when none can."""
-        found, errors = await self._ask_all()
+    async def all(self, *, tenant: str | None = None) -> tuple[ModelInfo, ...]:
+        """The models that a tenant can ask for, or those of everybody; raises the first error when none answers."""
+        replicas = [replica for tier in self._tiers(tenant or "") for replica in tier]
+        await self._ask(replicas)
+        found = [info for replica in replicas for info in self._listings[replica.name].models.values()]
+        errors = [error for replica in replicas if (error := self._listings[replica.name].error)]
         if errors and not found:
             raise errors[0]
-        return tuple(route.model for route in found)
+        return tuple(found)
 
-    async def listing(self, backend: Backend) -> Sequence[ModelInfo]:
-        """What one backend offers. While one caller asks anew, the others go on with what is known."""
-        known, now = self._listings.get(backend.name), time.monotonic()
-        if known is not None and now < known.fresh_until:
-            return known.models
-        if known is not None:
-            known.fresh_until = now + TTL_S
-        try:
-            models = await backend.models()
-        except BaseException:
-            if known is not None:
-                known.fresh_until = 0.0
-            raise
-        self._listings[backend.name] = _Listing(models, now + TTL_S)
-        return models
+    async def close(self) -> None:
+        await self._background.stop()
 
-    async def _default(self) -> Route:
-        local = [backend for backend in self.backends if not backend.external]
-        if not local:
+    def _tiers(self, tenant: str) -> list[list[Replica]]:
+        """Dedicated ones inside, shared ones inside, then the same outside."""
+        tiers: list[list[Replica]] = [[], [], [], []]
+        for replica in self.replicas:
+            owners = self._owners.get(replica.name)
+            if owners is None or tenant in owners:
+                tiers[2 * replica.backend.external + (owners is None)].append(replica)
+        return tiers
+
+    async def _offering(self, model: str, tier: Sequence[Replica]) -> list[tuple[Replica, ModelInfo]]:
+        """The replicas of a tier that offer a model, of the same weights as far as that is known."""
+        found = self._having(model, tier)
+        if not found:
+            await self._ask(tier)
+            found = self._having(model, tier)
+        for replica in tier:
+            self._refresh(replica)
+        digests = [info.weights.sha256 for _, info in found if info.weights.sha256]
+        return [pair for pair in found if pair[1].weights.sha256 in ("", digests[0])] if digests else found
+
+    def _having(self, model: str, tier: Iterable[Replica]) -> list[tuple[Replica, ModelInfo]]:
+        return [(replica, info) for replica in tier if (info := self._listings[replica.name].models.get(model))]
+
+    async def _role(self, role: str, tiers: Sequence[Sequence[Replica]]) -> Routes:
+        """The first model that can do it, of the first local backend that says so."""
+        local = [tiers[0], tiers[1]]
+        if not any(local):
             raise ConfigError(
-                "there is no local model to be the default, and an external one is never chosen by itself",
+                f"there is no local model to be the {role}, and an external one is never chosen by itself",
                 hint="name the model, as backend/model",
             )
-        models = await self.listing(local[0])
-        if not models:
-            raise BackendError(f"backend {local[0].name!r} offers no model", hint="`aibox models` lists what there is")
-        return Route(local[0], models[0])
-
-    async def _anywhere(self, name: str) -> Route:
-        found, errors = await self._ask_all()
-        for route in found:
-            if route.model.id == name:
-                return route
-        if errors:
-            raise BackendError(
-                f"no model {name!r} was found, and a backend could not be asked: {errors[0].message}",
-                hint=errors[0].hint,
-                retryable=getattr(errors[0], "retryable", False),
-            )
-        listed = ", ".join(f"{route.backend.name}/{route.model.id}" for route in found[:MAX_LISTED])
-        raise ConfigError(f"there is no model {name[:100]!r}", hint=f"there are: {listed or 'none'}")
-
-    async def _ask_all(self) -> tuple[list[Route], list[AIBoxError]]:
-        found: list[Route] = []
+        wanted = ROLES[role]
         errors: list[AIBoxError] = []
-        for backend in self.backends:
-            try:
-                found += [Route(backend, info) for info in await self.listing(backend)]
-            except (BackendError, ConfigError) as error:
-                errors.append(error)
-        return found, errors
+        for tier in local:
+            for replica in tier:
+                try:
+                    models = await self._listing(replica)
+                except (BackendError, ConfigError) as error:
+                    errors.append(error)
+                    continue
+                for info in models.values():
+                    if _can(info, wanted):
+                        return _routes(await self._offering(info.id, tier))
+        if errors:
+            raise errors[0]
+        raise BackendError(f"no local backend offers a model for {role!r}", hint="`aibox models` lists what there is")
+
+    async def _listing(self, replica: Replica) -> Mapping[str, ModelInfo]:
+        """What one backend offers; what was known once stays known while the backend cannot be asked."""
+        await self._ask([replica])
+        self._refresh(replica)
+        listing = self._listings[replica.name]
+        if not listing.known:
+            assert listing.error is not None
+            raise _again(listing.error)
+        return listing.models
+
+    async def _ask(self, replicas: Iterable[Replica]) -> None:
+        """Wait for those that have never said what they offer."""
+        now = time.monotonic()
+        silent = [
+            replica
+            for replica in replicas
+            if not (listing := self._listings[replica.name]).known and now >= listing.fresh_until
+        ]
+        if len(silent) == 1:
+            await self._update(silent[0])
+        elif silent:
+            await asyncio.gather(*(self._update(replica) for replica in silent))
+
+    def _refresh(self, replica: Replica) -> None:
+        """Ask anew without waiting, when it is time."""
+        listing = self._listings[replica.name]
+        if time.monotonic() >= listing.fresh_until and not self._background.running(replica.name):
+            self._background.start(replica.name, self._update(replica))
+
+    async def _update(self, replica: Replica) -> None:
+        listing = self._listings[replica.name]
+        try:
+            models = await replica.backend.models()
+        except (BackendError, ConfigError) as error:
+            listing.error, listing.fresh_until = error, time.monotonic() + RETRY_S
+            return
+        listing.models, listing.known, listing.error = {info.id: info for info in models}, True, None
+        listing.fresh_until = time.monotonic() + TTL_S
+
+    def _missing(self, name: str, replicas: Sequence[Replica]) -> AIBoxError:
+        listings = [(replica, self._listings[replica.name]) for replica in replicas]
+        silent = [listing.error for _, listing in listings if listing.error is not None and not listing.known]
+        if silent:
+            return BackendError(
+                f"no model {name!r} was found, and a backend could not be asked: {silent[0].message}",
+                hint=silent[0].hint,
+                retryable=getattr(silent[0], "retryable", False),
+            )
+        ids = [f"{replica.name}/{model}" for replica, listing in listings for model in listing.models]
+        return ConfigError(
+            f"there is no model {name[:100]!r}", hint=f"there are: {', '.join(ids[:MAX_LISTED]) or 'none'}"
+        )
+
+
+def _routes(found: Sequence[tuple[Replica, ModelInfo]]) -> Routes:
+    """All of one tier, so all on one side."""
+    if found[0][0].backend.external:
+        return tuple(Outside(replica, info) for replica, info in found)
+    return tuple(Inside(replica, info) for replica, info in found)
+
+
+def _can(info: ModelInfo, capability: Capability) -> bool:
+    """In doubt a model chats, and does nothing else."""
+    return capability == "chat" if info.capabilities is None else capability in info.capabilities
+
+
+def _again(error: AIBoxError) -> AIBoxError:
+    """A fresh copy: an exception that is raised twice collects the tracebacks of both."""
+    if isinstance(error, BackendError):
+        return BackendError(
+            error.message, hint=error.hint, retryable=error.retryable, timeout=error.timeout, status=error.status
+        )
+    return type(error)(error.message, hint=error.hint) if type(error) is ConfigError else error

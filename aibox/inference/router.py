@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo
-from aibox.errors import ConfigError
-from aibox.inference import envelope
-from aibox.inference.chunks import chunks_of, wants_usage
+from aibox.errors import BackendError, ConfigError
+from aibox.inference.accounts import Accounts, Call
+from aibox.inference.capabilities import Api
 from aibox.inference.client import openai_client
+from aibox.inference.disguise import Concealer
+from aibox.inference.dispatch import Dispatch
 from aibox.inference.egress import Egress
-from aibox.inference.registry import DEFAULT, Registry, Route
+from aibox.inference.registry import DEFAULT, Registry
+from aibox.inference.replica import CHECK_S, Replica
 from aibox.policy.policy import Policy
 from aibox.protocols import Backend, Recorder
 from aibox.types import Label, Scope
@@ -24,14 +27,21 @@ Messages = str | Sequence[Mapping[str, Any]] | ChatRequest
 """What can be asked: one user message, Chat Completions messages, or a whole request."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ASKED: Mapping[Api, str] = {"completions": "prompt", "embeddings": "input", "responses": "input", "rerank": "query"}
 
 
 class Router:
     """Several backends as one. It is a Backend itself.
 
-    Models are asked for as `"default"` (the first model of the first local backend), an alias, `backend/model` or a
-    bare model id, of which a local one comes first. Raises ConfigError when an external backend is given without an
-    audit chain or without a policy that opens the door.
+    Models are asked for by a role (`"default"` is the first model of the first local backend), an alias,
+    `backend/model` or a bare model id; several backends of one side that offer it share the calls.
+
+    `owners` dedicates backends to tenants; `tenant_aliases` and `tenant_policies` (joined with `policy`: they only
+    narrow) are theirs alone. `fallbacks` names what may answer instead of a model that fails, in order; each passes the
+    door by itself. `accounts` counts what is used, `on_call` hears of every call that has ended, `concealer`
+    pseudonymises on the way out, `check_s` is the time between two checks of a backend that has others beside it.
+
+    Raises ConfigError when an external backend is given without an audit chain or a policy that opens the door.
     """
 
     name = "router"
@@ -42,6 +52,14 @@ class Router:
         policy: Policy | None = None,
         audit: Recorder | None = None,
         aliases: Mapping[str, str] | None = None,
+        owners: Mapping[str, Collection[str]] | None = None,
+        tenant_aliases: Mapping[str, Mapping[str, str]] | None = None,
+        tenant_policies: Mapping[str, Policy] | None = None,
+        fallbacks: Mapping[str, Sequence[str]] | None = None,
+        accounts: Accounts | None = None,
+        concealer: Concealer | None = None,
+        on_call: Callable[[Call], None] | None = None,
+        check_s: float = CHECK_S,
     ) -> None:
         if not backends:
             raise ConfigError("a router needs a backend", hint='Router(Embedded()), or Router(VLLM("http://..."))')
@@ -53,19 +71,31 @@ class Router:
                     hint="name= takes letters, digits, '-', '_' and '.'",
                 )
         self._policy = policy
+        self._policies: dict[tuple[str, str], Policy] = {}
+        self._tenant_policies = dict(tenant_policies or {})
         self._recorded = audit is not None
-        self._egress = Egress(policy, recorder=audit)
+        egress = Egress(policy, recorder=audit, concealer=concealer)
         for backend in backends:
-            self._egress.admit(backend)
-        self._registry = Registry(backends, aliases=aliases)
+            egress.admit(backend)
+        self._registry = Registry(
+            [Replica(backend, check_s=check_s) for backend in backends],
+            aliases=aliases,
+            tenant_aliases=tenant_aliases,
+            owners=owners,
+        )
+        self.accounts = accounts or Accounts()
+        self._dispatch = Dispatch(self._registry, egress, accounts=self.accounts, fallbacks=fallbacks, on_call=on_call)
 
     @property
     def external(self) -> bool:
-        return any(backend.external for backend in self._registry.backends)
+        return any(replica.backend.external for replica in self._registry.replicas)
 
-    async def models(self) -> tuple[ModelInfo, ...]:
-        """The models of all backends that answer, local ones first. Raises BackendError when none does."""
-        return await self._registry.all()
+    async def models(self, *, scope: Scope | None = None) -> tuple[ModelInfo, ...]:
+        """The models of all backends that answer, local ones first. Raises BackendError when none does.
+
+        With `scope` those dedicated to its tenant are among them.
+        """
+        return await self._registry.all(tenant=scope.tenant if scope else None)
 
     async def complete(
         self,
@@ -74,16 +104,19 @@ class Router:
         model: str = DEFAULT,
         scope: Scope,
         label: Label | str | None = None,
+        policy: Policy | None = None,
+        deadline_s: float | None = None,
         **openai_fields: Any,
     ) -> Completion:
         """One whole answer. Further keywords are fields of OpenAI's Chat Completions, such as `temperature`.
 
-        `label` marks the text; on a ChatRequest it can only raise what the request is marked with. Raises ConfigError
-        for a model that is not there, EgressError when the text may not leave, BackendError when the backend fails.
+        `label` marks the text; on a ChatRequest it can only raise what the request is marked with. `policy` narrows the
+        router's for this call. Raises ConfigError for a model that is not there or cannot do it, EgressError when the
+        text may not leave, LimitError when a budget is spent, BackendError when the backends fail or `deadline_s` ends.
         """
         asked = _request(messages_or_request, model=model, label=label, fields=openai_fields)
-        route = await self._registry.find(asked.model)
-        return await self._complete(route, self._prepared(asked, route), scope=scope)
+        rules = self._rules(scope, policy)
+        return await self._dispatch.whole("chat", asked, scope=scope, policy=rules, deadline_s=deadline_s)
 
     async def stream(
         self,
@@ -92,26 +125,71 @@ class Router:
         model: str = DEFAULT,
         scope: Scope,
         label: Label | str | None = None,
+        policy: Policy | None = None,
+        deadline_s: float | None = None,
         **openai_fields: Any,
     ) -> AsyncIterator[Chunk]:
-        """The answer in chunks as they arrive; an emulated tool call comes when it is whole. Else as `complete`."""
+        """The answer in chunks as they arrive; an emulated tool call comes when it is whole. Else as `complete`.
+
+        Until the first word another backend may take over; after it, what fails is raised in the middle.
+        """
         asked = _request(messages_or_request, model=model, label=label, fields=openai_fields)
-        route = await self._registry.find(asked.model)
-        prepared = self._prepared(asked, route)
-        if not route.model.tools and envelope.demands_tool(prepared):
-            for chunk in chunks_of(await self._complete(route, prepared, scope=scope), usage=wants_usage(asked)):
-                yield chunk
-            return
-        prepared = _plain(prepared, route).with_fields(stream=True, stream_options=asked.body.get("stream_options"))
-        await self._egress.check(route.backend, route.model.id, request=prepared, scope=scope)
-        chunks = route.backend.stream(prepared, scope=scope)
+        rules = self._rules(scope, policy)
+        chunks: Any = self._dispatch.stream("chat", asked, scope=scope, policy=rules, deadline_s=deadline_s)
         try:
             async for chunk in chunks:
                 yield chunk
         finally:
-            # A generator that nobody closes would hold its connection until it is collected.
-            if (close := getattr(chunks, "aclose", None)) is not None:
-                await close()
+            await chunks.aclose()
+
+    async def post(
+        self,
+        api: Api,
+        request: ChatRequest,
+        *,
+        scope: Scope,
+        policy: Policy | None = None,
+        deadline_s: float | None = None,
+    ) -> Completion:
+        """Another API of OpenAI's in its own JSON: completions, embeddings, responses, rerank. Raises as `complete`."""
+        if api == "chat":
+            return await self.complete(request, scope=scope, policy=policy, deadline_s=deadline_s)
+        rules = self._rules(scope, policy)
+        asked = _other(api, request)
+        return await self._dispatch.whole(api, asked, scope=scope, policy=rules, deadline_s=deadline_s)
+
+    async def events(
+        self,
+        api: Api,
+        request: ChatRequest,
+        *,
+        scope: Scope,
+        policy: Policy | None = None,
+        deadline_s: float | None = None,
+    ) -> AsyncIterator[Chunk]:
+        """As `post`, streamed: the events of completions or responses, each as a Chunk."""
+        if api not in ("completions", "responses"):
+            raise ConfigError(f"/{api} has no stream")
+        asked, rules = _other(api, request), self._rules(scope, policy)
+        chunks: Any = self._dispatch.stream(api, asked, scope=scope, policy=rules, deadline_s=deadline_s)
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await chunks.aclose()
+
+    async def embed(
+        self, texts: Sequence[str], *, model: str = "embedding", scope: Scope, label: Label | str | None = None
+    ) -> list[list[float]]:
+        """One vector a text, in order. Raises as `complete`."""
+        request = ChatRequest({"model": model, "input": list(texts)}, Label.of(label))
+        data = (await self.post("embeddings", request, scope=scope)).body.get("data")
+        vectors = {
+            e["index"]: e["embedding"] for e in data or () if isinstance(e, dict) and {"index", "embedding"} <= e.keys()
+        }
+        if sorted(vectors) != list(range(len(texts))):
+            raise BackendError(f"the model {model} did not give one vector a text")
+        return [vectors[index] for index in range(len(texts))]
 
     def openai(self, *, scope: Scope, label: Label | str | None = None) -> AsyncOpenAI:
         """An OpenAI client whose transport is this router: in this process, with no port and no key.
@@ -122,54 +200,58 @@ class Router:
 
     async def health(self) -> Health:
         """Good when every backend is; the detail says which is not, and why."""
-        states = [(backend.name, await backend.health()) for backend in self._registry.backends]
+        states = [(replica.name, await replica.backend.health()) for replica in self._registry.replicas]
         detail = "; ".join(f"{name}: {state.detail}" for name, state in states if not state.ok or len(states) == 1)
         return Health(ok=all(state.ok for _, state in states), detail=detail or f"{len(states)} backends answer")
 
     async def close(self) -> None:
         """Close every backend, also those after one that fails to close."""
-        errors = []
-        for backend in self._registry.backends:
+        errors: list[Exception] = []
+        for close in (
+            self._dispatch.close,
+            *(replica.backend.close for replica in self._registry.replicas),
+            self.accounts.close,
+        ):
             try:
-                await backend.close()
+                await close()
             except Exception as error:  # noqa: BLE001 - the others must be closed; the first error is raised below
                 errors.append(error)
         if errors:
             raise errors[0]
 
-    async def _complete(self, route: Route, request: ChatRequest, *, scope: Scope) -> Completion:
-        emulated = not route.model.tools and envelope.demands_tool(request)
-        sent = envelope.wrap(request) if emulated else _plain(request, route)
-        await self._egress.check(route.backend, route.model.id, request=sent, scope=scope)
-        completion = await route.backend.complete(sent, scope=scope)
-        return envelope.unwrap(completion, request) if emulated else completion
-
-    def _prepared(self, request: ChatRequest, route: Route) -> ChatRequest:
-        """The request as the backend gets it: its own name of the model, and no more output than the policy allows."""
-        body = {**request.body, "model": route.model.id}
-        body.pop("stream", None)
-        body.pop("stream_options", None)
-        if body.get("n") not in (None, 1):
-            # Checks look at one answer; a second would pass them by.
-            raise ConfigError("only one answer a call can be had: `n` must be 1")
-        bounds = {key: body[key] for key in ("max_tokens", "max_completion_tokens") if body.get(key) is not None}
-        if any(type(bound) is not int or bound < 1 for bound in bounds.values()):
-            raise ConfigError("`max_tokens` is a whole number above 0")
-        if self._policy is not None:
-            limit = self._policy.limits.output_tokens
-            body |= {key: min(bound, limit) for key, bound in bounds.items()} or {"max_tokens": limit}
-        return ChatRequest(body, request.label)
+    def _rules(self, scope: Scope, policy: Policy | None) -> Policy | None:
+        """What holds for a call: the router's, the tenant's and the caller's policy, joined."""
+        own = self._policy
+        tenant = self._tenant_policies.get(scope.tenant)
+        if tenant is None and policy is None:
+            return own
+        key = (scope.tenant, policy.digest if policy is not None else "")
+        if (joined := self._policies.get(key)) is None:
+            joined = own
+            for part in (tenant, policy):
+                if part is not None:
+                    joined = part if joined is None else joined & part
+            if len(self._policies) >= _POLICIES_KEPT:
+                self._policies.clear()
+            assert joined is not None
+            self._policies[key] = joined
+        return joined
 
     def __repr__(self) -> str:
-        names = ", ".join(f"{b.name} (external)" if b.external else b.name for b in self._registry.backends)
+        backends = [replica.backend for replica in self._registry.replicas]
+        names = ", ".join(f"{b.name} (external)" if b.external else b.name for b in backends)
         return f"Router({names}; {'recorded' if self._recorded else 'unrecorded'})"
 
 
-def _plain(request: ChatRequest, route: Route) -> ChatRequest:
-    """For a backend that cannot be told to leave its tools alone, they are left out."""
-    if not route.model.tools and request.body.get("tool_choice") == "none":
-        return envelope.without_tools(request)
-    return request
+_POLICIES_KEPT = 1024
+
+
+def _other(api: Api, request: ChatRequest) -> ChatRequest:
+    asked = request.body.get(_ASKED[api])
+    if asked is None or asked in ("", []):
+        raise ConfigError(f"there is nothing to answer: `{_ASKED[api]}` is empty")
+    role = "embedding" if api == "embeddings" else DEFAULT
+    return ChatRequest({"model": role, **request.body}, request.label)
 
 
 def _request(asked: Messages, *, model: str, label: Label | str | None, fields: Mapping[str, Any]) -> ChatRequest:

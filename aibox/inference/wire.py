@@ -181,7 +181,16 @@ class Wire:
         if not isinstance(body, dict):
             raise BackendError(f"{self._name} did not answer in JSON", hint=_NOT_OPENAI, retryable=True)
         if body.get("error"):
-            raise BackendError(f"{self._name} failed: {self._short(_message(body))}", retryable=True)
+            # Some servers begin with 200 and find out later; what they would have answered is then the error's code.
+            code = body["error"].get("code") if isinstance(body["error"], dict) else None
+            status = code if isinstance(code, int) and 400 <= code < 600 else None
+            raise BackendError(
+                f"{self._name} failed: {self._short(_message(body))}",
+                hint=_HINTS.get(status or 0, ""),
+                retryable=status is None or status in _RETRYABLE,
+                timeout=status in (408, 504),
+                status=status,
+            )
         return body
 
     async def _refusal(self, response: ClientResponse) -> BackendError:
@@ -201,6 +210,8 @@ class Wire:
             hint=_HINTS.get(status, ""),
             retryable=status in _RETRYABLE,
             timeout=status in (408, 504),
+            status=status,
+            retry_after_s=_retry_after(response.headers.get("Retry-After", "")),
         )
 
     def _short(self, message: str) -> str:
@@ -244,6 +255,11 @@ def _message(body: Any) -> str:
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail") or error
     return str(error)
+
+
+def _retry_after(text: str) -> float | None:
+    """RFC 9110 sec. 10.2.3, in seconds; a date counts as none, for clocks differ."""
+    return float(text) if text.isdecimal() and len(text) < 7 else None
 
 
 def _has_finished(chunk: Mapping[str, Any]) -> bool:

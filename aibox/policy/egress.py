@@ -20,17 +20,20 @@ class EgressRules(Part):
 
     models: Annotated[frozenset[str], AfterValidator(universe)] = frozenset()
     """`backend/model` as the router names them, or `"*"`. Lists of several levels intersect; empty is shut."""
+    tenants: Annotated[frozenset[str], AfterValidator(universe)] = frozenset({"*"})
+    """Tenants for whom the door is open, or `"*"`. Lists of several levels intersect."""
     ceiling: LabelField = Label(Level.PUBLIC)
     """The highest label that may leave. Of several levels the lowest holds."""
+    pseudonymise: bool = False
+    """Personal data leaves as pseudonyms, which are restored in the answer. True when any level asks for it."""
 
     def __and__(self, other: EgressRules) -> EgressRules:
-        if "*" in self.models:
-            models = other.models
-        elif "*" in other.models:
-            models = self.models
-        else:
-            models = self.models & other.models
-        return EgressRules(models=models, ceiling=self.ceiling & other.ceiling)
+        return EgressRules(
+            models=_both(self.models, other.models),
+            tenants=_both(self.tenants, other.tenants),
+            ceiling=self.ceiling & other.ceiling,
+            pseudonymise=self.pseudonymise or other.pseudonymise,
+        )
 
     @property
     def open(self) -> bool:
@@ -38,3 +41,10 @@ class EgressRules(Part):
 
     def allows(self, model: str) -> bool:
         return "*" in self.models or model in self.models
+
+    def serves(self, tenant: str) -> bool:
+        return "*" in self.tenants or tenant in self.tenants
+
+
+def _both(a: frozenset[str], b: frozenset[str]) -> frozenset[str]:
+    return b if "*" in a else a if "*" in b else a & b

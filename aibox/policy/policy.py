@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 from aibox.audit import canonical
 from aibox.errors import ConfigError
 from aibox.execution import Limits
+from aibox.policy.budgets import Budgets
 from aibox.policy.egress import EgressRules
 from aibox.policy.fields import DecisionField, Ladder, Part, join_ladders
 from aibox.policy.limits import TurnLimits
@@ -49,6 +50,7 @@ class Policy(Part):
     tools: ToolRules = ToolRules()
     egress: EgressRules = EgressRules()
     limits: TurnLimits = TurnLimits()
+    budgets: Budgets = Budgets()
     sandbox: Limits = Limits()
 
     @classmethod
@@ -93,6 +95,7 @@ class Policy(Part):
             tools=self.tools & other.tools,
             egress=self.egress & other.egress,
             limits=self.limits & other.limits,
+            budgets=self.budgets & other.budgets,
             sandbox=self.sandbox & other.sandbox,
         )
 

@@ -67,17 +67,17 @@ class Serves(ScriptedBackend):
     ("model", "backend", "asked"),
     [
         ("default", "one", "a"),
-        ("b", "one", "b"),
+        ("b", "two", "b"),
         ("two/b", "two", "b"),
         ("org/big", "two", "org/big"),
         ("two/org/big", "two", "org/big"),
-        ("shared", "one", "shared"),
+        ("one/shared", "one", "shared"),
         ("quick", "two", "b"),
     ],
 )
 async def test_a_name_finds_its_backend(model: str, backend: str, asked: str, scope: Scope) -> None:
     """`default`, bare ids, ids with a slash, backend/model and aliases; the backend gets its own name of the model."""
-    one, two = Serves("a", "b", "shared", name="one"), Serves("b", "org/big", "shared", name="two")
+    one, two = Serves("a", "shared", name="one"), Serves("b", "org/big", "shared", name="two")
     router = Router(one, two, aliases={"quick": "two/b"})
     completion = await router.complete("Hi", model=model, scope=scope)
     assert completion.backend == backend
@@ -232,11 +232,14 @@ async def test_the_entry_of_a_passage_is_the_digest_of_what_left(
     else:
         await router.complete("Hi", model="m", scope=scope, label="public", temperature=0)
     await router.close()
-    ((kind, _, detail),) = notes.entries
+    (kind, _, detail), (after, _, came) = notes.entries
     (body,) = upstream.bodies
     assert (kind, detail["host"], detail["label"]) == ("egress.allowed", "127.0.0.1", "public")
     assert (detail["sha256"], detail["bytes"]) == (hashlib.sha256(body).hexdigest(), len(body))
     assert detail["policy"] == policy.digest
+    assert (after, came["outcome"], came["output_tokens"], came["allowed"]) == ("egress.returned", "answered", 2, 0)
+    assert came["bytes"] > 0
+    assert len(came["sha256"]) == 64
 
 
 async def test_what_cannot_be_recorded_is_not_sent(scope: Scope, notes: Notes) -> None:

@@ -1,0 +1,153 @@
+"""Personal data on its way through the door: pseudonyms go out, and what comes back is restored.
+
+What cannot be read cannot be disguised: images, sound, files and token ids are refused, and so is an unknown shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from aibox.chat import ChatRequest, Chunk, Completion
+from aibox.errors import EgressError
+from aibox.types import Scope
+
+_HINT = "send text only, ask for a local model, or set egress.pseudonymise = false in the policy"
+# Of what a body holds beside text, these say how to answer, and are words of the program and not of a person.
+_PARTS = {"text", "input_text", "output_text", "refusal"}
+
+
+class Restores(Protocol):
+    """Restores a text that arrives in pieces."""
+
+    async def push(self, text: str) -> str: ...
+
+    async def finish(self) -> str: ...
+
+
+class Concealer(Protocol):
+    """Swaps personal data for pseudonyms and back, for one scope's tenant and user."""
+
+    async def conceal(self, text: str, *, scope: Scope) -> str: ...
+
+    async def restore(self, text: str, *, scope: Scope) -> str: ...
+
+    def restorer(self, *, scope: Scope) -> Restores: ...
+
+
+class Disguise:
+    """One request and its answer."""
+
+    def __init__(self, concealer: Concealer, *, scope: Scope) -> None:
+        self._concealer = concealer
+        self._scope = scope
+
+    async def outward(self, request: ChatRequest) -> ChatRequest:
+        """The request as it may leave. Raises EgressError for what cannot be read."""
+        body = dict(request.body)
+        for key in ("messages", "prompt", "input", "instructions"):
+            if key in body:
+                body[key] = await self._outward(body[key])
+        for key in ("user", "metadata", "safety_identifier", "prompt_cache_key"):
+            body.pop(key, None)  # names of people and of their conversations, which the provider does not need
+        return ChatRequest(body, request.label)
+
+    async def inward(self, completion: Completion) -> Completion:
+        """The whole answer, restored."""
+        body = await self._walk(completion.body, self._restore)
+        return Completion(body, completion.backend, completion.weights)
+
+    async def inward_stream(self, chunks: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
+        """The chunks with their text restored. Arguments of tool calls come when they are whole."""
+        text = self._concealer.restorer(scope=self._scope)
+        calls: dict[int, dict[str, Any]] = {}
+        last: Chunk | None = None
+        ended = False
+        async for chunk in chunks:
+            last = chunk
+            delta = dict(chunk.delta)
+            for part in delta.pop("tool_calls", None) or ():
+                _gather(calls, part)
+            piece = await text.push(delta["content"]) if delta.get("content") else ""
+            if chunk.finish_reason:
+                ended = True
+                piece += await text.finish()
+                delta |= await self._whole_calls(calls)
+            if "content" in delta or piece:
+                delta["content"] = piece
+            if not chunk.body.get("choices"):
+                yield chunk
+            elif chunk.finish_reason or piece or delta.keys() - {"content"}:
+                yield _with_delta(chunk, delta)
+        if last is not None and not ended and (piece := await text.finish()):
+            yield _with_delta(last, {"content": piece})
+
+    async def _whole_calls(self, calls: dict[int, dict[str, Any]]) -> dict[str, Any]:
+        for call in calls.values():
+            call["function"]["arguments"] = await self._restore(call["function"]["arguments"])
+        return {"tool_calls": [{"index": index, **calls[index]} for index in sorted(calls)]} if calls else {}
+
+    async def _conceal(self, text: str) -> str:
+        return await self._concealer.conceal(text, scope=self._scope)
+
+    async def _restore(self, text: str) -> str:
+        """Inside JSON a restored value must stay a string of it, whatever characters it holds."""
+        if text[:1] in ("{", "["):
+            try:
+                value = msgspec.json.decode(text.encode())
+            except (msgspec.DecodeError, UnicodeError):
+                pass
+            else:
+                return msgspec.json.encode(await self._walk(value, self._restore)).decode()
+        return await self._concealer.restore(text, scope=self._scope)
+
+    async def _outward(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return await self._conceal(value)
+        if isinstance(value, list):
+            return [await self._outward(item) for item in value]
+        if not isinstance(value, dict):
+            raise EgressError("the request holds token ids, in which personal data cannot be found", hint=_HINT)
+        kind = value.get("type")
+        if "role" not in value and kind not in _PARTS | {"function_call", "function_call_output"}:
+            raise EgressError(
+                f"the request holds {str(kind or 'something')[:40]}, in which personal data cannot be found", hint=_HINT
+            )
+        made = dict(value)
+        for key in ("content", "text", "refusal", "output", "arguments", "reasoning", "reasoning_content"):
+            if made.get(key) is not None:
+                made[key] = await self._outward(made[key])
+        made.pop("name", None) if "role" in value else None
+        if made.get("tool_calls"):
+            made["tool_calls"] = [await self._call(call) for call in made["tool_calls"]]
+        return made
+
+    async def _call(self, call: dict[str, Any]) -> dict[str, Any]:
+        function = call.get("function") or {}
+        return {**call, "function": {**function, "arguments": await self._conceal(function.get("arguments") or "")}}
+
+    async def _walk(self, value: Any, change: Callable[[str], Awaitable[str]]) -> Any:
+        if isinstance(value, str):
+            return await change(value)
+        if isinstance(value, list):
+            return [await self._walk(item, change) for item in value]
+        if isinstance(value, dict):
+            return {key: await self._walk(item, change) for key, item in value.items()}
+        return value
+
+
+def _gather(calls: dict[int, dict[str, Any]], part: dict[str, Any]) -> None:
+    call = calls.setdefault(
+        part.get("index", len(calls)), {"type": "function", "function": {"name": "", "arguments": ""}}
+    )
+    if part.get("id"):
+        call["id"] = part["id"]
+    for key in ("name", "arguments"):
+        call["function"][key] += (part.get("function") or {}).get(key) or ""
+
+
+def _with_delta(chunk: Chunk, delta: dict[str, Any]) -> Chunk:
+    first, *others = chunk.body["choices"]
+    return Chunk({**chunk.body, "choices": [{**first, "delta": delta}, *others]}, chunk.backend, chunk.weights)

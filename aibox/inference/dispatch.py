@@ -1,0 +1,332 @@
+"""The way of one call: route, policy, budget, door, backend, account. Until something was said it may go elsewhere.
+
+What is sent takes an `Inside` route or a `Passage` of the door, and nothing else: no failure inside leads outside by
+itself, for there is nothing of the right type to send it with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from aibox.chat import ChatRequest, Chunk, Completion
+from aibox.errors import BackendError, ConfigError, EgressError
+from aibox.inference import capabilities, envelope
+from aibox.inference.accounts import Accounts, Call
+from aibox.inference.attempts import Retries, over
+from aibox.inference.background import Background
+from aibox.inference.balance import prefix_key
+from aibox.inference.capabilities import Api
+from aibox.inference.chunks import chunks_of, wants_usage
+from aibox.inference.disguise import Disguise
+from aibox.inference.egress import Egress, Passage
+from aibox.inference.meter import Meter
+from aibox.inference.registry import Inside, Outside, Registry, Routes
+from aibox.policy.policy import Policy
+from aibox.types import Scope
+
+T = TypeVar("T")
+Target = Inside | Passage
+Head = tuple[list[Chunk], AsyncGenerator[Chunk, None]]
+"""What a stream began with, up to its first word, and the rest of it."""
+
+
+class Dispatch:
+    """Sends requests for a Router. `on_call` hears of every call that has ended."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        egress: Egress,
+        *,
+        accounts: Accounts,
+        fallbacks: Mapping[str, Sequence[str]] | None = None,
+        on_call: Callable[[Call], None] | None = None,
+    ) -> None:
+        self._registry = registry
+        self._egress = egress
+        self._accounts = accounts
+        self._fallbacks = {name: tuple(others) for name, others in (fallbacks or {}).items()}
+        self._on_call = on_call
+        self._retries = Retries()
+        self._checks = Background()
+
+    async def whole(
+        self, api: Api, request: ChatRequest, *, scope: Scope, policy: Policy | None, deadline_s: float | None = None
+    ) -> Completion:
+        """One whole answer."""
+
+        async def attempt(target: Target, sent: ChatRequest, emulates: ChatRequest | None) -> Completion:
+            return await self._whole(api, target, sent, scope, emulates)
+
+        async with _deadline(deadline_s):
+            return await self._somewhere(api, request, attempt, scope=scope, policy=policy, deadline_s=deadline_s)
+
+    async def stream(
+        self, api: Api, request: ChatRequest, *, scope: Scope, policy: Policy | None, deadline_s: float | None = None
+    ) -> AsyncIterator[Chunk]:
+        """The answer as it comes. Leaving the iteration closes it upstream."""
+        ends = None if deadline_s is None else time.monotonic() + deadline_s
+
+        async def attempt(target: Target, sent: ChatRequest, emulates: ChatRequest | None) -> Head:
+            if emulates is not None:
+                completion = await self._whole(api, target, sent, scope, emulates)
+                return list(chunks_of(completion, usage=True)), _nothing()
+            chunks = self._chunks(api, target, sent, scope)
+            try:
+                return await _head(chunks), chunks
+            except BaseException:
+                await chunks.aclose()
+                raise
+
+        usage = api != "chat" or wants_usage(request)
+        async with _deadline(deadline_s):
+            head, rest = await self._somewhere(
+                api, request, attempt, scope=scope, policy=policy, deadline_s=deadline_s, streamed=True
+            )
+        try:
+            for chunk in head:
+                if usage or not _only_usage(chunk):
+                    yield chunk
+            while True:
+                async with _deadline(None if ends is None else ends - time.monotonic()):
+                    following = await anext(rest, None)
+                if following is None:
+                    return
+                if usage or not _only_usage(following):
+                    yield following
+        finally:
+            # A generator that nobody closes would hold its connection until it is collected.
+            await rest.aclose()
+
+    async def close(self) -> None:
+        await self._checks.stop()
+        await self._registry.close()
+
+    async def _somewhere(
+        self,
+        api: Api,
+        request: ChatRequest,
+        attempt: Callable[[Target, ChatRequest, ChatRequest | None], Awaitable[T]],
+        *,
+        scope: Scope,
+        policy: Policy | None,
+        deadline_s: float | None,
+        streamed: bool = False,
+    ) -> T:
+        """Where the model is; when all of its replicas fail, where the operator said that it may go instead."""
+        if policy is not None:
+            await self._accounts.admit(scope, policy.budgets)
+        ends = None if deadline_s is None else time.monotonic() + deadline_s
+        first: BackendError | None = None
+        for name in (request.model, *self._fallbacks.get(request.model, ())):
+            reason = "" if first is None else f"instead of {request.model}"
+
+            async def one(route: Inside | Outside, number: int, reason: str = reason) -> T:
+                sent = _prepared(api, request, route, policy, streamed=streamed)
+                emulates = sent if api == "chat" and not route.model.tools and envelope.demands_tool(sent) else None
+                sent = sent if emulates is None else envelope.wrap(emulates)
+                why = reason or (f"attempt {number}" if number > 1 else "")
+                target = await self._target(route, sent, scope, policy, why)
+                return await attempt(target, target.request if isinstance(target, Passage) else sent, emulates)
+
+            try:
+                routes: Sequence[Inside | Outside] = await self._routes(name, api, request, scope)
+                key = prefix_key(request.body, tenant=scope.tenant) if len(routes) > 1 else None
+                return await over(routes, one, key=key, retries=self._retries, ends=ends)
+            except EgressError as error:
+                if first is None:
+                    raise
+                first.add_note(f"and not {name}: {error}")
+            except BackendError as error:
+                if first is not None:
+                    first.add_note(f"and not {name}: {error}")
+                elif not error.retryable:
+                    raise
+                else:
+                    first = error
+        assert first is not None
+        raise first
+
+    async def _routes(self, name: str, api: Api, request: ChatRequest, scope: Scope) -> Routes:
+        routes = await self._registry.find(name, tenant=scope.tenant)
+        capabilities.check(routes[0].model, api, request.body)
+        if len(routes) > 1:
+            for route in routes:
+                replica = route.replica
+                if not self._checks.running(replica.name) and replica.due():
+                    self._checks.start(replica.name, replica.check())
+        return routes
+
+    async def _target(
+        self, route: Inside | Outside, request: ChatRequest, scope: Scope, policy: Policy | None, reason: str
+    ) -> Target:
+        if isinstance(route, Inside):
+            return route
+        outgoing = getattr(route.replica.backend, "outgoing", None)
+        # What the backend adds to a request leaves too, and so must be in what is recorded.
+        request = outgoing(request, scope=scope) if outgoing is not None else request
+        return await self._egress.open(route, request, scope=scope, policy=policy, reason=reason)
+
+    async def _whole(
+        self, api: Api, target: Target, request: ChatRequest, scope: Scope, emulates: ChatRequest | None
+    ) -> Completion:
+        meter = Meter(target.model, request, digest=isinstance(target, Passage))
+        backend = target.replica.backend
+        outcome: Any = "failed"
+        try:
+            with target.replica.call():
+                if api == "chat":
+                    completion = await backend.complete(request, scope=scope)
+                else:
+                    completion = await _posts(backend, api).post(api, request, scope=scope)
+            completion = meter.whole(completion)
+            outcome = "answered"
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome = "left"
+            raise
+        finally:
+            self._ended(meter, target, scope, outcome)
+        if isinstance(target, Passage) and target.disguise is not None:
+            completion = await target.disguise.inward(completion)
+        return completion if emulates is None else envelope.unwrap(completion, emulates)
+
+    def _chunks(self, api: Api, target: Target, request: ChatRequest, scope: Scope) -> AsyncGenerator[Chunk, None]:
+        chunks = self._raw_chunks(api, target, request, scope)
+        if isinstance(target, Passage) and target.disguise is not None:
+            return _restored(chunks, target.disguise)
+        return chunks
+
+    async def _raw_chunks(
+        self, api: Api, target: Target, request: ChatRequest, scope: Scope
+    ) -> AsyncGenerator[Chunk, None]:
+        meter = Meter(target.model, request, digest=isinstance(target, Passage))
+        backend = target.replica.backend
+        outcome: Any = "failed"
+        try:
+            with target.replica.call():
+                if api == "chat":
+                    chunks = backend.stream(request, scope=scope)
+                else:
+                    chunks = _posts(backend, api).events(api, request, scope=scope)
+                try:
+                    async for chunk in chunks:
+                        yield meter.chunk(chunk)
+                finally:
+                    if (close := getattr(chunks, "aclose", None)) is not None:
+                        await close()
+            outcome = "answered"
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome = "left"
+            raise
+        finally:
+            self._ended(meter, target, scope, outcome)
+
+    def _ended(self, meter: Meter, target: Target, scope: Scope, outcome: Any) -> None:
+        backend = target.replica.backend
+        call = meter.call(scope, backend=backend.name, external=backend.external, outcome=outcome)
+        self._accounts.settle(call)
+        if isinstance(target, Passage):
+            self._egress.returned(
+                target, scope=scope, sha256=meter.sha256, size=meter.size, usage=call.usage, outcome=outcome
+            )
+        if self._on_call is not None:
+            self._on_call(call)
+
+
+def _prepared(
+    api: Api, request: ChatRequest, route: Inside | Outside, policy: Policy | None, *, streamed: bool
+) -> ChatRequest:
+    """The request as the backend gets it: its own name of the model, and no more output than the policy allows."""
+    body = {**request.body, "model": route.model.id}
+    for key in ("stream", "stream_options"):
+        body.pop(key, None)
+    if body.get("n") not in (None, 1) or body.get("best_of") not in (None, 1):
+        # Checks look at one answer; a second would pass them by.
+        raise ConfigError("only one answer a call can be had: `n` must be 1")
+    if api in _BOUNDS:
+        _bound(body, _BOUNDS[api], route.model.context_tokens, policy)
+    prepared = ChatRequest(body, request.label)
+    if api == "chat" and not route.model.tools and body.get("tool_choice") == "none":
+        # For a backend that cannot be told to leave its tools alone, they are left out.
+        prepared = envelope.without_tools(prepared)
+    if streamed:
+        body = {**prepared.body, "stream": True}
+        if api in ("chat", "completions"):
+            # Asked for always: every call is accounted for. Who did not ask does not see it.
+            body["stream_options"] = {**(request.body.get("stream_options") or {}), "include_usage": True}
+        prepared = ChatRequest(body, request.label)
+    return prepared
+
+
+_BOUNDS: Mapping[Api, tuple[str, ...]] = {
+    "chat": ("max_tokens", "max_completion_tokens"),
+    "completions": ("max_tokens",),
+    "responses": ("max_output_tokens",),
+}
+
+
+def _bound(body: dict[str, Any], keys: Sequence[str], context_tokens: int | None, policy: Policy | None) -> None:
+    bounds = {key: body[key] for key in keys if body.get(key) is not None}
+    if any(type(bound) is not int or bound < 1 for bound in bounds.values()):
+        raise ConfigError(f"`{keys[0]}` is a whole number above 0")
+    if policy is None:
+        return
+    limit = policy.limits.output_tokens
+    if bounds:
+        body |= {key: min(bound, limit) for key, bound in bounds.items()}
+    elif context_tokens is None or context_tokens > limit:
+        # A model whose whole context is smaller cannot write more, and would refuse to be asked for it.
+        body[keys[0]] = limit
+
+
+def _posts(backend: Any, api: Api) -> Any:
+    if not hasattr(backend, "post"):
+        raise ConfigError(f"the backend {backend.name} has no /{api}", hint="ask another backend, or use chat")
+    return backend
+
+
+async def _head(chunks: AsyncIterator[Chunk]) -> list[Chunk]:
+    head: list[Chunk] = []
+    async for chunk in chunks:
+        head.append(chunk)
+        delta = chunk.delta
+        if chunk.finish_reason or any(delta.get(key) for key in ("content", "tool_calls", "reasoning", "refusal")):
+            break
+        if "choices" not in chunk.body or "delta" not in (chunk.body["choices"] or [{}])[0]:
+            break  # not a chat: its first event is its first word
+    return head
+
+
+def _only_usage(chunk: Chunk) -> bool:
+    return not chunk.body.get("choices") and "usage" in chunk.body
+
+
+async def _restored(chunks: AsyncGenerator[Chunk, None], disguise: Disguise) -> AsyncGenerator[Chunk, None]:
+    try:
+        async for chunk in disguise.inward_stream(chunks):
+            yield chunk
+    finally:
+        await chunks.aclose()
+
+
+async def _nothing() -> AsyncGenerator[Chunk, None]:
+    return
+    yield
+
+
+@asynccontextmanager
+async def _deadline(deadline_s: float | None) -> AsyncIterator[None]:
+    if deadline_s is None:
+        yield
+        return
+    try:
+        async with asyncio.timeout(deadline_s):
+            yield
+    except TimeoutError:
+        raise BackendError(
+            "no answer before the deadline", hint="give it longer, or ask for less", timeout=True
+        ) from None
