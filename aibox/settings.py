@@ -64,14 +64,41 @@ class BackendSettings(_Section):
         return read_secret(self.api_key, self.api_key_file)
 
 
+class IssuerSettings(_Section):
+    """An OpenID provider whose access tokens are trusted."""
+
+    issuer: str
+    """Its URL, exactly as its tokens name it."""
+    audience: str
+    """What its tokens for this server are for (`aud`)."""
+    jwks_url: str | None = None
+    """Where its keys are. None: found by discovery."""
+    algorithms: tuple[str, ...] = Field(default=("RS256",), min_length=1)
+    """The signature algorithms to accept, of one kind: RS*, PS*, ES* or EdDSA."""
+    tenant_claim: str = "tenant"
+    """Which claim names the tenant; `a.b` goes into objects. A token without it is refused."""
+    tenants: frozenset[str] | None = None
+    """The tenants that this issuer may speak for. None: any."""
+    roles_claim: str = "roles"
+    """Which claim lists roles (`realm_access.roles` for Keycloak). Unknown roles give nothing."""
+    rfc9068: bool = True
+    """Accept only tokens marked as access tokens (`at+jwt`). False for issuers that mark none, such as Keycloak."""
+    leeway_s: float = Field(default=30.0, ge=0, le=300)
+    """By how many seconds clocks may differ."""
+
+
 class ServerSettings(_Section):
     """`aibox serve`."""
 
     host: str = "127.0.0.1"
-    """Loopback only: this version knows one local key and no identity provider."""
+    """Beyond loopback only with issuers or API keys to tell callers apart."""
+    issuers: tuple[IssuerSettings, ...] = ()
+    """OpenID providers whose access tokens are trusted."""
+    api_keys: str | None = None
+    """A file of API keys, made by `aibox keys create`. None: no API keys but the local one."""
     port: int = Field(default=8420, ge=0, le=65535)
     tenant: str = "default"
-    """The tenant of whoever holds the local key."""
+    """The tenant of whoever holds the local key, which exists where there are neither issuers nor API keys."""
     user: str = "admin"
 
 

@@ -19,6 +19,7 @@ from aibox.agents.agent import Agent
 from aibox.box import Box
 from aibox.cli.options import ConfigOption, ModelOption, PolicyOption, load_settings
 from aibox.errors import ConfigError, MissingExtraError
+from aibox.settings import ServerSettings
 from aibox.types import Scope
 
 
@@ -29,7 +30,9 @@ def serve(
     model: ModelOption = None,
     policy: PolicyOption = None,
     config: ConfigOption = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on; loopback only in this version.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; beyond loopback only with issuers or API keys.")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 8420 by default.")] = None,
     new_key: Annotated[bool, typer.Option("--new-key", help="Replace the local key, and print the new one.")] = False,
 ) -> None:
@@ -37,42 +40,51 @@ def serve(
     settings, name = load_settings(config=config, model=model)
     changes = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     server = settings.server.model_copy(update=changes)
-    _refuse_beyond_loopback(server.host)
+    _refuse_unguarded(server)
     console = Console(stderr=True, highlight=False)
 
     async def main() -> None:
         try:
             import uvicorn
 
+            from aibox.server.api_keys import ApiKeys
             from aibox.server.app import create_app
-            from aibox.server.auth import LocalKey
+            from aibox.server.auth import Callers, LocalKey
+            from aibox.server.tokens import Tokens
         except ImportError:
             raise MissingExtraError("aibox serve", extra="server") from None
         key = LocalKey(settings.home / "keys" / "server.sha256", scope=Scope(tenant=server.tenant, user=server.user))
+        # Where callers can be told apart there is no key that is everybody's.
+        ways: list[Any] = [ApiKeys(settings.home / server.api_keys)] if server.api_keys else []
+        ways += [Tokens(server.issuers)] if server.issuers else []
+        callers = Callers(*(ways or [key]))
         async with aibox.box.open(settings=settings, policy=policy) as box:
             agents = _agents(target, box) if target else {"default": box.agent(model=name)}
-            app = create_app(box, key=key, agents=agents)
+            app = create_app(box, callers=callers, agents=agents)
             with _listen(server.host, server.port) as listening:
                 # A key is printed once: not before it is certain that there is a server to use it with.
-                fresh = key.prepare(renew=new_key)
+                fresh = None if ways else key.prepare(renew=new_key)
                 console.print(f"aibox serves http://{server.host}:{listening.getsockname()[1]}/v1", markup=False)
                 if fresh:
                     console.print(f"key (shown this once): {fresh}", markup=False)
                 uvicorn_config = uvicorn.Config(app, log_level="warning", server_header=False, lifespan="off")
-                await uvicorn.Server(uvicorn_config).serve(sockets=[listening])
+                try:
+                    await uvicorn.Server(uvicorn_config).serve(sockets=[listening])
+                finally:
+                    await callers.close()
 
     asyncio.run(main())
 
 
-def _refuse_beyond_loopback(host: str) -> None:
+def _refuse_unguarded(server: ServerSettings) -> None:
     try:
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        local = server.host == "localhost" or ipaddress.ip_address(server.host).is_loopback
     except ValueError:
         local = False
-    if not local:
+    if not local and not server.issuers and not server.api_keys:
         raise ConfigError(
-            f"aibox serve listens on loopback only, not on {host}",
-            hint="this version has one local key and no identity provider; put a proxy that authenticates in front",
+            f"aibox serve listens on loopback only, not on {server.host}, while one local key is all that guards it",
+            hint="configure [[server.issuers]], or server.api_keys and `aibox keys create`",
         )
 
 

@@ -15,7 +15,7 @@ from aibox import __version__
 from aibox.agents.agent import Agent
 from aibox.box import Box
 from aibox.errors import AIBoxError, LimitError
-from aibox.server.auth import LocalKey
+from aibox.server.auth import Callers
 from aibox.server.inference_api import InferenceAPI, read_request
 from aibox.server.problem import openai_error, problem, status_of
 
@@ -23,16 +23,17 @@ MAX_BODY_BYTES = 8 * 2**20
 """Of one request: room for a long conversation; a message alone is bounded by the policy."""
 
 
-def create_app(box: Box, *, key: LocalKey, agents: Mapping[str, Agent] | None = None) -> Starlette:
+def create_app(box: Box, *, callers: Callers, agents: Mapping[str, Agent] | None = None) -> Starlette:
     """Serve an open box. `agents` are offered as `agent:NAME`; None offers the box's default agent."""
     api = InferenceAPI(box, agents=agents if agents is not None else {"default": box.agent()})
 
     async def models(request: Request) -> Response:
-        key.authenticate(request.headers.get("authorization", ""))
+        await callers.scope(request.headers.get("authorization", ""))
         return JSONResponse(await api.models())
 
     async def chat_completions(request: Request) -> Response:
-        scope = key.authenticate(request.headers.get("authorization", ""))
+        # From the proof alone: no header, query or body names a tenant here.
+        scope = await callers.scope(request.headers.get("authorization", ""))
         body = read_request(await _read(request))
         if not body.get("stream"):
             return JSONResponse(await api.complete(body, scope=scope))

@@ -1,4 +1,4 @@
-"""Who is asking: one local key, made at the first start, shown once, kept only as a hash."""
+"""Who is asking: the local key of a laptop, and the door where every request proves one of the known ways who it is."""
 
 from __future__ import annotations
 
@@ -9,13 +9,44 @@ import secrets
 from pathlib import Path
 
 from aibox.errors import AuthError, ConfigError, StoreError
+from aibox.server.principal import Authenticator, Principal, Role
 from aibox.types import Scope
 
 PREFIX = "aibox-local-"
 
 
+ANSWERS = (Role.USER, Role.SERVICE, Role.TENANT_ADMIN, Role.PLATFORM_ADMIN)
+"""Who may ask models and agents: everybody but an auditor, who reads evidence and nothing else."""
+
+
+class Callers:
+    """Asks each Authenticator in turn whose a bearer token is."""
+
+    def __init__(self, *authenticators: Authenticator) -> None:
+        self._authenticators = authenticators
+
+    async def principal(self, authorization: str) -> Principal:
+        """Whoever sent this `Authorization` header. Raises AuthError; AccessError for a token without a tenant."""
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() == "bearer":
+            for authenticator in self._authenticators:
+                if (found := await authenticator.authenticate(token.strip())) is not None:
+                    return found
+        raise AuthError("the API key is missing or wrong", hint="send it as: Authorization: Bearer ...")
+
+    async def scope(self, authorization: str) -> Scope:
+        """The scope of a caller who may ask models and agents; AccessError for an auditor. Else as `principal`."""
+        principal = await self.principal(authorization)
+        principal.require(*ANSWERS)
+        return principal.scope
+
+    async def close(self) -> None:
+        for authenticator in self._authenticators:
+            await authenticator.close()
+
+
 class LocalKey:
-    """The key of the one person who may use this server. Kept as SHA-256 in `path`, 0600.
+    """The key of the one person who may use this server. Kept as SHA-256 in `path`, 0600. An Authenticator.
 
     A fast hash is enough: the key is 256 random bits and not a password.
     """
@@ -44,12 +75,14 @@ class LocalKey:
             raise StoreError(f"the server's key cannot be kept in {self._path}: {error.strerror}") from None
         return key
 
-    def authenticate(self, authorization: str) -> Scope:
-        """The scope of whoever sent this `Authorization` header. Raises AuthError."""
-        scheme, _, token = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(_hash(token.strip()), self._hash):
-            raise AuthError("the API key is missing or wrong", hint="send it as: Authorization: Bearer aibox-local-...")
-        return self._scope
+    async def authenticate(self, token: str) -> Principal | None:
+        """The one person, when this is the key; None when it is not."""
+        if not hmac.compare_digest(_hash(token), self._hash):
+            return None
+        return Principal(self._scope, frozenset({Role.USER, Role.TENANT_ADMIN, Role.PLATFORM_ADMIN}), how="local key")
+
+    async def close(self) -> None:
+        """Nothing is held open."""
 
 
 def _hash(key: str) -> bytes:

@@ -1,0 +1,125 @@
+"""API keys: shown once, kept as hashes, scoped, ending; and who may ask what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aibox.errors import AccessError, AuthError, ConfigError
+from aibox.server.api_keys import DAY_S, USED_EVERY_S, ApiKeys
+from aibox.server.auth import Callers
+from aibox.server.principal import Role
+from aibox.types import Scope
+
+pytestmark = pytest.mark.anyio
+
+SCOPE = Scope(tenant="acme", user="nightly")
+NOW = 1_800_000_000
+
+
+class Clock:
+    now: float = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def keys(tmp_path: Path, clock: Clock) -> ApiKeys:
+    return ApiKeys(tmp_path / "deep" / "keys.db", clock=clock)
+
+
+async def test_a_key_is_its_tenants_and_not_kept(keys: ApiKeys, tmp_path: Path) -> None:
+    """It tells tenant, user and roles; the secret is in no file, and the file is the owner's alone."""
+    key = await keys.create(scope=SCOPE, roles=[Role.SERVICE, Role.AUDITOR], note="nightly report")
+    found = await keys.authenticate(key)
+    assert found is not None
+    assert (found.scope, found.roles) == (SCOPE, {Role.SERVICE, Role.AUDITOR})
+    secret = key.rsplit("-", 1)[1].encode()
+    for file in (tmp_path / "deep").iterdir():
+        assert secret not in file.read_bytes()
+        assert file.stat().st_mode & 0o077 == 0
+    await keys.close()
+
+
+@pytest.mark.parametrize("change", ["secret", "id", "revoked", "ended"])
+async def test_every_refusal_reads_alike(change: str, keys: ApiKeys, clock: Clock) -> None:
+    """Unknown, wrong, revoked and ended cannot be told apart by whoever guesses."""
+    key = await keys.create(scope=SCOPE, days=1)
+    prefix, id_, secret = key.split("-", 2)
+    other = {
+        "secret": f"{prefix}-{id_}-{'A' * 43}",
+        "id": f"{prefix}-{'0' * 12}-{secret}",
+    }.get(change, key)
+    if change == "revoked":
+        assert await keys.revoke(id_, tenant="acme")
+    if change == "ended":
+        clock.now += DAY_S
+    with pytest.raises(AuthError, match="unknown, was revoked or has ended"):
+        await keys.authenticate(other)
+
+
+async def test_another_tenant_can_neither_see_nor_end_a_key(keys: ApiKeys) -> None:
+    """Listing, revoking and rotating are a tenant's own."""
+    key = await keys.create(scope=SCOPE)
+    id_ = key.split("-")[1]
+    assert await keys.list("rival") == []
+    assert not await keys.revoke(id_, tenant="rival")
+    with pytest.raises(ConfigError):
+        await keys.rotate(id_, tenant="rival")
+    assert await keys.authenticate(key)
+
+
+async def test_a_rotated_key_overlaps_and_then_ends(keys: ApiKeys, clock: Clock) -> None:
+    """Both work for a day, so that a program can be changed without a gap; then only the new one does."""
+    old = await keys.create(scope=SCOPE, days=30)
+    new = await keys.rotate(old.split("-")[1], tenant="acme", overlap_days=1)
+    assert await keys.authenticate(old)
+    assert await keys.authenticate(new)
+    clock.now += DAY_S
+    with pytest.raises(AuthError):
+        await keys.authenticate(old)
+    assert await keys.authenticate(new)
+
+
+async def test_last_use_is_known_to_a_minute(keys: ApiKeys, clock: Clock) -> None:
+    """The first use is written, a second within the minute is not."""
+    key = await keys.create(scope=SCOPE)
+    assert (await keys.list("acme"))[0].last_used is None
+    await keys.authenticate(key)
+    clock.now += USED_EVERY_S - 1
+    await keys.authenticate(key)
+    assert (await keys.list("acme"))[0].last_used == NOW
+    clock.now += 1
+    await keys.authenticate(key)
+    assert (await keys.list("acme"))[0].last_used == NOW + USED_EVERY_S
+
+
+async def test_the_local_scope_gets_no_key(keys: ApiKeys) -> None:
+    """What belongs to the person at the keyboard is not served."""
+    with pytest.raises(ConfigError, match="local scope"):
+        await keys.create(scope=Scope.local())
+
+
+async def test_an_auditor_may_not_ask_a_model(keys: ApiKeys) -> None:
+    """Reading evidence is all that the role gives."""
+    callers = Callers(keys)
+    auditor = await keys.create(scope=SCOPE, roles=[Role.AUDITOR])
+    assert (await callers.principal(f"Bearer {auditor}")).roles == {Role.AUDITOR}
+    with pytest.raises(AccessError, match="role"):
+        await callers.scope(f"Bearer {auditor}")
+    service = await keys.create(scope=SCOPE)
+    assert await callers.scope(f"bearer {service}") == SCOPE
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YTpi", "aibox-0-0", "Bearer  "])
+async def test_what_is_no_bearer_token_is_refused(header: str, keys: ApiKeys) -> None:
+    """No header, another scheme, an empty token: 401."""
+    with pytest.raises(AuthError):
+        await Callers(keys).principal(header)
