@@ -5,6 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
 SERVED := .venv-vllm
+NODE := .node
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-live check format lock bench bench-turn clean
 
@@ -38,9 +39,13 @@ format: setup ## format and fix what can be fixed
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix .
 
-test-live: setup $(SERVED)/.ready ## the same agent against a real vLLM server on this machine's CPU
+test-live: setup $(SERVED)/.ready $(NODE)/.ready ## against real servers: vLLM on this machine's CPU, an OpenID provider
 	@AIBOX_TEST_VLLM_PYTHON="$(CURDIR)/$(SERVED)/bin/python" AIBOX_TEST_VLLM_MODEL="$(CURDIR)/$(SERVED)/smollm2" \
-		$(PY) -m pytest tests/live --force-enable-socket
+		AIBOX_TEST_NODE_MODULES="$(CURDIR)/$(NODE)/node_modules" $(PY) -m pytest tests/live --force-enable-socket
+
+$(NODE)/.ready: Makefile
+	@npm install --silent --no-audit --no-fund --no-package-lock --prefix $(NODE) oidc-provider@9.13.3
+	@touch $@
 
 $(SERVED)/.ready: tests/live/install_vllm.py tests/live/weights.py
 	@echo "setting up $(SERVED): vLLM for the CPU and weights for it, some minutes and 3 GB"
@@ -56,4 +61,4 @@ lock: setup ## resolve the dependencies anew
 		--no-emit-index-url --no-strip-extras --all-extras --group dev pyproject.toml -o requirements.lock
 
 clean: ## remove what was built
-	rm -rf $(VENV) $(SERVED) build dist .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SERVED) $(NODE) build dist .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache

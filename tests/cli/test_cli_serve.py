@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import openai
 import pytest
@@ -66,3 +67,32 @@ def test_a_port_that_is_taken_is_told_in_a_line() -> None:
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
     assert "key" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_api_keys_are_made_listed_and_ended(tmp_path: Path) -> None:
+    """A key is printed once, works against a server that has keys, is listed without its secret, and ends when told."""
+    (tmp_path / "aibox.toml").write_text('[server]\napi_keys = "keys.db"\nport = 0\n')
+
+    def keys(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "aibox", "keys", *arguments, "--tenant", "acme"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+
+    made = keys("create", "--user", "nightly", "--note", "reports")
+    assert made.returncode == 0, made.stderr
+    key = made.stdout.strip()
+    listed = keys("list").stdout
+    assert "reports" in listed
+    assert key.rsplit("-", 1)[1] not in listed
+    command = [sys.executable, "-m", "aibox", "serve"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as server:
+        assert server.stderr is not None
+        try:
+            url = server.stderr.readline().split()[-1]
+            assert openai.OpenAI(base_url=url, api_key=key, max_retries=0).models.list().data
+            assert keys("revoke", key.split("-")[1]).returncode == 0
+            with pytest.raises(openai.AuthenticationError):
+                openai.OpenAI(base_url=url, api_key=key, max_retries=0).models.list()
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(timeout=60)
+    assert keys("revoke", "0" * 12).returncode == 2

@@ -1,0 +1,124 @@
+"""A real OpenID provider: its discovery, its keys, its access tokens, and what happens when it rotates or is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+import aibox
+from aibox.box import Box
+from aibox.server.app import create_app
+from aibox.server.auth import Callers
+from aibox.server.tokens import Tokens
+from aibox.settings import IssuerSettings, Settings
+from aibox.testing import ScriptedBackend
+
+pytestmark = [pytest.mark.anyio, pytest.mark.live, pytest.mark.loopback]
+
+AUDIENCE = "urn:aibox"
+SCRIPT = Path(__file__).with_name("oidc_provider.mjs")
+
+
+def private_jwk(kid: str) -> dict[str, Any]:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    found: dict[str, Any] = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(key))
+    found.pop("key_ops")
+    return {**found, "kid": kid, "use": "sig", "alg": "RS256"}
+
+
+@contextmanager
+def provider(port: int, *keys: dict[str, Any]) -> Iterator[str]:
+    """The issuer's URL while it runs. It signs with the first key."""
+    modules = Path(os.environ["AIBOX_TEST_NODE_MODULES"])
+    script = modules.parent / SCRIPT.name  # beside the modules, where Node looks for them
+    script.write_text(SCRIPT.read_text())
+    command = ["node", str(script), str(port), json.dumps(keys)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().strip() == "ready"
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+async def token(issuer: str, client: str, audience: str = AUDIENCE) -> str:
+    fields = {"grant_type": "client_credentials", "resource": audience, "scope": "ask"}
+    async with httpx2.AsyncClient() as http:
+        answer = await http.post(f"{issuer}/token", data=fields, auth=(client, "a secret for tests only"))
+    return str(answer.json()["access_token"])
+
+
+class Served:
+    def __init__(self, box: Box, tokens: Tokens) -> None:
+        self.box = box
+        box.__dict__["router"] = aibox.Router(ScriptedBackend(*["Hello."] * 4), policy=box.policy, audit=box.audit)
+        app = create_app(box, callers=Callers(tokens))
+        self.client = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://aibox")
+
+    async def ask(self, bearer: str) -> httpx2.Response:
+        body = {"model": "agent:default", "messages": [{"role": "user", "content": "hi"}]}
+        return await self.client.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {bearer}"})
+
+
+@pytest.fixture
+async def served(tmp_path: Path, port: int) -> AsyncIterator[Served]:
+    tokens = Tokens([IssuerSettings(issuer=f"http://127.0.0.1:{port}", audience=AUDIENCE)])
+    async with Box(Settings(home=tmp_path / "home")) as box:
+        yield Served(box, tokens)
+    await tokens.close()
+
+
+async def test_a_program_is_known_by_its_token(served: Served, port: int) -> None:
+    """Two tenants are told apart, one without a tenant gets 403, and a token for another server 401."""
+    with provider(port, private_jwk("a")) as issuer:
+        for tenant in ("acme", "rival"):
+            answer = await served.ask(await token(issuer, f"{tenant}-program"))
+            assert answer.status_code == 200, answer.text
+            entries = [entry async for entry in served.box.audit.entries(tenant)]
+            assert entries[-1].kind == "turn.sealed"
+        assert (await served.ask(await token(issuer, "homeless-program"))).status_code == 403
+        assert (await served.ask(await token(issuer, "acme-program", "urn:billing"))).status_code == 401
+
+
+async def test_keys_are_rotated_without_a_gap(served: Served, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a new key beside the old one both tokens pass; when the old key is gone, only the new token does."""
+    monkeypatch.setattr("aibox.server.jwks.COOLDOWN_S", 0.0)
+    first, second = private_jwk("a"), private_jwk("b")
+    with provider(port, first) as issuer:
+        old = await token(issuer, "acme-program")
+        unseen = await token(issuer, "acme-program")
+        assert (await served.ask(old)).status_code == 200
+    with provider(port, second, first) as issuer:
+        assert (await served.ask(await token(issuer, "acme-program"))).status_code == 200
+        assert (await served.ask(old)).status_code == 200
+    with provider(port, private_jwk("c")) as issuer:
+        assert (await served.ask(await token(issuer, "acme-program"))).status_code == 200
+        assert (await served.ask(unseen)).status_code == 401
+
+
+async def test_a_provider_that_is_gone_closes_the_door(served: Served, port: int) -> None:
+    """Before its keys are known nothing passes, and the answer says that the world failed and not the caller."""
+    with provider(port, private_jwk("a")) as issuer:
+        good = await token(issuer, "acme-program")
+    answer = await served.ask(good)
+    assert answer.status_code == 502
+    assert "cannot be asked" in answer.text
