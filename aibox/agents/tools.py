@@ -215,7 +215,7 @@ async def _read(tool: Tool, arguments_json: str, *, turn: TurnState) -> dict[str
         raise _Refused(f"The arguments for {tool.name} were stopped by a safety check.", "blocked")
     text = verdict.text
     if turn.guardrail is not None:
-        text = await turn.guardrail.restore(text, scope=turn.scope)
+        text = await turn.guardrail.restore(text, scope=turn.scope, unknown=_forged)
     try:
         arguments = msgspec.json.decode(text or "{}")
     except msgspec.DecodeError as error:
@@ -223,6 +223,10 @@ async def _read(tool: Tool, arguments_json: str, *, turn: TurnState) -> dict[str
     if not isinstance(arguments, dict):
         raise _Refused(f"The arguments for {tool.name} must be a JSON object. Try again.", "invalid")
     return arguments
+
+
+def _forged(token: str) -> str:
+    raise _Refused(f"{token} stands for nothing here. Copy each token exactly and try again.", "invalid")
 
 
 async def _approval(tool: Tool, arguments: dict[str, Any], *, turn: TurnState) -> str:

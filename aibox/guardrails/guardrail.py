@@ -12,7 +12,7 @@ import anyio
 from aibox.errors import ConfigError, GuardrailError, IntegrityError
 from aibox.guardrails.jailbreak import Jailbreak
 from aibox.guardrails.pii import PII
-from aibox.guardrails.pseudonyms import Pseudonyms, Restorer, splice, with_look_alikes
+from aibox.guardrails.pseudonyms import Pseudonyms, Restorer, Unknown, placeholder, splice, with_look_alikes
 from aibox.guardrails.stream import CheckedStream, Decided, OutputFilter
 from aibox.policy.policy import Policy
 from aibox.protocols import Check
@@ -77,9 +77,13 @@ class Guardrail:
             )
         return verdict.text
 
-    async def restore(self, text: str, *, scope: Scope) -> str:
-        """The text with the originals of the pseudonyms that stand for the user's own values."""
-        return await self._pseudonyms.restore(text, scope=scope)
+    async def restore(self, text: str, *, scope: Scope, unknown: Unknown = placeholder) -> str:
+        """The text with the originals of the pseudonyms that stand for the user's own values.
+
+        What only looks like one, because a model made it up or somebody else gave the value, becomes what `unknown`
+        makes of it: by default words such as `[unknown name]`.
+        """
+        return await self._pseudonyms.restore(text, scope=scope, unknown=unknown)
 
     def stream(
         self,
@@ -167,7 +171,7 @@ class Guardrail:
 
     def restorer(self, *, scope: Scope) -> Restorer:
         """Restores a text that arrives in pieces."""
-        return Restorer(self._pseudonyms, scope=scope)
+        return Restorer(self._pseudonyms, scope=scope, unknown=placeholder)
 
     def __repr__(self) -> str:
         if not any(self._policy.checks.values()):

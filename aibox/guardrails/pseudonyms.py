@@ -1,4 +1,4 @@
-"""Reversible pseudonyms such as `<PERSON_3f9a2c>`: equal values get equal tokens in a tenant, other ones in another.
+"""Reversible pseudonyms such as `<PERSON_482139>`: equal values get equal tokens in a tenant, other ones in another.
 
 A token is restored only for a user whose own text, or a text shown to whom, held the value: nobody reads with somebody
 else's token. Restoring what `replace` made gives back the text as it was, character by character.
@@ -16,17 +16,19 @@ from typing import TypeVar
 import anyio.to_thread
 
 from aibox.errors import ConfigError
-from aibox.guardrails.vault import KEY_BYTES, Vault
+from aibox.guardrails.vault import KEY_BYTES, STEM_DIGITS, Vault
 from aibox.types import Finding, Scope
 
 T = TypeVar("T")
+Unknown = Callable[[str], str]
+"""What to put in place of a token, given in its brackets, that stands for nothing here."""
 
 LITERAL = "LITERAL"
 """The type of a token that stands for text which looked like a token when it came in."""
 
-# Six hexadecimal digits from an HMAC, then up to two letters for further writings of the same value. A small model
-# repeats this form faithfully more often than a shorter or a longer one (docs/guardrails.md).
-_ID = "[0-9a-f]{6}[g-z]{0,2}"
+# Six digits from an HMAC (more in a tenant that has used those up), then up to two letters for further writings of the
+# same value. Of sixteen forms that were measured a small model repeats this one most faithfully (docs/guardrails.md).
+_ID = rf"[0-9]{{{min(STEM_DIGITS)},{max(STEM_DIGITS)}}}[a-z]{{0,2}}"
 _KNOWN = "PERSON|EMAIL|PHONE|CARD|IBAN|SSN|IP|URL|BIRTHDATE|LITERAL"
 _WORD = "[A-Za-z0-9_]"
 # As written; or, for the types that aibox makes itself, with the harm that small models do: another case, square
@@ -37,10 +39,27 @@ _TOKEN = re.compile(
     rf"|(?i:(?<!{_WORD})<?((?:{_KNOWN})_{_ID})(?!{_WORD})>?)",
     re.ASCII,
 )
-TOKEN_CHARS = 2 + 16 + 1 + 6 + 2
+TOKEN_CHARS = 2 + 16 + 1 + max(STEM_DIGITS) + 2
 """The longest token, brackets included: what a stream holds back at most."""
 _TAIL = re.compile(rf"[<\[]?{_WORD}{{0,{TOKEN_CHARS - 2}}}\Z", re.ASCII)
 _NOT_LETTERS = re.compile("[^A-Z]")
+
+_WORDS = {
+    "PERSON": "name",
+    "EMAIL": "e-mail address",
+    "PHONE": "phone number",
+    "CARD": "card number",
+    "IBAN": "account number",
+    "SSN": "social security number",
+    "IP": "IP address",
+    "URL": "web address",
+    "BIRTHDATE": "date of birth",
+}
+
+
+def placeholder(token: str) -> str:
+    """What a reader is shown for a token that stands for nothing here, such as one that a model made up."""
+    return f"[unknown {_WORDS.get(token.strip('<>').partition('_')[0], 'value')}]"
 
 
 class Pseudonyms:
@@ -81,19 +100,25 @@ class Pseudonyms:
         made = await self.tokens([(type_, text[start:end]) for start, end, type_ in spans], scope=scope)
         return splice(text, [(start, end, token) for (start, end, _), token in zip(spans, made, strict=True)])
 
-    async def restore(self, text: str, *, scope: Scope) -> str:
-        """The text with the values of the tokens that the scope's user owns. Others stay as they are."""
-        return await self.restore_from(0, text, scope=scope)
+    async def restore(self, text: str, *, scope: Scope, unknown: Unknown | None = None) -> str:
+        """The text with the values of the tokens that the scope's user owns.
 
-    async def restore_from(self, start: int, text: str, *, scope: Scope) -> str:
+        Others become what `unknown` makes of them; without it they stay as they are.
+        """
+        return await self.restore_from(0, text, scope=scope, unknown=unknown)
+
+    async def restore_from(self, start: int, text: str, *, scope: Scope, unknown: Unknown | None = None) -> str:
         """`text[start:]` restored; what stands before `start` tells only whether a word goes on there."""
         matches = list(_TOKEN.finditer(text, start))
         if not matches:
             return text[start:]
         names = [_canonical(match) for match in matches]
         values = await self._run(self._vault.values, scope.tenant, scope.user, names)
-        known = [(*m.span(), values[name]) for m, name in zip(matches, names, strict=True) if name in values]
-        return splice(text, known)[start:]
+        edits = [
+            (*match.span(), values[name] if name in values else unknown(f"<{name}>") if unknown else match[0])
+            for match, name in zip(matches, names, strict=True)
+        ]
+        return splice(text, edits)[start:]
 
     async def restore_stream(self, chunks: AsyncIterator[str], *, scope: Scope) -> AsyncIterator[str]:
         """As `restore` for a text that arrives in pieces; at most `TOKEN_CHARS` characters are held back."""
@@ -125,9 +150,10 @@ class Pseudonyms:
 class Restorer:
     """Restores a text that arrives in pieces: what `push` and `finish` return, joined, is the whole text restored."""
 
-    def __init__(self, pseudonyms: Pseudonyms, *, scope: Scope) -> None:
+    def __init__(self, pseudonyms: Pseudonyms, *, scope: Scope, unknown: Unknown | None = None) -> None:
         self._pseudonyms = pseudonyms
         self._scope = scope
+        self._unknown = unknown
         self._held = ""
         self._before = ""  # the character before what is held: a token does not begin in the middle of a word
 
@@ -152,7 +178,8 @@ class Restorer:
         if not ready:
             return ""
         context, self._before = self._before, ready[-1]
-        return await self._pseudonyms.restore_from(len(context), context + ready, scope=self._scope)
+        text = context + ready
+        return await self._pseudonyms.restore_from(len(context), text, scope=self._scope, unknown=self._unknown)
 
 
 def with_look_alikes(text: str, spans: Sequence[tuple[int, int, str]]) -> list[tuple[int, int, str]]:

@@ -10,6 +10,7 @@ import hmac
 import itertools
 import os
 import sqlite3
+import string
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -26,8 +27,11 @@ from aibox.guardrails.normalise import normalise
 KEY_BYTES = 32
 _NONCE_BYTES = 12
 _BUSY_S = 10.0
-# Letters beyond hexadecimal tell the writings of one value apart: 3f9a2c, 3f9a2cg, 3f9a2ch.
-_LETTERS = "ghijklmnopqrstuvwxyz"
+STEM_DIGITS = range(6, 13)
+"""Digits in a token's stem. It grows by one whenever so many in a row are taken as only a crowded tenant has."""
+_CROWDED = 8
+# Letters tell the writings of one value apart: 482139, 482139a, 482139b.
+_LETTERS = string.ascii_lowercase
 _SUFFIXES = ("", *_LETTERS, *map("".join, itertools.product(_LETTERS, repeat=2)))
 # Written in words or signs, these are the same value.
 _WORDED = frozenset({"PERSON", "EMAIL", "URL", "LITERAL"})
@@ -135,10 +139,12 @@ class Vault:
     def _make(self, db: sqlite3.Connection, tenant: str, type_: str, value: str, exact: bytes) -> str:
         canonical = f"{type_}|{_canonical(type_, value)}"
         same = self._digest(tenant, "same", canonical)
-        # Two values may share a stem of 24 bits, and one value may be written in more ways than there are suffixes:
-        # either way the next stem in line is tried.
+        # Two values may share a stem, and one value may be written in more ways than there are suffixes: either way the
+        # next stem in line is tried. A stem is unique whatever its type, so a type and an id that a model has mixed
+        # up stand for nothing.
         for attempt in itertools.count():
-            stem = self._digest(tenant, f"stem{attempt}", canonical).hex()[:6]
+            digits = STEM_DIGITS[min(attempt // _CROWDED, len(STEM_DIGITS) - 1)]
+            stem = f"{int.from_bytes(self._digest(tenant, f'stem{attempt}', canonical)) % 10**digits:0{digits}}"
             taken = db.execute(
                 "SELECT token, same FROM pseudonyms WHERE tenant = ? AND stem = ?", (tenant, stem)
             ).fetchall()
