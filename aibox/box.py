@@ -120,7 +120,8 @@ class Box:
 
     @cached_property
     def memory(self) -> Memory:
-        memory: Memory = self._keep(Memory(self._place(self.settings.memory.url, "memory")))
+        place = self._place(self.settings.memory.url, "memory")
+        memory: Memory = self._keep(Memory(place, key=self.keys.secret("memory")))
         return memory
 
     @cached_property

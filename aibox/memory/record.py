@@ -1,4 +1,4 @@
-"""One thing that is remembered, and one that was found again."""
+"""One thing that is remembered, a passage of a document, and either of them found again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from aibox.types import Label
 
 RecordType = Literal["user", "feedback", "project", "reference"]
 RECORD_TYPES: tuple[RecordType, ...] = get_args(RecordType)
+Within = Literal["user", "agent", "session"]
+"""What a search looks through: everything of the user, what was told to this agent, or in this session of it."""
+Visibility = Literal["private", "shared", "restricted"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +27,8 @@ class Record:
     `project`: what is being worked on, decisions and dates; `reference`: where something is found.
 
     `agent` and `session` say where it was told and restrict nothing. `source` is the turn, `confidence` is 0 to 1,
-    `created_us` is Unix time in microseconds, `supersedes` the id of the older version that this one replaced.
+    `created_us` is Unix time in microseconds, `supersedes` the id of the older version that this one replaced. From
+    `valid_from_us` on and before `valid_until_us` it is found; 0 sets no bound.
     """
 
     id: str
@@ -38,6 +42,8 @@ class Record:
     source: str = ""
     confidence: float = 1.0
     created_us: int
+    valid_from_us: int = 0
+    valid_until_us: int = 0
     supersedes: str = ""
 
     @property
@@ -47,11 +53,40 @@ class Record:
         return f"memory {self.id[:13]}… of {day.isoformat()}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """A piece of a document with its place in it, so that an answer can cite it.
+
+    `page` counts from 1, 0 where the format has no pages; `heading` is the path of headings above it, joined by ` > `;
+    `start` and `end` are a half-open range of characters in the document's extracted text.
+    """
+
+    id: str
+    document: str
+    name: str
+    text: str
+    page: int = 0
+    heading: str = ""
+    start: int
+    end: int
+    label: Label = field(default_factory=Label)
+
+    @property
+    def citation(self) -> str:
+        """For people and for `Label.why`: which document, where in it, and the id that `Memory.get` takes."""
+        place = f", page {self.page}" if self.page else ""
+        place += f", {self.heading}" if self.heading else ""
+        return f"{self.name}{place} [{self.id}]"
+
+
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A record that a query found. `score` is the cosine of the two vectors, cut to 0..1; a hit carries its label."""
+    """What a query found, with the label of its text. `score` is 0 to 1.
 
-    record: Record
+    Of a memory it is the cosine of the two vectors; of a passage half the cosine and half the agreement of the words.
+    """
+
+    record: Record | Passage
     score: float
 
     @property

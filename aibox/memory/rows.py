@@ -1,152 +1,123 @@
 """The rows of the embedded memory: one SQLite file that is the truth about every record and its vector.
 
-Every statement names the tenant, and all but the two for an index and for erasing a tenant name the user. What is
-removed is overwritten in the file. One thread at a time may use a `Rows`; any number of processes may use the file.
+Every statement names the tenant, and all but the two for an index and for erasing a tenant name the user. What was said
+is sealed under its user's key; what is removed is overwritten in the file, and with a user's last row the key.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import os
-import secrets
-import sqlite3
-import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aibox.errors import StoreError
-from aibox.memory.record import Record, RecordType
+import msgspec
+
+from aibox.memory.cipher import TABLES, SubjectKey, SubjectKeys
+from aibox.memory.database import Database, Schema
+from aibox.memory.epochs import TABLE as EPOCHS
+from aibox.memory.epochs import Epochs
+from aibox.memory.record import Record, RecordType, Within, now_us
+from aibox.memory.vector_index import Change, hashed
 from aibox.types import Label, Scope
 
-_APPLICATION_ID = 0x61624D31  # "abM1"
-_VERSION = 1
-_BUSY_TIMEOUT_S = 10.0
-
-_SCHEMA = (
-    # `epoch` is random, and a new one whenever something was removed: an index made under another one is thrown away.
-    # `change` numbers the latest change: an index that has applied it is up to date.
-    """
-    CREATE TABLE tenants (tenant TEXT PRIMARY KEY NOT NULL, epoch TEXT NOT NULL, change INTEGER NOT NULL)
-    """,
-    # `n` is never used again, so that an old index cannot name another row.
-    """
-    CREATE TABLE records (
-        n INTEGER PRIMARY KEY AUTOINCREMENT,
-        id TEXT NOT NULL UNIQUE,
-        tenant TEXT NOT NULL,
-        user TEXT NOT NULL,
-        agent TEXT NOT NULL,
-        session TEXT NOT NULL,
-        type TEXT NOT NULL,
-        text TEXT NOT NULL,
-        digest BLOB NOT NULL,
-        label TEXT NOT NULL,
-        source TEXT NOT NULL,
-        confidence REAL NOT NULL,
-        created_us INTEGER NOT NULL,
-        supersedes TEXT NOT NULL,
-        superseded INTEGER NOT NULL DEFAULT 0,
-        embedder TEXT NOT NULL,
-        vector BLOB NOT NULL,
-        change INTEGER NOT NULL
-    )
-    """,
-    "CREATE UNIQUE INDEX records_once ON records (tenant, user, type, digest) WHERE superseded = 0",
-    "CREATE INDEX records_changes ON records (tenant, change)",
-    "CREATE INDEX records_user ON records (tenant, user, embedder)",
+_SCHEMA = Schema(
+    application_id=0x61624D31,  # "abM1"
+    version=2,
+    statements=(
+        *TABLES,
+        EPOCHS,
+        # `n` is never used again, so that an old index cannot name another row. `agent`, `session` and `digest` are
+        # keyed digests; the names and the text are in `sealed`.
+        """
+        CREATE TABLE records (
+            n INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE,
+            tenant TEXT NOT NULL,
+            user TEXT NOT NULL,
+            agent BLOB NOT NULL,
+            session BLOB NOT NULL,
+            type TEXT NOT NULL,
+            digest BLOB NOT NULL,
+            label TEXT NOT NULL,
+            confidence REAL NOT NULL,
+            created_us INTEGER NOT NULL,
+            valid_from_us INTEGER NOT NULL,
+            valid_until_us INTEGER NOT NULL,
+            supersedes TEXT NOT NULL,
+            superseded INTEGER NOT NULL DEFAULT 0,
+            sealed BLOB NOT NULL,
+            embedder TEXT NOT NULL,
+            vector BLOB NOT NULL,
+            change INTEGER NOT NULL
+        )
+        """,
+        "CREATE UNIQUE INDEX records_once ON records (tenant, user, type, digest) WHERE superseded = 0",
+        "CREATE INDEX records_changes ON records (tenant, change)",
+        "CREATE INDEX records_user ON records (tenant, user, embedder)",
+    ),
 )
 
-_COLUMNS = "id, type, text, tenant, user, agent, session, label, source, confidence, created_us, supersedes"
+_CLEAR = ("id", "type", "tenant", "user", "confidence", "created_us", "valid_from_us", "valid_until_us", "supersedes")
+_SEALED = ("text", "agent", "session", "source")
+_COLUMNS = ", ".join((*_CLEAR, "label", "sealed"))
 _MINE = "tenant = :tenant AND user = :user"
 _TYPES = "(:types IS NULL OR type IN (SELECT value FROM json_each(:types)))"
+_VALID = "valid_from_us <= :now AND (valid_until_us = 0 OR valid_until_us > :now)"
+_WITHIN = "(:agent IS NULL OR agent = :agent) AND (:session IS NULL OR session = :session)"
 
 _INSERT = """
-INSERT INTO records (id, type, text, tenant, user, agent, session, label, source, confidence, created_us, supersedes,
-                     digest, embedder, vector, change)
-VALUES (:id, :type, :text, :tenant, :user, :agent, :session, :label, :source, :confidence, :created_us, :supersedes,
-        :digest, :embedder, :vector, :change)
+INSERT INTO records (id, type, tenant, user, confidence, created_us, valid_from_us, valid_until_us, supersedes, label,
+                     agent, session, digest, sealed, embedder, vector, change)
+VALUES (:id, :type, :tenant, :user, :confidence, :created_us, :valid_from_us, :valid_until_us, :supersedes, :label,
+        :agent, :session, :digest, :sealed, :embedder, :vector, :change)
 """
 
 
 def _sql(template: str) -> str:
     """A statement with its constant parts put in. Values are only ever bound."""
-    return template.format(columns=_COLUMNS, mine=_MINE, types=_TYPES)
+    return template.format(columns=_COLUMNS, mine=_MINE, types=_TYPES, valid=_VALID, within=_WITHIN)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a search may find besides being of the scope's user: types, a ceiling of labels, told to whom."""
+
+    types: Sequence[RecordType] | None = None
+    ceiling: Label | None = None
+    within: Within = "user"
+
+    def admits(self, label: str) -> bool:
+        return self.ceiling is None or Label.parse(label) <= self.ceiling
 
 
 class Rows:
     """The open file `memory.db` for vectors of one embedder. Raises StoreError, also when it cannot be opened."""
 
-    def __init__(self, path: Path, *, embedder: str) -> None:
+    def __init__(self, path: Path, *, embedder: str, key: bytes) -> None:
         self.path = path
         self._embedder = embedder
-        with _store_errors(path):
-            # SQLite gives its side files the mode of this one: what is remembered is for its owner's eyes.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            self._db = sqlite3.connect(
-                path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=64
-            )
-            try:
-                self._prepare()
-            except BaseException:
-                self._db.close()
-                raise
-
-    def _prepare(self) -> None:
-        self._write_ahead()
-        for pragma in ("synchronous = FULL", "secure_delete = ON"):
-            self._db.execute(f"PRAGMA {pragma}")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > _VERSION:
-            raise StoreError(f"{self.path} was written by a newer aibox", hint="update aibox-sdk")
-        if version == _VERSION:
-            return
-        with self.transaction():
-            # Another process may have made the tables while this one waited.
-            if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                    raise StoreError(f"{self.path} is some other program's database", hint="name another folder")
-                for statement in _SCHEMA:
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                self._db.execute(f"PRAGMA user_version = {_VERSION}")
-
-    def _write_ahead(self) -> None:
-        # Two processes that open a new file at once: SQLite does not wait here for the one that was first.
-        deadline = time.monotonic() + _BUSY_TIMEOUT_S
-        while True:
-            try:
-                self._db.execute("PRAGMA journal_mode = WAL")
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
-            else:
-                return
-
-    @contextlib.contextmanager
-    def transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
-        """All or nothing; `kind` DEFERRED is for several reads that must agree."""
-        with _store_errors(self.path):
-            self._db.execute(f"BEGIN {kind}")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+        self._file = Database(path, _SCHEMA)
+        self._db = self._file.db
+        try:
+            with self._file.errors():
+                self._keys = SubjectKeys(self._db, path, master=key)
+        except BaseException:
+            self._file.close()
+            raise
+        self._epochs = Epochs(self._db)
+        self.transaction = self._file.transaction
 
     def add(self, record: Record, vector: Sequence[float]) -> Record:
-        mine = {"tenant": record.tenant, "user": record.user}
         with self.transaction():
-            kept = self._find(record.text, record.type, mine)
+            key = self._keys.get(record.tenant, record.user)
+            mine = {"tenant": record.tenant, "user": record.user}
+            kept = self._find(record.text, record.type, mine, key)
             if kept is not None:
-                return self._met_again(kept, record)
-            change = self._next_change(record.tenant)
+                return self._met_again(kept, record, key)
+            change = self._epochs.next_change(record.tenant)
             if record.supersedes:
                 updated = self._db.execute(
                     _sql(
@@ -158,52 +129,66 @@ class Rows:
                 if not updated:
                     record = replace(record, supersedes="")
             values = {
-                **mine,
-                **{name: getattr(record, name) for name in _COLUMNS.split(", ")},
+                **{name: getattr(record, name) for name in _CLEAR},
+                "agent": key.digest(f"agent|{record.agent}"),
+                "session": key.digest(f"session|{record.agent}|{record.session}"),
+                "digest": key.digest(record.text),
                 "label": str(record.label),
-                "digest": _digest(record.text),
+                "sealed": _seal(record, key),
                 "embedder": self._embedder,
-                "vector": _pack(vector),
+                "vector": pack(vector),
                 "change": change,
             }
             self._db.execute(_INSERT, values)
         return record
 
-    def _met_again(self, kept: Record, record: Record) -> Record:
+    def _met_again(self, kept: Record, record: Record, key: SubjectKey) -> Record:
         met = replace(kept, label=kept.label | record.label, confidence=max(kept.confidence, record.confidence))
         if met != kept:
             self._db.execute(
-                _sql("UPDATE records SET label = :label, confidence = :confidence WHERE {mine} AND id = :id"),
+                _sql(
+                    "UPDATE records SET label = :label, confidence = :confidence, sealed = :sealed "
+                    "WHERE {mine} AND id = :id"
+                ),
                 {"tenant": met.tenant, "user": met.user, "id": met.id}
-                | {"label": str(met.label), "confidence": met.confidence},
+                | {"label": str(met.label), "confidence": met.confidence, "sealed": _seal(met, key)},
             )
         return met
 
     def find(self, text: str, kind: RecordType, scope: Scope) -> Record | None:
-        with _store_errors(self.path):
-            return self._find(text, kind, _mine(scope))
+        with self._file.errors():
+            key = self._keys.find(scope.tenant, scope.user)
+            return self._find(text, kind, _mine(scope), key) if key else None
 
-    def _find(self, text: str, kind: RecordType, mine: Mapping[str, Any]) -> Record | None:
+    def _find(self, text: str, kind: RecordType, mine: Mapping[str, Any], key: SubjectKey) -> Record | None:
         row = self._db.execute(
             _sql("SELECT {columns} FROM records WHERE {mine} AND type = :type AND digest = :digest AND superseded = 0"),
-            {**mine, "type": kind, "digest": _digest(text)},
+            {**mine, "type": kind, "digest": key.digest(text)},
         ).fetchone()
-        return _record(row) if row else None
+        return _record(row, key) if row else None
 
     def all(self, scope: Scope, types: Sequence[RecordType] | None) -> list[Record]:
-        with _store_errors(self.path):
-            rows = self._db.execute(
-                _sql("SELECT {columns} FROM records WHERE {mine} AND {types} AND superseded = 0 ORDER BY n"),
-                _mine(scope, types),
-            )
-            return [_record(row) for row in rows]
+        return self._read(
+            "SELECT {columns} FROM records WHERE {mine} AND {types} AND superseded = 0 ORDER BY n",
+            _mine(scope) | _types(types),
+            scope,
+        )
 
     def get(self, id_: str, scope: Scope) -> Record | None:
-        with _store_errors(self.path):
-            row = self._db.execute(
-                _sql("SELECT {columns} FROM records WHERE {mine} AND id = :id"), _mine(scope) | {"id": id_}
-            ).fetchone()
-            return _record(row) if row else None
+        found = self._read("SELECT {columns} FROM records WHERE {mine} AND id = :id", _mine(scope) | {"id": id_}, scope)
+        return found[0] if found else None
+
+    def foreign(self, scope: Scope, limit: int) -> list[Record]:
+        return self._read(
+            "SELECT {columns} FROM records WHERE {mine} AND embedder <> :embedder AND superseded = 0 LIMIT :limit",
+            _mine(scope) | {"embedder": self._embedder, "limit": limit},
+            scope,
+        )
+
+    def _read(self, query: str, values: Mapping[str, Any], scope: Scope) -> list[Record]:
+        with self._file.errors():
+            key = self._keys.find(scope.tenant, scope.user)
+            return [_record(row, key) for row in self._db.execute(_sql(query), values)] if key else []
 
     def remove(self, ids: Sequence[str], scope: Scope) -> int:
         query = """
@@ -226,138 +211,122 @@ class Rows:
         with self.transaction():
             count = self._db.execute(query, values).rowcount
             if count:
-                self._db.execute("UPDATE tenants SET epoch = ? WHERE tenant = ?", (secrets.token_hex(16), tenant))
-                self._db.execute(
-                    "DELETE FROM tenants WHERE tenant = :tenant AND NOT EXISTS "
-                    "(SELECT 1 FROM records WHERE tenant = :tenant)",
-                    {"tenant": tenant},
-                )
+                left = self._db.execute("SELECT 1 FROM records WHERE tenant = ? LIMIT 1", (tenant,)).fetchone()
+                self._epochs.begin_anew(tenant, empty=left is None)
+                kept = self._db.execute(
+                    "SELECT 1 FROM records WHERE tenant = :tenant AND (:user IS NULL OR user = :user) LIMIT 1", values
+                ).fetchone()
+                if kept is None:
+                    self._keys.destroy(tenant, values["user"])
         if count:
-            with _store_errors(self.path):
-                # The log of the transaction still holds the old pages: empty it too.
-                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._file.scrub()
         return count
 
     # Vectors: for searching the rows themselves, and for an index that wants to catch up.
 
-    def vectors(self, scope: Scope, types: Sequence[RecordType] | None) -> list[tuple[int, bytes]]:
+    def vectors(self, scope: Scope, wanted: Wanted) -> list[tuple[int, bytes]]:
         """Row number and vector of everything that a search of this scope may find."""
         query = (
-            "SELECT n, vector FROM records WHERE {mine} AND embedder = :embedder AND {types} AND superseded = 0 "
-            "ORDER BY n"
+            "SELECT n, vector, label FROM records WHERE {mine} AND embedder = :embedder AND {types} AND {valid} "
+            "AND {within} AND superseded = 0 ORDER BY n"
         )
-        with _store_errors(self.path):
-            return self._db.execute(_sql(query), _mine(scope, types) | {"embedder": self._embedder}).fetchall()
+        with self._file.errors():
+            key = self._keys.find(scope.tenant, scope.user)
+            if key is None:
+                return []
+            rows = self._db.execute(_sql(query), self._values(scope, wanted, key))
+            return [(n, vector) for n, vector, label in rows if wanted.admits(label)]
 
-    def records(self, numbers: Sequence[int], scope: Scope) -> dict[int, tuple[Record, bytes]]:
-        """Records and vectors of the rows among `numbers` that the scope may see."""
+    def records(self, numbers: Sequence[int], scope: Scope, wanted: Wanted) -> dict[int, tuple[Record, bytes]]:
+        """Records and vectors of the rows among `numbers` that a search of the scope may find."""
         query = (
             "SELECT n, vector, {columns} FROM records WHERE {mine} AND superseded = 0 AND embedder = :embedder "
-            "AND n IN (SELECT value FROM json_each(:numbers))"
+            "AND {types} AND {valid} AND {within} AND n IN (SELECT value FROM json_each(:numbers))"
         )
-        values = _mine(scope) | {"embedder": self._embedder, "numbers": json.dumps(list(numbers))}
-        with _store_errors(self.path):
-            return {n: (_record(row), vector) for n, vector, *row in self._db.execute(_sql(query), values)}
+        with self._file.errors():
+            key = self._keys.find(scope.tenant, scope.user)
+            if key is None:
+                return {}
+            values = self._values(scope, wanted, key) | {"numbers": json.dumps(list(numbers))}
+            rows = self._db.execute(_sql(query), values).fetchall()
+            return {n: (_record(row, key), vector) for n, vector, *row in rows if wanted.admits(row[-2])}
+
+    def _values(self, scope: Scope, wanted: Wanted, key: SubjectKey) -> dict[str, Any]:
+        agent = key.digest(f"agent|{scope.agent}") if wanted.within == "agent" else None
+        session = key.digest(f"session|{scope.agent}|{scope.session}") if wanted.within == "session" else None
+        bound = {"embedder": self._embedder, "now": now_us(), "agent": agent, "session": session}
+        return _mine(scope) | _types(wanted.types) | bound
 
     def position(self, tenant: str) -> tuple[str, int] | None:
-        """Epoch and latest change of the tenant; None for one that has no rows."""
-        with _store_errors(self.path):
-            row = self._db.execute("SELECT epoch, change FROM tenants WHERE tenant = ?", (tenant,)).fetchone()
-            return (row[0], row[1]) if row else None
+        with self._file.errors():
+            return self._epochs.position(tenant)
 
-    def positions(self) -> dict[str, tuple[str, int]]:
-        with _store_errors(self.path):
-            return {tenant: (e, c) for tenant, e, c in self._db.execute("SELECT tenant, epoch, change FROM tenants")}
+    def epochs(self) -> dict[str, str]:
+        with self._file.errors():
+            return self._epochs.all()
 
-    def changes(self, tenant: str, since: int, size: int) -> Iterator[list[tuple[int, str, str, int, bytes]]]:
-        """Rows of the tenant changed after `since`, in batches: number, user, type, superseded, vector."""
-        with _store_errors(self.path):
+    def changes(self, tenant: str, since: int, size: int) -> Iterator[list[Change]]:
+        """Rows of the tenant changed after `since`, in batches."""
+        with self._file.errors():
             cursor = self._db.execute(
                 "SELECT n, user, type, superseded, vector FROM records "
                 "WHERE tenant = ? AND change > ? AND embedder = ? ORDER BY change",
                 (tenant, since, self._embedder),
             )
             while batch := cursor.fetchmany(size):
-                yield batch
-
-    def foreign(self, scope: Scope, limit: int) -> list[Record]:
-        query = _sql(
-            "SELECT {columns} FROM records WHERE {mine} AND embedder <> :embedder AND superseded = 0 LIMIT :limit"
-        )
-        with _store_errors(self.path):
-            rows = self._db.execute(query, _mine(scope) | {"embedder": self._embedder, "limit": limit})
-            return [_record(row) for row in rows]
+                yield [
+                    Change(n, bool(superseded), vector, {"user": hashed(user), "type": kind})
+                    for n, user, kind, superseded, vector in batch
+                ]
 
     def revector(self, vectors: Mapping[str, Sequence[float]], scope: Scope) -> None:
         with self.transaction():
-            shared = _mine(scope) | {"embedder": self._embedder, "change": self._next_change(scope.tenant)}
+            shared = _mine(scope) | {"embedder": self._embedder, "change": self._epochs.next_change(scope.tenant)}
             self._db.executemany(
                 _sql(
                     "UPDATE records SET vector = :vector, embedder = :embedder, change = :change "
                     "WHERE {mine} AND id = :id"
                 ),
-                [shared | {"id": id_, "vector": _pack(vector)} for id_, vector in vectors.items()],
+                [shared | {"id": id_, "vector": pack(vector)} for id_, vector in vectors.items()],
             )
 
     def counts(self) -> tuple[int, int]:
         """How many records that nothing superseded, of how many tenants."""
-        with _store_errors(self.path):
+        with self._file.errors():
             row = self._db.execute(
                 "SELECT count(*), count(DISTINCT tenant) FROM records WHERE superseded = 0"
             ).fetchone()
             return row[0], row[1]
 
     def close(self) -> None:
-        with _store_errors(self.path):
-            self._db.close()
-
-    def _next_change(self, tenant: str) -> int:
-        # Only inside a write transaction, of which SQLite lets one run at a time: the order of changes is that of
-        # commits, and an index that has seen number n has seen all before it.
-        self._db.execute(
-            "INSERT INTO tenants (tenant, epoch, change) VALUES (?, ?, 0) ON CONFLICT (tenant) DO NOTHING",
-            (tenant, secrets.token_hex(16)),
-        )
-        self._db.execute("UPDATE tenants SET change = change + 1 WHERE tenant = ?", (tenant,))
-        change: int = self._db.execute("SELECT change FROM tenants WHERE tenant = ?", (tenant,)).fetchone()[0]
-        return change
+        self._file.close()
 
 
-def _mine(scope: Scope, types: Sequence[RecordType] | None = None) -> dict[str, Any]:
-    return {"tenant": scope.tenant, "user": scope.user, "types": None if types is None else json.dumps(list(types))}
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
-
-
-def _pack(vector: Sequence[float]) -> bytes:
+def pack(vector: Sequence[float]) -> bytes:
     return array("f", vector).tobytes()
 
 
-def _record(row: Sequence[Any]) -> Record:
-    values = dict(zip(_COLUMNS.split(", "), row, strict=True))
-    return Record(**{**values, "label": Label.parse(values["label"])})
+def _mine(scope: Scope) -> dict[str, Any]:
+    return {"tenant": scope.tenant, "user": scope.user}
 
 
-@contextlib.contextmanager
-def _store_errors(path: Path) -> Iterator[None]:
-    """What SQLite and the file system say, as one line with the next step."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        text = str(error)
-        if "locked" in text or "busy" in text:
-            hint, retryable = "another process has been writing for long; try again", True
-        elif "full" in text:
-            hint, retryable = "the disk is full: make room; nothing that was kept is lost", False
-        elif "not a database" in text or "malformed" in text:
-            hint, retryable = "move the file away, or restore it from a backup", False
-        elif "readonly" in text or "unable to open" in text:
-            hint, retryable = "make the folder writable, or name another", False
-        else:
-            hint, retryable = "", False
-        raise StoreError(f"the memory in {path} cannot be used: {text}", hint=hint, retryable=retryable) from error
-    except OSError as error:
-        hint = "make the folder writable, or name another"
-        raise StoreError(f"the memory in {path} cannot be used: {error.strerror}", hint=hint) from error
+def _types(types: Sequence[RecordType] | None) -> dict[str, Any]:
+    return {"types": None if types is None else json.dumps(list(types))}
+
+
+def _place(clear: Mapping[str, Any], label: str) -> str:
+    """What a sealed text is bound to: it opens in no other row, under no other user and no lower label."""
+    return "|".join((clear["tenant"], clear["user"], clear["id"], clear["type"], label))
+
+
+def _seal(record: Record, key: SubjectKey) -> bytes:
+    clear = {name: getattr(record, name) for name in _CLEAR}
+    plain = msgspec.json.encode([getattr(record, name) for name in _SEALED])
+    return key.seal(plain, _place(clear, str(record.label)))
+
+
+def _record(row: Sequence[Any], key: SubjectKey) -> Record:
+    *values, label, sealed = row
+    clear = dict(zip(_CLEAR, values, strict=True))
+    plain = msgspec.json.decode(key.open(sealed, _place(clear, label)))
+    return Record(**clear, **dict(zip(_SEALED, plain, strict=True)), label=Label.parse(label))

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from aibox.chat import Health
-from aibox.memory.record import Hit, Record, RecordType
-from aibox.types import Scope
+from aibox.memory.record import Hit, Record, RecordType, Within
+from aibox.types import Label, Scope
 
 
 class MemoryStore(Protocol):
@@ -37,8 +37,14 @@ class MemoryStore(Protocol):
         limit: int,
         types: Sequence[RecordType] | None = None,
         minimum: float = 0.0,
+        ceiling: Label | None = None,
+        within: Within = "user",
     ) -> list[Hit]:
-        """The `limit` records nearest to the vector by cosine, best first, none below `minimum`."""
+        """The `limit` records nearest to the vector by cosine, best first, none below `minimum`.
+
+        With a `ceiling` only those whose label it may hold; `within` only what was told to the scope's agent, or in its
+        session. What is not valid now is not found.
+        """
         ...
 
     async def all(self, *, scope: Scope, types: Sequence[RecordType] | None = None) -> list[Record]:

@@ -1,4 +1,4 @@
-"""A tenant's index of vectors (qdrant-edge): disposable, made from the rows, and made again whenever it is in doubt."""
+"""A tenant's index of vectors and words (qdrant-edge): disposable, made from rows, and made again when in doubt."""
 
 from __future__ import annotations
 
@@ -7,19 +7,35 @@ import hashlib
 import json
 import shutil
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple, Protocol
 
 from aibox.errors import StoreError
-from aibox.memory.record import RecordType
-from aibox.memory.rows import Rows
-from aibox.types import Scope
+from aibox.memory.terms import Terms, unpack_terms
 
-_FORMAT = 1
+_FORMAT = 2
 _BATCH = 1000
 # The index is memory-mapped: a page that the disk has no room for ends the process instead of raising an error.
 _SPARE_BYTES = 128 * 1024 * 1024
+
+
+class Change(NamedTuple):
+    """What became of row `n`: it is gone, or has this vector, these words (see `terms`), and what is filtered by."""
+
+    n: int
+    gone: bool
+    vector: bytes
+    payload: Mapping[str, str | list[str]]
+    terms: bytes = b""
+
+
+class Feed(Protocol):
+    """The rows that an index is made from."""
+
+    def position(self, tenant: str) -> tuple[str, int] | None: ...
+
+    def changes(self, tenant: str, since: int, size: int) -> Iterator[list[Change]]: ...
 
 
 class NoIndexError(Exception):
@@ -30,15 +46,20 @@ class VectorIndex:
     """One tenant's qdrant-edge shard in `<folder>/`, with its lock beside it and in it how far it has come.
 
     The state is written after a flush and deleted before the next change: a shard without it was cut off and is made
-    again. The payload is a hash of the user and the type of the row; no text is ever in it.
+    again. The payload, by the keys of `filters`, is hashes of users and names of types; words are keyed hashes; no text
+    is ever in it.
     """
 
-    def __init__(self, folder: Path, *, embedder: str, dimensions: int) -> None:
+    def __init__(
+        self, folder: Path, *, embedder: str, dimensions: int, filters: Sequence[str], words: bool = False
+    ) -> None:
         self.epoch = ""
         self._folder = folder
         self._shard_folder = folder / "shard"
         self._state_file = folder / "state.json"
-        self._made_for = {"format": _FORMAT, "embedder": embedder, "dimensions": dimensions}
+        self._made_for = {"format": _FORMAT, "embedder": embedder, "dimensions": dimensions, "words": words}
+        self._filters = filters
+        self._words = words
         self._dimensions = dimensions
         self._lock: IO[bytes] | None = None
         self._shard: Any = None
@@ -74,7 +95,7 @@ class VectorIndex:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def catch_up(self, tenant: str, rows: Rows) -> None:
+    def catch_up(self, tenant: str, rows: Feed) -> None:
         """Apply what has changed in the rows; from the start where the shard cannot be used."""
         epoch, change = rows.position(tenant) or ("", 0)
         self._must_have_room()
@@ -91,26 +112,41 @@ class VectorIndex:
             self.delete()
             raise NoIndexError(f"the index could not be made: {_first_line(error)}") from error
 
-    def search(
-        self, vector: Sequence[float], scope: Scope, limit: int, types: Sequence[RecordType] | None
-    ) -> list[int]:
-        """Numbers of the nearest rows, best first. Raises NoIndexError."""
+    def search(self, vector: Sequence[float], limit: int, **any_of: Sequence[str]) -> list[int]:
+        """Numbers of the nearest rows, best first, whose payload has one of the values given. Raises NoIndexError."""
         edge = _edge()
-        must: list[Any] = [edge.FieldCondition("user", match=edge.MatchValue(hashed(scope.user)))]
-        if types is not None:
-            must.append(edge.FieldCondition("type", match=edge.MatchAny([*map(str, types)])))
+        return [int(point.id) for point in self._ask(edge.Query.Nearest(list(vector)), limit, any_of)]
+
+    def search_words(self, terms: Terms, limit: int, **any_of: Sequence[str]) -> list[tuple[int, float]]:
+        """Numbers of the rows that share most with the words, and their BM25 scores. Raises NoIndexError.
+
+        How rare a word is is counted over the rows that the filter lets through, so that it tells nothing of others.
+        """
+        edge = _edge()
+        if not terms:
+            return []
+        query = edge.Query.Nearest(edge.SparseVector(list(terms), [1.0] * len(terms)), using="words")
+        points = self._ask(query, limit, any_of, idf=True)
+        return [(int(point.id), float(point.score)) for point in points]
+
+    def _ask(self, query: Any, limit: int, any_of: Mapping[str, Sequence[str]], *, idf: bool = False) -> list[Any]:
+        edge = _edge()
+        must = [edge.FieldCondition(key, match=edge.MatchAny([*values])) for key, values in any_of.items()]
+        chosen = edge.Filter(must=must)
         request = edge.QueryRequest(
             limit=limit,
-            query=edge.Query.Nearest(list(vector)),
-            filter=edge.Filter(must=must),
+            query=query,
+            filter=chosen,
             with_payload=False,
             with_vector=False,
+            params=edge.SearchParams(idf=edge.IdfParams(corpus=chosen)) if idf else None,
         )
         try:
-            return [int(point.id) for point in self._shard.query(request)]
+            points: list[Any] = self._shard.query(request)
         except BaseException as error:  # as above; the next search makes the index again
             self.delete()
             raise NoIndexError(f"the index could not be searched: {_first_line(error)}") from error
+        return points
 
     def _must_have_room(self) -> None:
         if shutil.disk_usage(self._folder.parent).free < _SPARE_BYTES:
@@ -135,31 +171,36 @@ class VectorIndex:
         # No log of its own and no compaction: what it holds can be had again from the rows.
         config = edge.EdgeConfig(
             vectors={"": edge.EdgeVectorParams(size=self._dimensions, distance=edge.Distance.Cosine)},
+            sparse_vectors={"words": edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)} if self._words else None,
             max_search_threads=1,
             wal_enabled=False,
         )
         self._shard = edge.EdgeShard.create(str(self._shard_folder), config)
-        for name in ("user", "type"):
+        for name in self._filters:
             self._shard.update(edge.UpdateOperation.create_field_index(name, edge.PayloadSchemaType.Keyword))
         self.epoch = epoch
 
-    def _apply(self, tenant: str, rows: Rows, change: int) -> None:
+    def _apply(self, tenant: str, rows: Feed, change: int) -> None:
         edge = _edge()
         self._state_file.unlink(missing_ok=True)
         self._saved = False
         for batch in rows.changes(tenant, self._change, _BATCH):
             self._must_have_room()
-            points = [
-                edge.Point(n, array("f", vector).tolist(), {"user": hashed(user), "type": kind})
-                for n, user, kind, superseded, vector in batch
-                if not superseded
-            ]
-            hidden = [n for n, _, _, superseded, _ in batch if superseded]
+            points = [self._point(change) for change in batch if not change.gone]
+            hidden = [change.n for change in batch if change.gone]
             if points:
                 self._shard.update(edge.UpdateOperation.upsert_points(points))
             if hidden:
                 self._shard.update(edge.UpdateOperation.delete_points(hidden))
         self._change = change
+
+    def _point(self, change: Change) -> Any:
+        edge = _edge()
+        vectors: dict[str, Any] = {"": array("f", change.vector).tolist()}
+        if change.terms:
+            terms = unpack_terms(change.terms)
+            vectors["words"] = edge.SparseVector(list(terms), list(terms.values()))
+        return edge.Point(change.n, vectors, dict(change.payload))
 
     def delete(self) -> None:
         """Close the shard and remove its files; the lock stays. Raises NoIndexError when they cannot be removed."""
@@ -175,6 +216,10 @@ class VectorIndex:
                 self._folder.unlink(missing_ok=True)
         except OSError as error:
             raise NoIndexError(f"the index {self._folder} cannot be deleted: {error.strerror}") from error
+
+    def flush(self) -> None:
+        if self._shard is not None:
+            self._shard.flush()
 
     def close(self) -> None:
         """Flush what changed, note how far it came, give the lock back."""

@@ -99,6 +99,8 @@ class MemoryStoreContract:
             label=Label.parse("restricted/PHI,MNPI"),
             source="turn-1",
             confidence=0.25,
+            valid_from_us=1,
+            valid_until_us=now_us() + 10**12,
         )
         assert await store.add(record, vector(1)) == record
         assert await store.get(record.id, scope=EVA) == record
@@ -106,6 +108,45 @@ class MemoryStoreContract:
         assert await store.find(record.text, type="user", scope=EVA) is None
         assert await store.all(scope=EVA) == [record]
         assert [hit.record for hit in await store.search(vector(1), scope=EVA, limit=1)] == [record]
+
+    @pytest.mark.anyio
+    async def test_a_ceiling_holds(self, store: MemoryStore) -> None:
+        """Under a ceiling nothing is found that it may not hold, by level or by compartment."""
+        for label in ("public", "confidential", "internal/PHI"):
+            await store.add(make(label, label=Label.parse(label)), vector(1))
+        for ceiling, seen in (
+            ("public", {"public"}),
+            ("internal", {"public"}),
+            ("internal/PHI", {"public", "internal/PHI"}),
+            ("restricted", {"public", "confidential"}),
+        ):
+            hits = await store.search(vector(1), scope=EVA, limit=9, ceiling=Label.parse(ceiling))
+            assert {hit.record.text for hit in hits} == seen
+
+    @pytest.mark.anyio
+    async def test_within_an_agent_or_a_session(self, store: MemoryStore) -> None:
+        """A search finds the user's whole memory, or only what was told to this agent, or in this session of it."""
+        await store.add(make("here"), vector(1))
+        await store.add(make("agent", EVA.narrow(session="s2")), vector(1))
+        await store.add(make("user", EVA.narrow(agent="other")), vector(1))
+        for within, seen in (("user", 3), ("agent", 2), ("session", 1)):
+            hits = await store.search(vector(1), scope=EVA, limit=9, within=within)  # type: ignore[arg-type]
+            assert len(hits) == seen
+
+    @pytest.mark.anyio
+    async def test_only_what_is_valid_is_found(self, store: MemoryStore) -> None:
+        """What is not valid yet or any more is not found by a search; it is listed and can be got."""
+        now = now_us()
+        for text, since, until in (
+            ("now", 0, 0),
+            ("also now", now - 9, now + 10**12),
+            ("not yet", now + 10**12, 0),
+            ("no more", 0, now - 9),
+        ):
+            await store.add(make(text, valid_from_us=since, valid_until_us=until), vector(1))
+        hits = await store.search(vector(1), scope=EVA, limit=9)
+        assert {hit.record.text for hit in hits} == {"now", "also now"}
+        assert len(await store.all(scope=EVA)) == 4
 
     @pytest.mark.anyio
     async def test_a_duplicate_is_met_again(self, store: MemoryStore) -> None:

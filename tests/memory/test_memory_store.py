@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from aibox.errors import ConfigError, StoreError
+from aibox.errors import ConfigError, IntegrityError, StoreError
 from aibox.memory.embedded_store import EmbeddedStore
+from aibox.memory.rows import Wanted
 from aibox.testing.memory_contract import DIMENSIONS, EVA, RIVAL, TOM, MemoryStoreContract, make, vector
+from aibox.types import Label, Scope
 
 
 def open_store(folder: Path | None, embedder: str = "test", **options: int) -> EmbeddedStore:
@@ -202,28 +204,124 @@ async def test_what_was_removed_leaves_the_disk(tmp_path: Path, by: str) -> None
     if by != "tenant":
         await store.add(make("stays", TOM), vector(1))
     await store.search(vector(1), scope=EVA, limit=9)
-    await store._do(lambda: [index._shard.flush() for index in store._indexes.values()])
-    stored = await store._do(lambda: store._open().vectors(EVA, None)[0][1])
+    await store._worker.do(store._open()[1].flush)
+    stored = await store._worker.do(lambda: store._rows().vectors(EVA, Wanted())[0][1])
+    [sealed] = await store._worker.do(
+        lambda: [row[0] for row in store._rows()._db.execute("SELECT sealed FROM records WHERE user = 'eva'")]
+    )
     before = bytes_in(tmp_path)
-    assert b"CANARY" in before
+    assert b"CANARY" not in before
     assert stored in before
+    assert sealed[:64] in before
     if by == "ids":
         assert await store.remove([record.id], scope=EVA) == 1
     else:
         assert await store.remove_all(tenant="acme", user="eva" if by == "user" else None) == 1
     await store.search(vector(1), scope=TOM, limit=9)
     after = bytes_in(tmp_path)
-    assert b"CANARY" not in after
+    assert sealed[:16] not in after
     assert stored[:8] not in after
     await store.close()
+    assert sealed[:16] not in bytes_in(tmp_path)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("user", ["eva", None])
+async def test_with_the_last_row_the_key_is_lost(tmp_path: Path, user: str | None) -> None:
+    """After a user or a tenant is erased the wrapped key is in no file, so that not even a copy of the rows opens."""
+    store = open_store(tmp_path)
+    await store.add(make("fact"), vector(1))
+    await store.add(make("fact", RIVAL), vector(1))
+    wrapped = await store._worker.do(
+        lambda: dict(store._rows()._db.execute("SELECT tenant, wrapped FROM subjects").fetchall())
+    )
+    assert wrapped["acme"][:32] in bytes_in(tmp_path)
+    await store.remove_all(tenant="acme", user=user)
+    assert wrapped["acme"][:16] not in bytes_in(tmp_path)
+    assert wrapped["rival"][:16] in bytes_in(tmp_path)
+    await store.add(make("anew"), vector(1))
+    assert await texts(store) == ["anew"]
+    await store.close()
+
+
+@pytest.mark.anyio
+async def test_a_key_is_drawn_anew_under_an_open_store(tmp_path: Path) -> None:
+    """What one store erased and wrote again another one, open all the while, reads with the new key."""
+    first, second = open_store(tmp_path), open_store(tmp_path)
+    await first.add(make("old"), vector(1))
+    assert await texts(second) == ["old"]
+    await first.remove_all(tenant="acme", user="eva")
+    await first.add(make("new"), vector(1))
+    assert await texts(second) == ["new"]
+    await first.close()
+    await second.close()
+
+
+@pytest.mark.anyio
+async def test_nothing_said_is_legible(tmp_path: Path) -> None:
+    """Text, source, agent and session of a record are in no file of the folder."""
+    store = open_store(tmp_path)
+    scope = Scope(tenant="acme", user="eva", agent="CANARYagent", session="CANARYsession")
+    await store.add(make("CANARYtext", scope, source="CANARYsource"), vector(1))
+    await store.search(vector(1), scope=scope, limit=1)
+    await store.close()
     assert b"CANARY" not in bytes_in(tmp_path)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE records SET sealed = x'00'",
+        "UPDATE records SET sealed = (SELECT sealed FROM records WHERE user = 'tom') WHERE user = 'eva'",
+        "UPDATE records SET label = 'public'",
+        "UPDATE records SET user = 'eva' WHERE user = 'tom'",
+        "UPDATE records SET type = 'feedback'",
+    ],
+)
+async def test_a_row_that_was_tampered_with_is_not_believed(tmp_path: Path, change: str) -> None:
+    """A text moved to another user, a label lowered or a type changed in the file is an IntegrityError."""
+    store = open_store(tmp_path)
+    await store.add(make("Eva's", label=Label.parse("confidential")), vector(1))
+    await store.add(make("Tom's", TOM, label=Label.parse("confidential")), vector(1))
+    with sqlite3.connect(tmp_path / "memory.db") as rows:
+        rows.execute(change)
+    rows.close()
+    with pytest.raises(IntegrityError):
+        await store.all(scope=EVA)
+    await store.close()
+
+
+@pytest.mark.anyio
+async def test_another_key_is_refused(tmp_path: Path) -> None:
+    """A folder opened with a master key that is not its own is a ConfigError; a key of its own is drawn with 0600."""
+    store = open_store(tmp_path)
+    await store.add(make("fact"), vector(1))
+    await store.close()
+    assert (tmp_path / "keys" / "memory.key").stat().st_mode & 0o077 == 0
+    other = EmbeddedStore(tmp_path, embedder="test", dimensions=DIMENSIONS, key=os.urandom(32))
+    with pytest.raises(ConfigError, match="written with another key"):
+        await other.all(scope=EVA)
+    await other.close()
+
+
+@pytest.mark.anyio
+async def test_what_the_rows_refuse_does_not_hide_the_rest(tmp_path: Path) -> None:
+    """Hundreds of nearer records above the ceiling leave the few below it to be found."""
+    store = open_store(tmp_path)
+    for i in range(300):
+        await store.add(make(f"secret {i}", label=Label.parse("restricted")), vector(1, i / 1000))
+    await store.add(make("open"), vector(1, 1))
+    hits = await store.search(vector(1), scope=EVA, limit=3, ceiling=Label.parse("internal"))
+    assert [hit.record.text for hit in hits] == ["open"]
+    await store.close()
 
 
 @pytest.mark.anyio
 async def test_no_text_and_no_name_is_in_the_index(tmp_path: Path) -> None:
     """The index holds numbers, the type and a hash of the user; neither text nor the names of user and tenant."""
     store = open_store(tmp_path)
-    scope = type(EVA)(tenant="CANARYtenant", user="CANARYuser")
+    scope = Scope(tenant="CANARYtenant", user="CANARYuser")
     await store.add(make("CANARYtext", scope), vector(1))
     await store.search(vector(1), scope=scope, limit=1)
     await store.close()
@@ -240,7 +338,7 @@ async def test_a_removal_that_was_cut_off_is_finished_at_the_next_start(tmp_path
     await store.search(vector(1), scope=EVA, limit=9)
     await store.close()
     with sqlite3.connect(tmp_path / "memory.db") as rows:
-        rows.execute("DELETE FROM records WHERE text = 'fact'")
+        rows.execute("DELETE FROM records WHERE n = 1")
         rows.execute("UPDATE tenants SET epoch = 'another'")
     rows.close()
     again = open_store(tmp_path)
@@ -275,11 +373,9 @@ async def test_files_are_for_their_owner_only(tmp_path: Path) -> None:
 async def test_a_temporary_folder_goes_with_the_store() -> None:
     """Without a folder a private one is made at first use and removed by `close`."""
     store = open_store(None)
-    assert store._folder is None
     await store.add(make("fact"), vector(1))
     assert await texts(store) == ["fact"]
-    folder = store._folder
-    assert folder is not None
+    folder = store._folder.make()
     assert folder.stat().st_mode & 0o077 == 0
     await store.close()
     assert not folder.exists()
@@ -331,7 +427,7 @@ async def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     """When SQLite has no room left, adding is a StoreError that says so, and what was kept is found."""
     store = open_store(tmp_path)
     await store.add(make("kept"), vector(1))
-    await store._do(lambda: store._open()._db.execute("PRAGMA max_page_count = 20").fetchall())
+    await store._worker.do(lambda: store._rows()._db.execute("PRAGMA max_page_count = 20").fetchall())
     with pytest.raises(StoreError, match="the disk is full"):
         await store.add(make("large " * 20_000), vector(0, 1))
     assert (await texts(store))[0] == "kept"

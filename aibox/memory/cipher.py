@@ -1,0 +1,107 @@
+"""Rows under the key of the person whom they are about: drawn at random, kept wrapped, and lost once and for all.
+
+AES-256-GCM. What a row belongs to is authenticated with it, so that no sealed text can be moved to another row, user,
+tenant or label. Keyed digests find equal texts again and tell nothing to who does not hold the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import sqlite3
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from aibox.errors import ConfigError, IntegrityError
+
+KEY_BYTES = 32
+_NONCE_BYTES = 12
+
+TABLES = (
+    "CREATE TABLE proofs (proof BLOB PRIMARY KEY)",
+    # `user` is empty for what belongs to the tenant as a whole.
+    """
+    CREATE TABLE subjects (
+        tenant TEXT NOT NULL, user TEXT NOT NULL, wrapped BLOB NOT NULL, PRIMARY KEY (tenant, user)
+    ) WITHOUT ROWID
+    """,
+)
+
+
+class SubjectKey:
+    """One subject's key, unwrapped: seals, opens, and makes digests that only this key can make."""
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher = AESGCM(hmac.digest(key, b"aibox memory cipher", "sha256"))
+        self._digests = hmac.digest(key, b"aibox memory digest", "sha256")
+
+    def seal(self, plain: bytes, place: str) -> bytes:
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + self._cipher.encrypt(nonce, plain, place.encode())
+
+    def open(self, sealed: bytes, place: str) -> bytes:
+        """Raises IntegrityError for what was changed, or moved from another place."""
+        try:
+            return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], place.encode())
+        except (InvalidTag, ValueError):
+            raise IntegrityError("a row of the memory was changed or moved behind our back") from None
+
+    def digest(self, text: str) -> bytes:
+        return hmac.digest(self._digests, text.encode(), hashlib.sha256)[:16]
+
+
+class SubjectKeys:
+    """The keys of the subjects in one file, each wrapped under the `master` key of 32 bytes.
+
+    A key is drawn with the subject's first row and overwritten when the subject is erased: then not even the master
+    opens a copy of a row that was left somewhere. Raises ConfigError for a master that is not the file's.
+    """
+
+    def __init__(self, db: sqlite3.Connection, path: Path, *, master: bytes) -> None:
+        if len(master) != KEY_BYTES:
+            raise ConfigError(f"the key of the memory has {len(master)} bytes and needs {KEY_BYTES}")
+        self._db = db
+        self._wrapping = AESGCM(hmac.digest(master, b"aibox memory wrap", "sha256"))
+        # By the wrapped bytes and not by the name: another process may erase a subject and draw a new key for it.
+        self._unwrapped: dict[bytes, SubjectKey] = {}
+        proof = hmac.digest(master, b"aibox memory key", hashlib.sha256)
+        db.execute("INSERT INTO proofs SELECT ? WHERE NOT EXISTS (SELECT 1 FROM proofs)", (proof,))
+        if db.execute("SELECT proof FROM proofs").fetchone()[0] != proof:
+            raise ConfigError(
+                f"the memory in {path} was written with another key",
+                hint="give the key that belongs to it, or name another folder",
+            )
+
+    def find(self, tenant: str, user: str) -> SubjectKey | None:
+        """The key of a subject that has rows; None for one that has none."""
+        row = self._db.execute("SELECT wrapped FROM subjects WHERE tenant = ? AND user = ?", (tenant, user)).fetchone()
+        return self._unwrap(row[0], tenant, user) if row else None
+
+    def get(self, tenant: str, user: str) -> SubjectKey:
+        """The key of a subject, drawn now where there is none. Only inside a write transaction."""
+        if (known := self.find(tenant, user)) is not None:
+            return known
+        nonce = os.urandom(_NONCE_BYTES)
+        wrapped = nonce + self._wrapping.encrypt(nonce, os.urandom(KEY_BYTES), f"{tenant}|{user}".encode())
+        self._db.execute("INSERT INTO subjects VALUES (?, ?, ?)", (tenant, user, wrapped))
+        return self._unwrap(wrapped, tenant, user)
+
+    def destroy(self, tenant: str, user: str | None) -> None:
+        """Overwrite the key of a subject, or with None of all of the tenant. Only inside a write transaction."""
+        self._db.execute("DELETE FROM subjects WHERE tenant = ? AND (? IS NULL OR user = ?)", (tenant, user, user))
+        self._unwrapped.clear()
+
+    def _unwrap(self, wrapped: bytes, tenant: str, user: str) -> SubjectKey:
+        key = self._unwrapped.get(wrapped)
+        if key is None:
+            try:
+                plain = self._wrapping.decrypt(
+                    wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], f"{tenant}|{user}".encode()
+                )
+            except (InvalidTag, ValueError):
+                raise IntegrityError("a key of the memory was changed or moved behind our back") from None
+            key = self._unwrapped[wrapped] = SubjectKey(plain)
+        return key

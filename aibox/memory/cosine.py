@@ -1,0 +1,33 @@
+"""Cosines of packed vectors, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from aibox.errors import MissingExtraError
+
+
+def cosine(vector: Sequence[float], packed: bytes) -> float:
+    """Of a vector and a packed one (32-bit floats, native order); 0 where either is all zeros."""
+    np = _numpy()
+    a, b = np.asarray(vector, np.float32), np.frombuffer(packed, np.float32)
+    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-9))
+
+
+def nearest(vector: Sequence[float], rows: Sequence[tuple[int, bytes]], limit: int) -> list[int]:
+    """Numbers of the rows nearest by cosine, best first, compared with every one of them."""
+    if not rows:
+        return []
+    np = _numpy()
+    matrix = np.frombuffer(b"".join(packed for _, packed in rows), np.float32).reshape(len(rows), -1)
+    scores = matrix @ np.asarray(vector, np.float32) / np.maximum(np.linalg.norm(matrix, axis=1), 1e-9)
+    return [rows[i][0] for i in np.argsort(-scores, kind="stable")[:limit]]
+
+
+def _numpy() -> Any:
+    try:
+        import numpy as np
+    except ImportError:
+        raise MissingExtraError("the embedded memory", extra="embedded") from None
+    return np
