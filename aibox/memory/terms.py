@@ -33,8 +33,8 @@ _STOP = frozenset(
     re.findall(
         r"\w+",
         """a an and are as at be been but by can could did do does for from had has have he her his how i if in into is
-        it its me my not of on or our she should so than that the their them then there these they this to was we were what
-        when where which who why will with would you your""",
+        it its me my not of on or our she should so than that the their them then there these they this to was we were
+        what when where which who why will with would you your""",
     )
 )
 

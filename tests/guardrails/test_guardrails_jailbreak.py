@@ -112,8 +112,8 @@ def test_time_is_linear_on_hostile_texts(unit: str) -> None:
 
     def seconds(size: int) -> float:
         text = (unit * (size // len(unit) + 1))[:size]
-        started = time.perf_counter()
+        started = time.process_time()
         scan(text)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     assert seconds(1_000_000) < 30 * seconds(100_000) + 0.1

@@ -88,9 +88,9 @@ def test_time_is_linear(unit: str) -> None:
 
     def seconds(count: int) -> float:
         text = unit * count
-        started = time.perf_counter()
+        started = time.process_time()
         normalise(text)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     small = min(seconds(5_000) for _ in range(3))
     assert min(seconds(50_000) for _ in range(2)) < 40 * small + 0.01
