@@ -15,7 +15,8 @@ from aibox.settings import Settings
 
 
 async def main() -> None:
-    console = Console(record=True, width=110, file=io.StringIO(), force_terminal=True, highlight=False)
+    # Not a terminal: there the moving part of a progress display would be drawn frame after frame.
+    console = Console(record=True, width=110, file=io.StringIO(), color_system="truecolor", highlight=False)
     with tempfile.TemporaryDirectory() as folder:
         async with Box(Settings(home=Path(folder) / "home")) as box:
             assert await Demo(console, box, model="default", seed=1).run()
