@@ -15,17 +15,19 @@ from aibox.audit.chain import AuditChain
 from aibox.audit.keys import Keyring
 from aibox.errors import ConfigError, StoreError
 from aibox.guardrails.guardrail import Guardrail
+from aibox.guardrails.outgoing import Outgoing
+from aibox.guardrails.pii import PII
 from aibox.guardrails.pseudonyms import Pseudonyms
+from aibox.inference.accounts import Accounts
+from aibox.inference.configured import make_backend
 from aibox.inference.embedded import Embedded
-from aibox.inference.openai_compatible import OpenAICompatible
 from aibox.inference.router import Router
-from aibox.inference.vllm import VLLM
 from aibox.memory.memory import Memory
 from aibox.policy.policy import PROFILES, Policy
-from aibox.protocols import Backend, Tool
+from aibox.protocols import Tool
 from aibox.sandbox.sandbox import Sandbox
 from aibox.sealing import seal, telemetry_off
-from aibox.settings import BackendSettings, Settings
+from aibox.settings import Settings
 
 
 def open(  # noqa: A001 - the face of the library: `aibox.open`
@@ -106,16 +108,38 @@ class Box:
         return chain
 
     @cached_property
-    def guardrail(self) -> Guardrail:
+    def pseudonyms(self) -> Pseudonyms:
         vault = self.settings.home / "pseudonyms.db"
         pseudonyms: Pseudonyms = self._keep(Pseudonyms(vault, key=self.keys.secret("pseudonyms")))
-        return Guardrail(self.policy, pseudonyms=pseudonyms)
+        return pseudonyms
+
+    @cached_property
+    def guardrail(self) -> Guardrail:
+        return Guardrail(self.policy, pseudonyms=self.pseudonyms)
 
     @cached_property
     def router(self) -> Router:
-        backends = [make_backend(backend) for backend in self.settings.backends] or [Embedded()]
-        aliases = {"default": self.settings.default_model} if self.settings.default_model else {}
-        router: Router = self._keep(Router(*backends, policy=self.policy, audit=self.audit, aliases=aliases))
+        settings, routing = self.settings, self.settings.routing
+        salt = self.keys.secret("cache-salt") if any(table.kind == "vllm" for table in settings.backends) else None
+        backends = [make_backend(backend, salt_secret=salt) for backend in settings.backends] or [Embedded()]
+        aliases = {"default": settings.default_model} if settings.default_model else {}
+        router: Router = self._keep(
+            Router(
+                *backends,
+                policy=self.policy,
+                audit=self.audit,
+                aliases={**routing.aliases, **aliases},
+                owners={
+                    backend.name: table.tenants
+                    for backend, table in zip(backends, settings.backends, strict=False)
+                    if table.tenants
+                },
+                tenant_aliases=routing.tenants,
+                fallbacks=routing.fallbacks,
+                accounts=Accounts(settings.home / "accounts.db"),
+                concealer=Outgoing(PII(), self.pseudonyms),
+            )
+        )
         return router
 
     @cached_property
@@ -166,21 +190,3 @@ def load_policy(value: Policy | str) -> Policy:
     if isinstance(value, Policy):
         return value
     return Policy.profile(value) if value in PROFILES else Policy.load(value)
-
-
-def make_backend(settings: BackendSettings) -> Backend:
-    """The backend that one table of the settings describes."""
-    name = settings.name or settings.kind
-    if settings.kind == "embedded":
-        return Embedded(settings.path, name=name, context_tokens=settings.context_tokens)
-    assert settings.url is not None  # BackendSettings has seen to it
-    if settings.kind == "vllm":
-        return VLLM(settings.url, name=name, api_key=settings.key(), external=settings.external, tools=settings.tools)
-    return OpenAICompatible(
-        settings.url,
-        name=name,
-        api_key=settings.key(),
-        models=settings.models,
-        external=settings.external,
-        tools=settings.tools,
-    )

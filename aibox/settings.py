@@ -10,18 +10,25 @@ import json
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from platformdirs import user_data_path
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from aibox.chat import Capability
 from aibox.errors import ConfigError
 from aibox.validation import explain_validation
 
 PREFIX = "AIBOX_"
 RESERVED = ("AIBOX_HOME", "AIBOX_SOVEREIGN")
 """Names of the environment that are not settings; so is everything that begins with `AIBOX_TEST_`."""
+
+
+KINDS = ("embedded", "vllm", "openai", "openrouter", "embeddings")
+BACKENDS = "aibox.backends"
+"""The group of the entry points by which other packages bring backends: their names are further kinds."""
 
 
 class _Section(BaseModel):
@@ -31,8 +38,10 @@ class _Section(BaseModel):
 class BackendSettings(_Section):
     """One model server, or a model file to load in this process."""
 
-    kind: Literal["embedded", "vllm", "openai"]
-    """`embedded`: a GGUF file in this process; `vllm`: a vLLM server; `openai`: any OpenAI-compatible server."""
+    kind: str
+    """`embedded`: a GGUF file in this process; `vllm`: a vLLM server; `openai`: any OpenAI-compatible server;
+    `openrouter`: OpenRouter, behind the door; `embeddings`: the embedder of this process; or the name of an entry point
+    of the group `aibox.backends`."""
     name: str | None = None
     """Unique name; the models are then `name/model`. Default: the kind."""
     path: Path | None = None
@@ -50,11 +59,44 @@ class BackendSettings(_Section):
     """False when the server does not enforce `tool_choice`; tools are then emulated by constrained JSON."""
     context_tokens: int = Field(default=4096, gt=0)
     """embedded: the context to allocate."""
+    sha256: str | None = None
+    """embedded: the digest that the file must have; the weights then count as verified."""
+    tenants: frozenset[str] | None = None
+    """The tenants that it is dedicated to: it comes first for them and is not there for others. None is everybody."""
+    capabilities: frozenset[Capability] | None = None
+    """What its models can do, where the server does not say: chat, tools, vision, audio, embeddings, ..."""
+    input_usd: float | None = Field(default=None, ge=0)
+    """The price of a million tokens of input; with `output_usd` every call has a cost."""
+    output_usd: float | None = Field(default=None, ge=0)
+    timeout_s: float = Field(default=300.0, gt=0)
+    """The longest silence of the server to bear."""
+    ca_bundle: Path | None = None
+    """A PEM file of authorities, instead of the system's."""
+    client_certificate: Path | None = None
+    client_key: Path | None = None
+    proxy: SecretStr | None = None
+    """The URL of an HTTP proxy through which it is reached; it may hold a password."""
+    networks: tuple[str, ...] | None = None
+    """Networks that its host's name may resolve into. None: the inside, or the public internet for one outside."""
+    only: tuple[str, ...] = ()
+    """openrouter: the providers that may serve its models."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """For backends of other packages, which read it themselves."""
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        # What is installed is read only for a kind that is not built in.
+        if kind not in KINDS and kind not in (brought := [entry.name for entry in entry_points(group=BACKENDS)]):
+            raise ValueError(f"no backend is of the kind {kind!r}; one of {', '.join((*KINDS, *sorted(brought)))}")
+        return kind
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.kind != "embedded" and not self.url:
+        if self.kind in ("vllm", "openai") and not self.url:
             raise ValueError(f'a backend of kind "{self.kind}" needs a url')
+        if self.kind == "openrouter" and not (self.models and (self.api_key or self.api_key_file)):
+            raise ValueError('a backend of kind "openrouter" needs models and an api_key_file')
         if self.api_key is not None and self.api_key_file is not None:
             raise ValueError("give api_key or api_key_file, not both")
         return self
@@ -85,6 +127,17 @@ class IssuerSettings(_Section):
     """Accept only tokens marked as access tokens (`at+jwt`). False for issuers that mark none, such as Keycloak."""
     leeway_s: float = Field(default=30.0, ge=0, le=300)
     """By how many seconds clocks may differ."""
+
+
+class RoutingSettings(_Section):
+    """Names for models, and who takes over for whom."""
+
+    aliases: dict[str, str] = Field(default_factory=dict)
+    """A name, or a role (default, title, classifier, memory, guardrail, embedding, vision), to `backend/model`."""
+    tenants: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Aliases of one tenant, which come before those of everybody."""
+    fallbacks: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """What may answer instead of a model that fails, in order. What is outside passes the door each time."""
 
 
 class ServerSettings(_Section):
@@ -133,6 +186,7 @@ class Settings(_Section):
     """Model servers, in order of preference. Empty is the embedded demo model."""
     default_model: str | None = None
     """What `model="default"` means. None: the first model of the first local backend."""
+    routing: RoutingSettings = RoutingSettings()
     memory: MemorySettings = MemorySettings()
     audit: AuditSettings = AuditSettings()
     sandbox: SandboxSettings = SandboxSettings()
@@ -199,7 +253,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     # Relative paths in a file mean: relative to that file, wherever the program was started.
     base = path.parent
     for backend in values.get("backends", ()):
-        for key in ("path", "api_key_file"):
+        for key in ("path", "api_key_file", "ca_bundle", "client_certificate", "client_key"):
             if isinstance(backend, dict) and isinstance(backend.get(key), str):
                 backend[key] = base / backend[key]
     if isinstance(values.get("home"), str):

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from aibox.chat import ChatRequest, Chunk, Completion
 from aibox.errors import ConfigError
+from aibox.inference.capabilities import Api
 from aibox.inference.chunks import chunks_of, wants_usage
 from aibox.types import Label, Scope
 
@@ -25,6 +26,15 @@ if TYPE_CHECKING:
 _BASE_URL = "http://aibox.invalid/v1"
 
 
+_APIS: Mapping[str, Api] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
+    "/v1/responses": "responses",
+    "/v1/rerank": "rerank",
+}
+
+
 class Answers(Protocol):
     """The least that a client needs. `stream` and `models`, where a backend has them, are used too."""
 
@@ -34,7 +44,8 @@ class Answers(Protocol):
 def openai_client(backend: Answers, *, scope: Scope, label: Label | None = None) -> AsyncOpenAI:
     """A client whose every call is `backend`'s, for `scope`, with text marked `label`.
 
-    It knows `/chat/completions` and `/models`; anything else is a 404. It never retries.
+    It knows `/chat/completions` and `/models` and, where the backend has `post`, `/completions`, `/embeddings`,
+    `/responses` and `/rerank`; anything else is a 404. It never retries.
     """
     return _client(_Door(backend, scope=scope, label=Label.of(label)))
 
@@ -63,8 +74,11 @@ class _Door:
         self._label = label
 
     async def handle(self, method: str, path: str, body: bytes) -> httpx2.Response:
-        if (method, path) == ("POST", "/v1/chat/completions"):
+        api = _APIS.get(path) if method == "POST" else None
+        if api == "chat":
             return await self._chat(body)
+        if api is not None and hasattr(self._backend, "post"):
+            return await self._other(api, body)
         if (method, path) == ("GET", "/v1/models") and hasattr(self._backend, "models"):
             created = int(time.time())
             listed = [
@@ -84,6 +98,17 @@ class _Door:
             return _json(200, completion.body)
         headers = {"Content-Type": "text/event-stream"}
         return httpx2.Response(200, headers=headers, stream=_byte_stream()(self._chunks(request)))
+
+    async def _other(self, api: Api, body: bytes) -> httpx2.Response:
+        import httpx2
+
+        request = ChatRequest(msgspec.json.decode(body), self._label)
+        backend: Any = self._backend
+        if not request.body.get("stream"):
+            return _json(200, (await backend.post(api, request, scope=self._scope)).body)
+        events = backend.events(api, request, scope=self._scope)
+        headers = {"Content-Type": "text/event-stream"}
+        return httpx2.Response(200, headers=headers, stream=_byte_stream()(events))
 
     async def _chunks(self, request: ChatRequest) -> AsyncIterator[Chunk]:
         if not hasattr(self._backend, "stream"):

@@ -130,7 +130,7 @@ class Dispatch:
                 emulates = sent if api == "chat" and not route.model.tools and envelope.demands_tool(sent) else None
                 sent = sent if emulates is None else envelope.wrap(emulates)
                 why = reason or (f"attempt {number}" if number > 1 else "")
-                target = await self._target(route, sent, scope, policy, why)
+                target = await self._target(api, route, sent, scope=scope, policy=policy, reason=why)
                 return await attempt(target, target.request if isinstance(target, Passage) else sent, emulates)
 
             try:
@@ -162,13 +162,20 @@ class Dispatch:
         return routes
 
     async def _target(
-        self, route: Inside | Outside, request: ChatRequest, scope: Scope, policy: Policy | None, reason: str
+        self,
+        api: Api,
+        route: Inside | Outside,
+        request: ChatRequest,
+        *,
+        scope: Scope,
+        policy: Policy | None,
+        reason: str,
     ) -> Target:
         if isinstance(route, Inside):
             return route
         outgoing = getattr(route.replica.backend, "outgoing", None)
         # What the backend adds to a request leaves too, and so must be in what is recorded.
-        request = outgoing(request, scope=scope) if outgoing is not None else request
+        request = outgoing(api, request, scope=scope) if outgoing is not None else request
         return await self._egress.open(route, request, scope=scope, policy=policy, reason=reason)
 
     async def _whole(

@@ -85,6 +85,11 @@ class Egress:
         target = f"{backend.name}/{model.id}"
         refusal = _refusal(rules, target, request, scope)
         disguise = None
+        if refusal is None and rules.egress.pseudonymise and self._concealer is None:
+            refusal = EgressError(
+                "personal data may leave as pseudonyms only, and nothing here can make them",
+                hint="Router(..., concealer=...), or open the router through a box",
+            )
         if refusal is None and rules.egress.pseudonymise:
             assert self._concealer is not None
             disguise = Disguise(self._concealer, scope=scope)

@@ -250,6 +250,7 @@ class Embedded:
             context_tokens=self._context(model),
             weights=self._weights(model),
             demo=model.sha256 == demo_model.SHA256 if self._demo is None else self._demo,
+            capabilities=frozenset({"chat"}),
         )
 
     def _id(self, model: _Model) -> str:

@@ -5,27 +5,26 @@ An address of this machine or of a private network, and a name that only a priva
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo, Weights
+from aibox.chat import Capability, ChatRequest, Chunk, Completion, Health, ModelInfo, Price, Weights
 from aibox.errors import AIBoxError, ConfigError
-from aibox.inference.wire import Wire
+from aibox.inference.addresses import is_inside
+from aibox.inference.capabilities import Api
+from aibox.inference.transport import Transport
+from aibox.inference.wire import CHAT, Wire
 from aibox.types import Scope
 
-_INSIDE = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16",
-        "::1/128", "fc00::/7", "fe80::/10",
-    )
-)  # fmt: skip
-_INSIDE_SUFFIXES = (".local", ".internal", ".lan", ".home.arpa", ".svc", ".cluster.local")
-# A name must begin with a letter: resolvers read `134744072` and `0x08080808` as addresses.
-_NAME = re.compile(r"[a-z]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)*")
+PATHS: Mapping[Api, str] = {
+    "chat": CHAT,
+    "completions": "/completions",
+    "embeddings": "/embeddings",
+    "responses": "/responses",
+    "rerank": "/rerank",
+}
 
 
 class Secret(Protocol):
@@ -34,24 +33,16 @@ class Secret(Protocol):
     def get_secret_value(self) -> str: ...
 
 
-def is_inside(host: str) -> bool:
-    """Whether a host name or address literal can only be one of the operator's own network."""
-    host = host.lower().rstrip(".")
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return _NAME.fullmatch(host) is not None and ("." not in host or host.endswith(_INSIDE_SUFFIXES))
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return any(address in network for network in _INSIDE)
-
-
 class OpenAICompatible:
     """A model server at `base_url`, such as `http://10.0.0.7:8000/v1`.
 
     `models` names what to offer where the server does not list it. `external=None` lets the address decide; an
     operator who knows better says True or False. `tools=False` says that the server does not enforce `tool_choice`: a
-    Router then emulates tools. `timeout_s` is the longest silence to bear, before the first byte and between two.
+    Router then emulates tools. `capabilities` and `price` are those of its models, where the server does not say.
+    `timeout_s` is the longest silence to bear, before the first byte and between two. `transport` has certificates, a
+    proxy, and the networks that the host may be in: without them a name of the inside must resolve to the inside, and
+    one of the outside to the public internet.
+
     Raises ConfigError for a URL or key that cannot be right; nothing is connected until the first call.
     """
 
@@ -66,6 +57,9 @@ class OpenAICompatible:
         tools: bool = True,
         headers: Mapping[str, str] | None = None,
         timeout_s: float = 300.0,
+        capabilities: Collection[Capability] | None = None,
+        price: Price | None = None,
+        transport: Transport | None = None,
     ) -> None:
         self.base_url, self.host, port = _split(base_url)
         self.name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", f"{self.host}:{port}" if port else self.host).strip("-")
@@ -80,7 +74,18 @@ class OpenAICompatible:
                 f"a header or the api_key of backend {self.name!r} holds characters that cannot be sent",
                 hint="a key read from a file often ends in a line break",
             )
-        self._wire = Wire(self.base_url, name=self.name, headers=sent, secret=key, timeout_s=timeout_s)
+        self._capabilities = None if capabilities is None else frozenset(capabilities)
+        self._price = price
+        transport = transport or Transport()
+        self._wire = Wire(
+            self.base_url,
+            name=self.name,
+            headers=sent,
+            secret=key,
+            timeout_s=timeout_s,
+            transport=transport,
+            rule=transport.rule(external=self.external, declared=external is not None),
+        )
 
     async def models(self) -> tuple[ModelInfo, ...]:
         """What was configured, else what the server lists. Raises BackendError when it cannot say."""
@@ -88,15 +93,32 @@ class OpenAICompatible:
             return tuple(self._info({"id": model}) for model in self._models)
         return tuple(self._info(entry) for entry in await self._wire.models())
 
-    async def complete(self, request: ChatRequest, *, scope: Scope) -> Completion:  # noqa: ARG002 - Backend's signature
-        """One whole answer. Raises BackendError."""
-        body = request.with_fields(stream=None, stream_options=None).body
-        return Completion(await self._wire.complete(body), self.name, self._weights())
+    def outgoing(self, api: Api, request: ChatRequest, *, scope: Scope) -> ChatRequest:  # noqa: ARG002 - for subclasses
+        """The request with what this kind of server needs to be told. Doing it twice changes nothing more."""
+        return request
 
-    async def stream(self, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:  # noqa: ARG002 - likewise
+    async def complete(self, request: ChatRequest, *, scope: Scope) -> Completion:
+        """One whole answer. Raises BackendError."""
+        return await self.post("chat", request, scope=scope)
+
+    async def stream(self, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:
         """The answer in chunks as they arrive; leaving the iteration tells the server to stop. Raises BackendError."""
+        chunks: Any = self.events("chat", request, scope=scope)
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await chunks.aclose()
+
+    async def post(self, api: Api, request: ChatRequest, *, scope: Scope) -> Completion:
+        """One whole answer of any of the server's APIs. Raises BackendError."""
+        body = self.outgoing(api, request, scope=scope).with_fields(stream=None, stream_options=None).body
+        return Completion(await self._wire.complete(body, path=PATHS[api]), self.name, self._weights())
+
+    async def events(self, api: Api, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:
+        """As `post`, streamed."""
         weights = self._weights()
-        chunks = self._wire.stream(request.body)
+        chunks = self._wire.stream(self.outgoing(api, request, scope=scope).body, path=PATHS[api])
         try:
             async for body in chunks:
                 yield Chunk(body, self.name, weights)
@@ -129,6 +151,8 @@ class OpenAICompatible:
             tools=self.tools,
             context_tokens=context if isinstance(context, int) else None,
             weights=self._weights(),
+            capabilities=self._capabilities,
+            price=self._price,
         )
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""OpenAI Chat Completions over HTTP, for the hot path. The only file that opens sockets to model servers.
+"""OpenAI's API over HTTP, for the hot path. The only file that opens sockets to model servers.
 
 Nothing is taken from the environment, no redirect is followed, and whatever fails comes out as BackendError.
 """
@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from aibox.errors import BackendError, ConfigError
+from aibox.errors import BackendError, ConfigError, EgressError
+from aibox.inference.addresses import literal
 from aibox.inference.sse import Events
+from aibox.inference.transport import Rule, Transport
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
 
+CHAT = "/chat/completions"
+_CHOICES = (CHAT, "/completions")
 CONNECT_S = 5.0
 KEEPALIVE_S = 4.0
 """Below the 5 s after which uvicorn, and so vLLM, closes an idle connection: the race would lose requests."""
@@ -51,36 +55,46 @@ class Wire:
     """The connection to one server: a pool for each event loop that uses it, made when it is first needed.
 
     `timeout_s` is the longest silence of the server: before its first byte and between two pieces. Errors name the
-    server as `name`, and never show `secret`.
+    server as `name`, and never show `secret`. `rule` says which addresses the host's name may resolve to.
     """
 
     def __init__(
-        self, base_url: str, *, name: str, headers: Mapping[str, str], secret: str = "", timeout_s: float
+        self,
+        base_url: str,
+        *,
+        name: str,
+        headers: Mapping[str, str],
+        secret: str = "",
+        timeout_s: float,
+        transport: Transport | None = None,
+        rule: Rule | None = None,
     ) -> None:
         self.base_url = base_url
+        self._transport = transport or Transport()
+        self._rule = rule
         self._name = name
         self._headers = dict(headers)
         self._secret = secret
         self._timeout_s = timeout_s
         self._sessions: dict[asyncio.AbstractEventLoop, ClientSession] = {}
 
-    async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """POST /chat/completions; a whole answer."""
+    async def complete(self, body: Mapping[str, Any], *, path: str = CHAT) -> dict[str, Any]:
+        """POST; a whole answer."""
         with self._foreign():
-            async with self._open("POST", "/chat/completions", data=encode(body)) as response:
+            async with self._open("POST", path, data=encode(body)) as response:
                 answer = self._decode(await self._read(response, MAX_BODY_BYTES))
-        if not isinstance(answer.get("choices"), list) or not answer["choices"]:
+        if path in _CHOICES and (not isinstance(answer.get("choices"), list) or not answer["choices"]):
             raise BackendError(f"{self._name} answered without a choice", hint=_NOT_OPENAI)
         return answer
 
-    async def stream(self, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """POST /chat/completions with `stream`; the chunks, each as soon as it is whole.
+    async def stream(self, body: Mapping[str, Any], *, path: str = CHAT) -> AsyncGenerator[dict[str, Any], None]:
+        """POST with `stream`; the events, each as soon as it is whole.
 
         Leaving the iteration closes the connection, and so tells the server to stop.
         """
         events, received, finished = Events(), 0, False
         with self._foreign():
-            async with self._open("POST", "/chat/completions", data=encode({**body, "stream": True})) as response:
+            async with self._open("POST", path, data=encode({**body, "stream": True})) as response:
                 while data := await self._some(response):
                     received += len(data)
                     if received > MAX_STREAM_BYTES:
@@ -104,11 +118,11 @@ class Wire:
             raise BackendError(f"{self._name} does not list its models", hint=_NOT_OPENAI)
         return [entry for entry in data if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
 
-    async def ask(self, url: str) -> None:
-        """GET an absolute URL of the same server; returns when it says 200, raises BackendError otherwise."""
+    async def ask(self, url: str) -> str:
+        """GET an absolute URL of the same server; its text when it says 200, raises BackendError otherwise."""
         with self._foreign():
             async with self._open("GET", url) as response:
-                await self._read(response, MAX_BODY_BYTES)
+                return (await self._read(response, MAX_BODY_BYTES)).decode("utf-8", "replace")
 
     async def close(self) -> None:
         here = asyncio.get_running_loop()
@@ -131,9 +145,9 @@ class Wire:
             for ended in [loop for loop in self._sessions if loop.is_closed()]:
                 self._sessions.pop(ended).detach()
             # The threaded resolver is the interpreter's own, which `aibox.seal` watches; a C resolver would pass it by.
-            connector = aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=KEEPALIVE_S, resolver=aiohttp.ThreadedResolver()
-            )
+            resolver: Any = _Resolver(aiohttp.ThreadedResolver(), self._name, self._checked_rule)
+            tls = self._transport.tls() if self.base_url.startswith("https:") else True
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, resolver=resolver, ssl=tls)
             session = self._sessions[loop] = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -149,7 +163,9 @@ class Wire:
         url = path if path.startswith("http") else self.base_url + path
         headers = {"Content-Type": "application/json"} if data is not None else {}
         async with asyncio.timeout(self._timeout_s):
-            response = await self._session().request(method, url, data=data, headers=headers, allow_redirects=False)
+            response = await self._session().request(
+                method, url, data=data, headers=headers, allow_redirects=False, proxy=self._transport.proxy
+            )
         try:
             if response.status != 200:
                 raise await self._refusal(response)
@@ -158,6 +174,11 @@ class Wire:
                 response.release()
         finally:
             response.close()
+
+    @property
+    def _checked_rule(self) -> Rule | None:
+        # A proxy is named by the operator, and resolves the host itself.
+        return None if self._transport.proxy else self._rule
 
     async def _some(self, response: ClientResponse) -> bytes:
         async with asyncio.timeout(self._timeout_s):
@@ -246,6 +267,31 @@ class Wire:
             raise BackendError(f"the connection to {name} broke: {reason}", retryable=True) from None
 
 
+class _Resolver:
+    """Resolves once and checks every address: the connection is made to one of them, and nothing is looked up later."""
+
+    def __init__(self, inner: Any, name: str, rule: Rule | None) -> None:
+        self._inner = inner
+        self._name = name
+        self._rule = rule
+
+    async def resolve(self, host: str, port: int = 0, family: Any = 0) -> Any:
+        found = await self._inner.resolve(host, port, family)
+        if not found:
+            raise OSError(f"{host} has no address")
+        for entry in found:
+            address = literal(entry["host"])
+            if self._rule is not None and (address is None or not self._rule(address)):
+                raise EgressError(
+                    f"{host}, the host of {self._name}, is {entry['host']} now, where it must not be; nothing was sent",
+                    hint="if that is right, list its network in `networks` of the backend's transport",
+                )
+        return found
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
 _NOT_OPENAI = "is it an OpenAI-compatible server, and does the base URL end in /v1?"
 
 
@@ -263,5 +309,7 @@ def _retry_after(text: str) -> float | None:
 
 
 def _has_finished(chunk: Mapping[str, Any]) -> bool:
+    if chunk.get("type") in ("response.completed", "response.incomplete", "response.failed"):
+        return True
     choices = chunk.get("choices")
     return isinstance(choices, list) and any(isinstance(c, dict) and c.get("finish_reason") for c in choices)

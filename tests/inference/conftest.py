@@ -20,6 +20,7 @@ async def upstream() -> AsyncIterator[Upstream]:
     app.router.add_post("/v1/chat/completions", upstream.chat)
     app.router.add_get("/v1/models", upstream.list_models)
     app.router.add_get("/health", upstream.list_models)
+    app.router.add_route("*", "/{rest:.*}", upstream.rest)
     runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

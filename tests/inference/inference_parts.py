@@ -25,6 +25,8 @@ class Upstream:
         self.headers: list[Mapping[str, str]] = []
         self.gone = asyncio.Event()
         self.url = ""
+        self.other: dict[str, Any] = {}
+        """What other routes answer: text, JSON, or a function."""
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         self.bodies.append(await request.read())
@@ -83,6 +85,16 @@ class Upstream:
             return web.json_response(body, status=status, headers=headers)
 
         return answer
+
+    async def rest(self, request: web.Request) -> web.StreamResponse:
+        found = self.other.get(request.path)
+        if found is None:
+            return web.json_response({"detail": "Not Found"}, status=404)
+        self.bodies.append(await request.read())
+        if callable(found):
+            answer: web.StreamResponse = await found(request)
+            return answer
+        return web.Response(text=found) if isinstance(found, str) else web.json_response(found)
 
     async def list_models(self, _: web.Request) -> web.StreamResponse:
         return web.json_response({"object": "list", "data": self.models})

@@ -63,7 +63,9 @@ async def test_what_is_not_served_is_a_404(scope: Scope) -> None:
     """Other routes of the API do not exist here, and say so in the client's own error."""
     client = Router(ScriptedBackend()).openai(scope=scope)
     with pytest.raises(openai.NotFoundError, match="not served here"):
-        await client.embeddings.create(model="x", input="x")
+        await client.files.list()
+    with pytest.raises(ConfigError, match="no /embeddings"):
+        await client.embeddings.create(model="scripted", input="x")
 
 
 async def test_a_backend_that_only_completes_can_be_streamed(scope: Scope) -> None:

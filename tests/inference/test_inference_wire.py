@@ -15,7 +15,8 @@ from inference_parts import Upstream
 
 from aibox.chat import ChatRequest, assemble
 from aibox.errors import BackendError, ConfigError
-from aibox.inference.openai_compatible import OpenAICompatible, is_inside
+from aibox.inference.addresses import is_inside
+from aibox.inference.openai_compatible import OpenAICompatible
 from aibox.inference.sse import MAX_EVENT_BYTES, Events
 from aibox.inference.vllm import VLLM
 from aibox.sync import run_sync

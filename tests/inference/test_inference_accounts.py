@@ -1,0 +1,164 @@
+"""Budgets and what was spent: exact, shared, kept, and never overspent by more than what is under way."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aibox.chat import ChatRequest, ModelInfo, Price, Usage
+from aibox.errors import LimitError, StoreError
+from aibox.inference.accounts import Accounts, Call
+from aibox.inference.router import Router
+from aibox.policy.budgets import Budget, Budgets
+from aibox.policy.policy import Policy
+from aibox.testing.scripted import ScriptedBackend
+from aibox.types import Scope
+
+pytestmark = pytest.mark.anyio
+NOON = 1_772_366_400.0  # 2026-03-01 12:00 UTC
+HI = [{"role": "user", "content": "Hi"}]
+
+
+def spent(scope: Scope, tokens: int, usd: float | None = None) -> Call:
+    return Call(scope=scope, model="m", backend="b", external=False, usage=Usage(tokens, 0, cost_usd=usd), total_s=1.0)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_a_budget_that_is_spent_is_a_limit_with_the_time_until_it_is_renewed(
+    kept: bool, tmp_path: Path, scope: Scope, other_scope: Scope
+) -> None:
+    """The user's own, then the tenant's; others go on; at midnight and on the first of the month there is more."""
+    now = [NOON]
+    accounts = Accounts(tmp_path / "accounts.db" if kept else None, now=lambda: now[0])
+    budgets = Budgets(user=Budget(tokens_per_day=100), tenant=Budget(tokens_per_month=150, usd_per_day=5))
+    await accounts.admit(scope, budgets)
+    accounts.settle(spent(scope, 100))
+    with pytest.raises(LimitError, match="the budget of you for 2026-03-01") as caught:
+        await accounts.admit(scope, budgets)
+    assert caught.value.retry_after_s == 12 * 3600
+    colleague = Scope(tenant=scope.tenant, user="ben")
+    await accounts.admit(colleague, budgets)
+    await accounts.admit(other_scope, budgets)
+    accounts.settle(spent(colleague, 50))
+    with pytest.raises(LimitError, match="tenant acme for 2026-03 ") as caught:
+        await accounts.admit(colleague, budgets)
+    assert caught.value.retry_after_s == 30.5 * 86400
+    now[0] += 31 * 86400
+    await accounts.admit(scope, budgets)
+    accounts.settle(spent(scope, 1, usd=5.0))
+    with pytest.raises(LimitError, match="tenant acme"):
+        await accounts.admit(scope, budgets)
+    await accounts.close()
+
+
+@given(costs=st.lists(st.floats(0, 1e-3, allow_nan=False), max_size=30))
+async def test_money_never_counts_for_less_than_it_is(costs: list[float]) -> None:
+    """Rounding goes up: calls that cost less than can be written down are not free."""
+    accounts, scope = Accounts(), Scope(tenant="a", user="b")
+    for usd in costs:
+        accounts.settle(spent(scope, 1, usd=usd))
+    total = (await accounts.spent("a")).usd
+    assert sum(costs) - 1e-12 <= total <= sum(costs) + len(costs) * 1e-6 + 1e-12
+
+
+async def test_what_was_spent_survives_and_is_shared(tmp_path: Path, scope: Scope) -> None:
+    """Two that write into one file see each other's spending, and so does the next process."""
+    path = tmp_path / "accounts.db"
+    one, two = Accounts(path), Accounts(path)
+    one.settle(spent(scope, 10, usd=0.5))
+    two.settle(spent(scope, 5))
+    await one.close()
+    await two.close()
+    third = Accounts(path)
+    with pytest.raises(LimitError):
+        await third.admit(scope, Budgets(user=Budget(tokens_per_day=15)))
+    found = await third.spent(scope.tenant, user=scope.user)
+    assert (found.tokens, found.usd, found.calls) == (15, 0.5, 2)
+    await third.close()
+
+
+async def test_a_file_that_cannot_be_used_stops_bounded_calls(tmp_path: Path, scope: Scope) -> None:
+    """Who must keep to a budget and cannot read what was spent does not spend; what was settled is not forgotten."""
+    path = tmp_path / "accounts.db"
+    path.write_text("this is no database, and long enough to be recognised as none" * 20)
+    accounts = Accounts(path)
+    with pytest.raises(StoreError, match="accounts"):
+        await accounts.admit(scope, Budgets(user=Budget(tokens_per_day=1)))
+    await accounts.admit(scope, Budgets())
+    accounts.settle(spent(scope, 7))
+    with pytest.raises(StoreError):
+        await accounts.close()
+    path.unlink()
+    assert (await accounts.spent(scope.tenant)).tokens == 7
+
+
+@given(st.integers(1, 12), st.integers(1, 40))
+async def test_calls_at_once_overspend_by_no_more_than_themselves(at_once: int, budget: int) -> None:
+    """With n calls under way the sum stays below the budget plus what n calls use."""
+    uses = 4  # "Hi", and three words
+    model = ScriptedBackend(*["one two three"] * 200)
+    policy = Policy(budgets=Budgets(user=Budget(tokens_per_day=budget)))
+    router, scope = Router(model, policy=policy), Scope(tenant="a", user="b")
+    refused = 0
+
+    async def caller() -> None:
+        nonlocal refused
+        for _ in range(10):
+            try:
+                await router.complete(HI, scope=scope)
+            except LimitError:
+                refused += 1
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(caller() for _ in range(at_once)))
+    tokens = (await router.accounts.spent("a", user="b")).tokens
+    assert tokens == len(model.requests) * uses
+    assert tokens < budget + at_once * uses
+    assert refused + len(model.requests) == at_once * 10
+
+
+async def test_a_call_that_is_refused_costs_nothing(scope: Scope) -> None:
+    """Nothing is sent when nothing is left, and a stream is refused as a whole call is."""
+    model = ScriptedBackend("one")
+    router = Router(model, policy=Policy(budgets=Budgets(tenant=Budget(usd_per_day=0))))
+    stream: Any = router.stream(HI, scope=scope)
+    for call in (router.complete(HI, scope=scope), anext(stream), router.embed(["x"], scope=scope)):
+        with pytest.raises(LimitError):
+            await call
+    assert not model.requests
+
+
+budget = st.builds(
+    Budget,
+    tokens_per_day=st.none() | st.integers(0, 9),
+    tokens_per_month=st.none() | st.integers(0, 9),
+    usd_per_day=st.none() | st.floats(0, 9),
+)
+budgets = st.builds(Budgets, tenant=budget, user=budget)
+
+
+@given(budgets, budgets, budgets)
+def test_joining_budgets_only_restricts(a: Budgets, b: Budgets, c: Budgets) -> None:
+    """Order, grouping and repetition change nothing, and no bound is ever raised."""
+    assert a & b == b & a
+    assert (a & b) & c == a & (b & c)
+    assert a & a == a == a & Budgets()
+    for who in ("tenant", "user"):
+        for name in Budget.model_fields:
+            joined, own = getattr(getattr(a & b, who), name), getattr(getattr(a, who), name)
+            assert own is None or (joined is not None and joined <= own)
+
+
+def test_a_price_is_for_a_million_tokens() -> None:
+    """Cached input has its own price, and output another."""
+    usage = Usage(input_tokens=1_000_000, output_tokens=500_000, cached_tokens=400_000)
+    assert Price(3, 15, cached_usd=0.3).cost_usd(usage) == pytest.approx(0.6 * 3 + 0.4 * 0.3 + 7.5)
+    assert Usage.read({"prompt_tokens": -5, "completion_tokens": "x", "cost": -1}) == Usage()
+    info = ModelInfo(id="m", backend="b", price=Price(1, 1))
+    assert info.price is not None
+    assert ChatRequest({}).model == ""
