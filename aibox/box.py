@@ -27,7 +27,7 @@ from aibox.policy.policy import PROFILES, Policy
 from aibox.protocols import Tool
 from aibox.sandbox.sandbox import Sandbox
 from aibox.sealing import seal, telemetry_off
-from aibox.settings import Settings
+from aibox.settings import SandboxSettings, Settings
 
 
 def open(  # noqa: A001 - the face of the library: `aibox.open`
@@ -150,7 +150,7 @@ class Box:
 
     @cached_property
     def sandbox(self) -> Sandbox:
-        sandbox: Sandbox = self._keep(Sandbox(self.settings.sandbox.driver, limits=self.policy.sandbox))
+        sandbox: Sandbox = self._keep(make_sandbox(self.settings.sandbox, self.policy, audit=self.audit))
         return sandbox
 
     def agent(
@@ -190,3 +190,16 @@ def load_policy(value: Policy | str) -> Policy:
     if isinstance(value, Policy):
         return value
     return Policy.profile(value) if value in PROFILES else Policy.load(value)
+
+
+def make_sandbox(settings: SandboxSettings, policy: Policy, *, audit: AuditChain | None) -> Sandbox:
+    """The sandbox that the settings describe, within the policy's limits."""
+    return Sandbox(
+        settings.driver,
+        limits=policy.sandbox,
+        audit=audit,
+        pool=settings.pool,
+        idle_s=settings.idle_s,
+        sessions=settings.sessions,
+        per_tenant=settings.per_tenant,
+    )

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo
-from aibox.execution import Limits, Result
+from aibox.execution import Limits, Usage
 from aibox.types import Entry, Label, Scope, Verdict, Where
 
 
@@ -125,8 +125,28 @@ class Tool(Protocol):
         ...
 
 
+class Guest(Protocol):
+    """One isolated guest: a program, everything that it starts, and a workspace that lives as long as it does."""
+
+    async def send(self, data: bytes) -> None:
+        """To the program's stdin. Raises SandboxError when it is gone."""
+        ...
+
+    async def receive(self) -> bytes:
+        """Some of its stdout, when there is some; nothing at its end. Cancelling loses nothing."""
+        ...
+
+    def usage(self) -> Usage | None:
+        """What was used until now; None where only the program inside can see it."""
+        ...
+
+    async def close(self) -> None:
+        """End every process and remove everything of the guest, also when cancelled. Closing twice is allowed."""
+        ...
+
+
 class Driver(Protocol):
-    """Isolates code. One handle is one session: a workspace that lives until `stop`."""
+    """Isolates code: the one thing to write for another engine."""
 
     @property
     def name(self) -> str: ...
@@ -135,18 +155,13 @@ class Driver(Protocol):
         """Whether isolation can really be had here, tried rather than guessed. Never raises."""
         ...
 
-    async def start(self, *, scope: Scope, limits: Limits) -> str:
-        """A new session; returns its handle. Raises SandboxError, never a weaker isolation."""
+    async def start(self, *, limits: Limits, warm: bool = False) -> Guest:
+        """A new guest that runs `COMMAND` of `aibox.sandbox.program` as process 1 and was greeted.
+
+        `warm` starts the interpreter inside at once. Raises SandboxError, never a weaker isolation.
+        """
         ...
 
-    async def exec(self, handle: str, argv: Sequence[str], *, stdin: bytes = b"") -> Result:
-        """Run a command in the workspace, without a shell unless argv names one."""
-        ...
-
-    async def put(self, handle: str, path: str, data: bytes) -> None: ...
-
-    async def get(self, handle: str, path: str) -> bytes: ...
-
-    async def stop(self, handle: str) -> None:
-        """End the session and remove everything of it. Stopping twice is allowed."""
+    async def close(self) -> None:
+        """Let go of what all guests share. Closing twice is allowed."""
         ...

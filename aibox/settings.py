@@ -168,6 +168,14 @@ class AuditSettings(_Section):
 
 class SandboxSettings(_Section):
     driver: Literal["auto", "bubblewrap"] = "auto"
+    pool: int = Field(default=0, ge=0, le=64)
+    """Guests to keep ready, so that a session starts at once; each holds some 10 MiB."""
+    idle_s: float = Field(default=600.0, gt=0)
+    """Seconds after which a session that nobody uses ends."""
+    sessions: int = Field(default=64, gt=0)
+    """How many may be open at once."""
+    per_tenant: int = Field(default=16, gt=0)
+    """How many of them for one tenant."""
 
 
 class SealSettings(_Section):

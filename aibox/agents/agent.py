@@ -8,7 +8,7 @@ from functools import reduce
 from operator import and_
 from typing import Any
 
-from aibox.agents.code import PythonTool
+from aibox.agents.code import code_tools
 from aibox.agents.events import Event, Failed, Reply, TextDelta
 from aibox.agents.tools import as_tool
 from aibox.agents.turn import Parts, Turn
@@ -34,8 +34,9 @@ class Agent:
     """Runs turns: check, recall, answer with tools, check, remember, seal.
 
     `router` is any Backend. Without a `guardrail` nothing is checked, without `memory` nothing is kept, without `audit`
-    nothing is recorded; a `sandbox` gives the agent the tool `python`. The policies of the guardrail and of `policy`,
-    and `limits`, are joined. `settings` are Chat Completions fields of every call, such as `temperature`.
+    nothing is recorded; a `sandbox` gives the agent the tools `python`, `bash`, `read_file` and `write_file`. The
+    policies of the guardrail and of `policy`, and `limits`, are joined. `settings` are Chat Completions
+    fields of every call, such as `temperature`.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Agent:
     ) -> None:
         made = tuple(as_tool(tool) for tool in tools)
         if sandbox is not None:
-            made += (PythonTool(sandbox),)
+            made += code_tools(sandbox)
         names = [tool.name for tool in made]
         if twice := sorted({tool for tool in names if names.count(tool) > 1}):
             raise ConfigError(f"two tools are called {', '.join(twice)}", hint="rename one of the functions")

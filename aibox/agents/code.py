@@ -1,43 +1,131 @@
-"""The sandbox as a tool: code that a model wrote runs there and nowhere else."""
+"""The sandbox as tools: code that a model wrote runs there and nowhere else.
+
+The calls of one conversation share a session, so that variables and files are there at the next call.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar
 
 from aibox.execution import Result
 from aibox.sandbox.sandbox import Sandbox
+from aibox.sandbox.session import Session
 from aibox.types import Scope
 
+_SHOWN_CHARACTERS = 20_000
 
-class PythonTool:
-    """`python(code)`: run a program in a new sandbox session and return what it printed."""
 
-    name = "python"
-    description = "Run a Python program in an isolated sandbox without network and return what it prints."
-    schema: Mapping[str, Any] = {
-        "type": "object",
-        "properties": {"code": {"type": "string", "description": "A complete program; print what should be returned."}},
-        "required": ["code"],
-        "additionalProperties": False,
-    }
-    # Nothing that it does outlives the session.
+class _CodeTool:
+    """What the four have in common. None has side effects: nothing outlives the sandbox."""
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    properties: ClassVar[Mapping[str, str]]
     side_effects = False
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
 
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        return {
+            "type": "object",
+            "properties": {name: {"type": "string", "description": text} for name, text in self.properties.items()},
+            "required": list(self.properties),
+            "additionalProperties": False,
+        }
+
     async def call(self, arguments: Mapping[str, Any], *, scope: Scope) -> str:
-        code = arguments.get("code")
-        if not isinstance(code, str) or not code.strip():
-            return "Wrong arguments for python: code must be a program. Correct them and try again."
-        async with self._sandbox.session(scope=scope) as session:
-            return describe(await session.python(code))
+        words = [arguments.get(name) for name in self.properties]
+        if not all(isinstance(word, str) for word in words) or not words[0]:
+            needed = " and ".join(self.properties)
+            return f"Wrong arguments for {self.name}: {needed} must be text. Correct them and try again."
+        async with self._session(scope) as session:
+            return await self._do(session, *(str(word) for word in words))
+
+    @asynccontextmanager
+    async def _session(self, scope: Scope) -> AsyncIterator[Session]:
+        """The conversation's; outside of one, a session for this call alone."""
+        if scope.session:
+            yield await self._sandbox.keep(scope=scope)
+        else:
+            async with self._sandbox.session(scope=scope) as session:
+                yield session
+
+    async def _do(self, session: Session, *words: str) -> str:
+        raise NotImplementedError
+
+
+class PythonTool(_CodeTool):
+    """`python(code)`: run code in the conversation's interpreter."""
+
+    name = "python"
+    description = (
+        "Run Python in an isolated sandbox without network. Variables and files remain for the next call of the same "
+        "conversation. Returns what it prints and the value of the last expression."
+    )
+    properties: ClassVar[Mapping[str, str]] = {"code": "Python code; print what should be returned."}
+
+    async def _do(self, session: Session, *words: str) -> str:
+        return describe(await session.python(words[0]))
+
+
+class BashTool(_CodeTool):
+    """`bash(command)`: run a command line over the same files."""
+
+    name = "bash"
+    description = "Run a bash command line in an isolated sandbox without network, over the files of the conversation."
+    properties: ClassVar[Mapping[str, str]] = {"command": "The command line."}
+
+    async def _do(self, session: Session, *words: str) -> str:
+        return describe(await session.bash(words[0]))
+
+
+class ReadFileTool(_CodeTool):
+    """`read_file(path)`: a text file of the sandbox."""
+
+    name = "read_file"
+    description = "Read a text file of the sandbox's workspace."
+    properties: ClassVar[Mapping[str, str]] = {"path": "A path in the workspace, such as 'out/report.txt'."}
+
+    async def _do(self, session: Session, *words: str) -> str:
+        text = (await session.read(words[0])).decode("utf-8", errors="replace")
+        if len(text) > _SHOWN_CHARACTERS:
+            return f"{text[:_SHOWN_CHARACTERS]}\n(the first {_SHOWN_CHARACTERS} of {len(text)} characters)"
+        return text or "(the file is empty)"
+
+
+class WriteFileTool(_CodeTool):
+    """`write_file(path, text)`: a text file of the sandbox."""
+
+    name = "write_file"
+    description = "Write a text file of the sandbox's workspace; folders are made on the way, a file there is replaced."
+    properties: ClassVar[Mapping[str, str]] = {
+        "path": "A path in the workspace, such as 'in/data.csv'.",
+        "text": "What the file shall hold.",
+    }
+
+    async def _do(self, session: Session, *words: str) -> str:
+        path, text = words
+        await session.write(path, text)
+        return f"wrote {len(text.encode('utf-8', 'surrogatepass'))} bytes to {path}"
+
+
+def code_tools(sandbox: Sandbox) -> tuple[PythonTool | BashTool | ReadFileTool | WriteFileTool, ...]:
+    """All four. A policy's `tools` says which an agent may use, and which only after a person's approval."""
+    return PythonTool(sandbox), BashTool(sandbox), ReadFileTool(sandbox), WriteFileTool(sandbox)
 
 
 def describe(result: Result) -> str:
     """A run in words that a model can act on: what was printed, how it ended, which limit stopped it."""
     parts = [result.stdout.rstrip()] if result.stdout.strip() else []
+    parts += [str(table) for table in result.tables]
+    if result.value is not None and not result.tables:
+        parts.append(result.value)
+    if result.figures:
+        parts.append(f"({len(result.figures)} figures were drawn)")
     if result.stderr.strip():
         parts.append(f"stderr:\n{result.stderr.rstrip()}")
     if result.limits_hit:

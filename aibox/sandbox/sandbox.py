@@ -2,61 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import anyio
 
 from aibox.chat import Health
-from aibox.errors import ConfigError
-from aibox.execution import Limits, Result
-from aibox.protocols import Driver
+from aibox.errors import AccessError, ConfigError, LimitError, SandboxError
+from aibox.execution import Limits
+from aibox.protocols import Driver, Guest, Recorder
+from aibox.sandbox.session import Session
 from aibox.types import Scope
 
+_STARTS_AT_ONCE = 8
+_RETRY_S = 5.0
 
-class Session:
-    """A workspace, and code that runs in it. Files survive from one run to the next; nothing survives the session."""
 
-    def __init__(self, driver: Driver, handle: str) -> None:
-        self._driver = driver
-        self._handle = handle
-
-    async def python(self, code: str) -> Result:
-        """Run a program with the interpreter that runs aibox, without its packages; `-I -B`, its source from stdin.
-
-        Modules in the workspace are not found by `import`, so that no file there can pose as one. Raises SandboxError.
-        """
-        return await self._driver.exec(self._handle, ("python3", "-I", "-B", "-"), stdin=_utf8(code))
-
-    async def bash(self, command: str) -> Result:
-        """Run a command line of bash, up to 127 KiB, with the workspace as its folder. Raises SandboxError."""
-        return await self._driver.exec(self._handle, ("bash", "--noprofile", "--norc", "-c", command))
-
-    async def write(self, path: str, data: str | bytes) -> None:
-        """Write a file of the workspace, and the folders above it; text as UTF-8.
-
-        Raises AccessError for a path that is not inside, LimitError when it does not fit.
-        """
-        await self._driver.put(self._handle, path, _utf8(data) if isinstance(data, str) else data)
-
-    async def read(self, path: str) -> bytes:
-        """Read a file of the workspace. Raises AccessError, StoreError when there is none, or LimitError."""
-        return await self._driver.get(self._handle, path)
+@dataclass(slots=True)
+class _Held:
+    scope: Scope
+    session: Session
+    kept: bool
+    """Nobody waits in it: it may end when room is needed."""
 
 
 class Sandbox:
-    """Sessions of one driver. `driver` is "auto" or "bubblewrap" (today the same), or a Driver.
+    """Sessions of one driver. `driver` is "auto", "bubblewrap" or "docker", or a Driver; see docs/sandbox.md.
 
+    `pool` guests are kept ready, each for one session and never for a second; sessions that nobody used for `idle_s`
+    end; at most `per_tenant` and in all `sessions` are open. With `audit` sessions, runs and artifacts are recorded.
     Where no isolation can be had nothing is run: opening a session raises SandboxError with what to install.
     """
 
     def __init__(
-        self, driver: Literal["auto", "bubblewrap"] | str | Driver = "auto", *, limits: Limits | None = None
+        self,
+        driver: Literal["auto", "bubblewrap", "docker"] | str | Driver = "auto",
+        *,
+        limits: Limits | None = None,
+        audit: Recorder | None = None,
+        pool: int = 0,
+        idle_s: float = 600.0,
+        sessions: int = 64,
+        per_tenant: int = 16,
     ) -> None:
-        self._driver = _driver(driver) if isinstance(driver, str) else driver
+        self._driver = named_driver(driver) if isinstance(driver, str) else driver
         self.limits = limits or Limits()
-        self._open: set[str] = set()
+        self._audit = audit
+        self._pool, self._idle_s = pool, idle_s
+        self._most, self._most_per_tenant = sessions, per_tenant
+        self._held: dict[str, _Held] = {}
+        self._opening: list[str] = []
+        self._ready: list[Guest] = []
+        self._starts = anyio.Semaphore(_STARTS_AT_ONCE)
+        self._filler: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._keeping, self._filling = anyio.Lock(), anyio.Lock()
 
     async def available(self) -> Health:
         """Whether code can be isolated here, tried rather than guessed. Never raises."""
@@ -64,20 +70,128 @@ class Sandbox:
 
     @asynccontextmanager
     async def session(self, *, scope: Scope) -> AsyncIterator[Session]:
-        """A new, empty workspace. Raises SandboxError; never runs anything with a weaker isolation."""
-        handle = await self._driver.start(scope=scope, limits=self.limits)
-        self._open.add(handle)
+        """A new, empty session that ends with the block. Raises SandboxError, and LimitError when too many are open."""
+        session = await self.open(scope=scope)
         try:
-            yield Session(self._driver, handle)
+            yield session
         finally:
-            self._open.discard(handle)
             with anyio.CancelScope(shield=True):
-                await self._driver.stop(handle)
+                await session.close()
+
+    async def open(self, *, scope: Scope) -> Session:
+        """A new session that lives until it is closed or was idle too long; `attach` finds it again by its `id`."""
+        return await self._new(scope, kept=False)
+
+    async def attach(self, id: str, *, scope: Scope) -> Session:  # noqa: A002 - what it is
+        """An open session of the same tenant and user. AccessError for any other, whether it exists or not."""
+        held = self._held.get(id)
+        if held is None or (held.scope.tenant, held.scope.user) != (scope.tenant, scope.user):
+            raise AccessError("there is no such sandbox session", hint="it may have ended; open another")
+        return held.session
+
+    def ids(self, *, scope: Scope) -> list[str]:
+        """The open sessions of the scope's tenant and user."""
+        owner = (scope.tenant, scope.user)
+        return [id_ for id_, held in self._held.items() if (held.scope.tenant, held.scope.user) == owner]
+
+    async def keep(self, *, scope: Scope) -> Session:
+        """The session that belongs to a conversation (`scope.session`), opened when there is none.
+
+        It may end when it is idle, or when its tenant needs room; then the next call opens an empty one.
+        """
+        async with self._keeping:
+            for held in self._held.values():
+                if held.kept and held.scope == scope:
+                    return held.session
+            return await self._new(scope, kept=True)
 
     async def close(self) -> None:
         """End all sessions, also those in use: what runs there is stopped. Closing twice is allowed."""
-        while self._open:
-            await self._driver.stop(self._open.pop())
+        for task in (self._filler, self._keeper):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        self._filler = self._keeper = None
+        while self._ready:
+            await self._ready.pop().close()
+        for held in list(self._held.values()):
+            await held.session.close()
+        await self._driver.close()
+
+    async def _new(self, scope: Scope, *, kept: bool) -> Session:
+        await self._make_room(scope)
+        self._opening.append(scope.tenant)
+        try:
+            guest = self._ready.pop() if self._ready else await self._start(warm=False)
+        finally:
+            self._opening.remove(scope.tenant)
+        id_ = secrets.token_urlsafe(16)
+
+        def record(kind: str, detail: Mapping[str, object]) -> None:
+            if self._audit is not None:
+                self._audit.note(kind, scope=scope, detail={"sandbox": id_[:8], **detail})
+
+        def ended(session: Session) -> None:
+            self._held.pop(session.id, None)
+            record("sandbox.ended", {})
+
+        try:
+            record("sandbox.started", {"driver": self._driver.name, "limits": _recorded(self.limits)})
+        except BaseException:
+            await guest.close()
+            raise
+        session = Session(guest, limits=self.limits, id=id_, record=record, ended=ended)
+        self._held[id_] = _Held(scope, session, kept)
+        self._look_after()
+        return session
+
+    async def _start(self, *, warm: bool) -> Guest:
+        async with self._starts:
+            return await self._driver.start(limits=self.limits, warm=warm)
+
+    async def _make_room(self, scope: Scope) -> None:
+        """Raises LimitError when there is none and nobody's idle conversation can give way."""
+
+        def full() -> bool:
+            tenants = [held.scope.tenant for held in self._held.values()] + self._opening
+            return len(tenants) >= self._most or tenants.count(scope.tenant) >= self._most_per_tenant
+
+        while full():
+            idle = [
+                held
+                for held in self._held.values()
+                if held.kept and not held.session.busy and held.scope.tenant == scope.tenant
+            ]
+            if not idle:
+                raise LimitError("too many sandbox sessions are open", hint="end one, or wait", retry_after_s=_RETRY_S)
+            await min(idle, key=lambda held: held.session.last_used).session.close()
+
+    def _look_after(self) -> None:
+        if self._keeper is None or self._keeper.done():
+            self._keeper = asyncio.create_task(self._end_idle(), name="sandbox: idle sessions")
+        if self._pool and (self._filler is None or self._filler.done()):
+            self._filler = asyncio.create_task(self._fill(), name="sandbox: pool")
+
+    async def _fill(self) -> None:
+        """Keep guests ready. When none can be started, sessions are started as they are asked for, and say why not."""
+        with contextlib.suppress(SandboxError):
+            await self.warm()
+
+    async def warm(self) -> None:
+        """Fill the pool now and wait for it. Raises SandboxError."""
+        async with self._filling:
+            while len(self._ready) < self._pool:
+                self._ready.append(await self._start(warm=True))
+
+    async def _end_idle(self) -> None:
+        while self._held:
+            now = time.monotonic()
+            for held in list(self._held.values()):
+                if not held.session.busy and now - held.session.last_used >= self._idle_s:
+                    with contextlib.suppress(SandboxError):
+                        await held.session.close()
+            oldest = min((held.session.last_used for held in self._held.values()), default=now)
+            await asyncio.sleep(max(0.05, min(oldest + self._idle_s - now, self._idle_s, 30.0)))
 
     def __repr__(self) -> str:
         up_to = self.limits
@@ -87,14 +201,21 @@ class Sandbox:
         )
 
 
-def _driver(name: str) -> Driver:
+def _recorded(limits: Limits) -> dict[str, int]:
+    return {
+        "memory_mib": limits.memory_mib,
+        "pids": limits.pids,
+        "cpus_permille": round(limits.cpus * 1000),
+        "wall_ms": round(limits.wall_s * 1000),
+        "output_kib": limits.output_kib,
+        "workspace_mib": limits.workspace_mib,
+    }
+
+
+def named_driver(name: str) -> Driver:
+    """The driver of that name. Raises ConfigError when there is none."""
     if name not in ("auto", "bubblewrap"):
         raise ConfigError(f"no sandbox driver is called {name!r}", hint="auto or bubblewrap")
     from aibox.sandbox.bubblewrap import Bubblewrap
 
     return Bubblewrap()
-
-
-def _utf8(text: str) -> bytes:
-    # Half a surrogate pair is the program's mistake: its interpreter says so, in a result.
-    return text.encode("utf-8", errors="surrogatepass")

@@ -1,0 +1,92 @@
+"""The processes inside, as their first one sees them: counted, bounded and ended."""
+
+from __future__ import annotations
+
+import _ctypes
+import os
+import resource
+import time
+
+KILL, STOP, CONTINUE, INTERRUPT = 9, 19, 18, 2
+SET_DUMPABLE, GET_DUMPABLE = 4, 3  # linux/prctl.h
+_SWEEP_S = 3
+
+
+def prctl(option: int, value: int) -> int:
+    call = _ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), "prctl")  # type: ignore[arg-type]  # None: what is loaded
+    return int(_ctypes.call_function(call, (option, value, 0, 0, 0)))
+
+
+def limit(kind: int, value: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def sweep(*, keep: int) -> None:
+    """End every process inside but this one and `keep`, which is stopped.
+
+    All are stopped before the first is killed: what is stopped cannot fork, and keeps its place below the limit on
+    processes, so that even a fork bomb runs out of room. Raises OSError when some do not end within 3 s.
+    """
+    until = time.monotonic() + _SWEEP_S
+    while True:
+        seen: set[int] = set()
+        while new := others(keep) - seen:
+            for pid in new:
+                signal_one(pid, STOP)
+            seen |= new
+        for pid in seen:
+            signal_one(pid, KILL)
+        reap(keep)
+        if all(dead(pid) for pid in others(keep)):
+            return
+        if time.monotonic() > until:
+            os._exit(1)  # rather end everything than let something go on unseen
+        time.sleep(0.001)
+
+
+def others(keep: int) -> set[int]:
+    return {int(name) for name in os.listdir("/proc") if name.isdecimal()} - {1, keep}
+
+
+def dead(pid: int) -> bool:
+    """Gone, or waiting for a parent that is stopped to let go of it. proc(5)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except OSError:
+        return True
+
+
+def signal_one(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def reap(keep: int) -> None:
+    """Bury the dead, but leave the interpreter's own status to its run."""
+    for pid in others(keep):
+        try:
+            os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            pass  # a child of another; it becomes ours when that one is gone
+
+
+def own_group() -> dict[str, int]:
+    """What the kernel says of this guest's memory, where an engine mounts its control group; read-only, cgroups(7)."""
+    facts: dict[str, int] = {}
+    for peak, events in (
+        ("/sys/fs/cgroup/memory.peak", "/sys/fs/cgroup/memory.events"),
+        ("/sys/fs/cgroup/memory/memory.max_usage_in_bytes", "/sys/fs/cgroup/memory/memory.oom_control"),
+    ):
+        try:
+            with open(peak) as file:
+                facts["peak"] = int(file.read())
+            with open(events) as file:
+                facts["oom"] = next(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
+        except (OSError, ValueError, StopIteration):
+            continue
+    return facts

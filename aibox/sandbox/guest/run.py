@@ -1,0 +1,159 @@
+"""One run: a process of the guest, watched until its work is over, and what it prints passed on up to the limit."""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # `signal` would import enum, which costs more than all the rest
+import _socket
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import Any
+
+from aibox.sandbox.guest import line
+from aibox.sandbox.guest.processes import INTERRUPT, KILL
+
+PIECE = 32 * 1024
+GRACE_S = 0.5
+"""Between asking a piece of code to stop and killing the interpreter with all its variables."""
+
+
+class Run:
+    """Watches one process of the guest until its work is over, passing on what it prints up to the limit."""
+
+    def __init__(self, pid: int, out: int, err: int, *, output: int) -> None:
+        self._pid = pid
+        self._left = {out: output, err: output}
+        self._letters = {out: b"o", err: b"e"}
+        self._poll = select.poll()
+        for descriptor in self._left:
+            self._poll.register(descriptor, select.POLLIN)
+        self._poll.register(0, select.POLLIN)
+        self.code = 0
+        self.ended = False
+        self.stopped = False
+        self.dropped = ""
+
+    def cell(self, channel: Any, token: bytes) -> None:
+        """Until the interpreter says with the token that it is done, or has died."""
+        self._poll.register(channel.fileno(), select.POLLIN)
+        over = False
+
+        def heard() -> None:
+            nonlocal over
+            try:
+                message = channel.recv(PIECE + 64, _socket.MSG_DONTWAIT)
+            except OSError:
+                message = b""
+            if not message:
+                self._poll.unregister(
+                    channel.fileno()
+                )  # its other end was closed: it cannot say any more that it is done
+            if message[:16] != token or over:
+                return  # something else in there wrote to the channel
+            if message[16:17] == b"x":
+                self.code, over = int(message[18:] or b"1"), True
+            elif message[16:17] in (b"v", b"t", b"p"):
+                line.send(message[16:17], message[17:])
+
+        self._watch({channel.fileno(): heard}, lambda: over, polite=True)
+
+    def command(self, into: int, stdin: bytes) -> None:
+        """Until the process has ended; `stdin` is written meanwhile."""
+        rest = memoryview(stdin)
+        os.set_blocking(into, False)
+        if stdin:
+            self._poll.register(into, select.POLLOUT)
+        else:
+            os.close(into)
+        open_ = bool(stdin)
+
+        def wanted() -> None:
+            nonlocal rest, open_
+            try:
+                rest = rest[os.write(into, rest[:PIECE]) :]
+            except BlockingIOError:
+                return
+            except OSError:
+                rest = rest[:0]
+            if not rest:
+                self._poll.unregister(into)
+                os.close(into)
+                open_ = False
+
+        self._watch({into: wanted} if stdin else {})
+        if open_:
+            os.close(into)
+
+    def _watch(
+        self, handlers: dict[int, Callable[[], None]], over: Callable[[], bool] = lambda: False, *, polite: bool = False
+    ) -> None:
+        watched = os.pidfd_open(self._pid)
+        self._poll.register(watched, select.POLLIN)
+        deadline: float | None = None
+        try:
+            while not over():
+                wait_ms = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000))
+                ready = dict(self._poll.poll(wait_ms))
+                for descriptor in ready:
+                    if descriptor in self._left:
+                        self._pass_on(descriptor)
+                    elif descriptor in handlers:
+                        handlers[descriptor]()
+                if 0 in ready and line.receive()[0] == b"I":
+                    self.stopped = True
+                    if not polite:
+                        return
+                    os.kill(self._pid, INTERRUPT)
+                    deadline = time.monotonic() + GRACE_S
+                if watched in ready:
+                    self._over()
+                    return
+                if deadline is not None and time.monotonic() >= deadline:
+                    os.kill(self._pid, KILL)
+                    deadline = None
+        finally:
+            os.close(watched)
+
+    def _over(self) -> None:
+        _, status = os.waitpid(self._pid, 0)
+        self.code = os.waitstatus_to_exitcode(status)
+        self.ended = True
+
+    def _pass_on(self, descriptor: int) -> bool:
+        chunk = os.read(descriptor, 65536)
+        if not chunk:
+            self._poll.unregister(descriptor)
+            return False
+        room = self._left[descriptor]
+        if room:
+            line.send(self._letters[descriptor], chunk[:room])
+        self._left[descriptor] = max(0, room - len(chunk))
+        if len(chunk) > room:
+            letter = self._letters[descriptor].decode()
+            self.dropped += "" if letter in self.dropped else letter
+            time.sleep(0.001)  # the writer has to wait for the pipe: a flood takes little of the host's time
+        return True
+
+    def drain(self) -> None:
+        """What was printed before the end; by now nobody is left who could print more."""
+        while ready := [row for row in self._poll.poll(0) if row[0] in self._left]:
+            for descriptor, _ in ready:
+                self._pass_on(descriptor)
+
+
+def become(argv: list[bytes], into: int, out: int, err: int, bound: Callable[[], None]) -> None:
+    try:
+        os.setsid()
+        for descriptor, place in ((into, 0), (out, 1), (err, 2)):
+            os.dup2(descriptor, place)
+        os.closerange(3, 256)
+        bound()
+        _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
+        _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
+        os.execvpe(argv[0], argv, os.environ)
+    except OSError as error:
+        os.write(2, argv[0] + b": " + (error.strerror or "cannot be run").encode() + b"\n")
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+    finally:
+        os._exit(126)

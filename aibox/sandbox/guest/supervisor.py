@@ -1,0 +1,266 @@
+"""The first process inside, and the only one that speaks with the host; everything else in there is hostile.
+
+It is process 1 of its namespace, so nothing inside can kill or stop it, and when it ends everything ends. It cannot be
+traced or looked into, so nothing inside can put words into its mouth: results travel in frames of its own, and what
+code prints is the content of a frame and never part of one. It uses no module that costs time to import.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # `signal` would import enum, which costs more than all the rest
+import _socket
+import builtins
+import marshal
+import os
+import resource
+import sys
+from typing import Any
+
+from aibox.sandbox.guest import files, interpreter, line
+from aibox.sandbox.guest.processes import (
+    CONTINUE,
+    GET_DUMPABLE,
+    INTERRUPT,
+    SET_DUMPABLE,
+    STOP,
+    limit,
+    others,
+    own_group,
+    prctl,
+    sweep,
+)
+from aibox.sandbox.guest.run import GRACE_S, PIECE, Run, become
+
+_PRIVATE = 2
+"""Processes that are ours: this one and the interpreter."""
+
+
+class Supervisor:
+    """One guest: at most one interpreter, and one run at a time."""
+
+    def __init__(self) -> None:
+        self._worker = 0
+        self._channel: Any = None
+        self._out = self._err = -1
+        self._limits: dict[str, Any] = {}
+
+    def serve(self) -> None:
+        """Do what the host asks for until it closes the line."""
+        while True:
+            kind, data = line.receive()
+            try:
+                if kind == b"H":
+                    self._begin(marshal.loads(data))
+                elif kind == b"C":
+                    self._cell(data)
+                elif kind == b"R":
+                    self._command(*marshal.loads(data))
+                elif kind == b"I":
+                    pass  # it came after the end of what it was to stop
+                else:
+                    self._file_call(kind, marshal.loads(data))
+            except files.Refused as refused:
+                self._done(error=str(refused))
+            except OSError as error:
+                self._done(error=files.fault(error))
+            except MemoryError:
+                self._done(error="memory")
+
+    def _done(self, **facts: object) -> None:
+        facts.update(own_group())
+        line.send(b"x", ";".join(f"{name}={value}" for name, value in facts.items()).encode())
+
+    def _begin(self, limits: dict[str, Any]) -> None:
+        """Set limits that the kernel keeps, before anything of the guest has run."""
+        self._limits = limits
+        _signal.signal(INTERRUPT, _signal.SIG_DFL)  # which process 1 never gets from inside
+        prctl(SET_DUMPABLE, 0)
+        if os.getpid() != 1 or prctl(GET_DUMPABLE, 0) != 0:
+            self._done(error="unprotected")
+            os._exit(1)
+        os.umask(0o022)
+        wanted = {
+            resource.RLIMIT_CORE: 0,
+            resource.RLIMIT_NOFILE: limits["files"],
+            resource.RLIMIT_FSIZE: limits["file_bytes"],
+        }
+        if limits["pids"]:
+            wanted[resource.RLIMIT_NPROC] = limits["pids"] + _PRIVATE
+        for kind, value in wanted.items():
+            limit(kind, value)
+        os.chdir(limits["top"])
+        os.environ.clear()
+        os.environ.update(limits["env"])
+        if limits["warm"]:
+            self._interpreter()
+        self._done(code=0)
+
+    # The interpreter.
+
+    def _interpreter(self) -> None:
+        """Fork it, unless it lives."""
+        if self._worker:
+            return
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        out, err = os.pipe(), os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            self._become(theirs, out[1], err[1])
+        for descriptor in (out[1], err[1], theirs.detach()):
+            os.close(descriptor)
+        self._worker, self._channel, self._out, self._err = pid, ours, out[0], err[0]
+
+    def _become(self, channel: Any, out: int, err: int) -> None:
+        """In the fork: let go of everything of the supervisor's, above all of the line to the host."""
+        try:
+            os.setsid()
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            for descriptor, place in ((nothing, 0), (out, 1), (err, 2)):
+                os.dup2(descriptor, place)
+            kept = channel.fileno()
+            os.closerange(3, kept)
+            os.closerange(kept + 1, self._limits["files"])
+            self._bound()
+            _signal.signal(INTERRUPT, _signal.default_int_handler)
+            os.environ.update({"MPLBACKEND": "agg", "MPLCONFIGDIR": os.environ["HOME"]})
+            for name in [name for name in sys.modules if name.partition(".")[0] == "aibox"]:
+                del sys.modules[name]
+            version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+            places = [folder.format(version=version) for folder in self._limits["packages"]]
+            sys.path += filter(os.path.isdir, places)
+            sys.argv = [""]
+            sys.stdin = builtins.open(0, encoding="utf-8", closefd=False)
+            for name, place in (("stdout", 1), ("stderr", 2)):
+                stream = builtins.open(
+                    place, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+                )
+                setattr(sys, name, stream)
+                setattr(sys, f"__{name}__", stream)
+            interpreter.serve(channel)
+        finally:
+            os._exit(0)
+
+    def _bound(self) -> None:
+        """What holds for the guest's own processes and not for the supervisor."""
+        prctl(SET_DUMPABLE, 1)  # else its own /proc/self is not its own
+        with builtins.open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")  # when memory runs out, never the supervisor first
+        if self._limits["address_bytes"]:
+            limit(resource.RLIMIT_AS, self._limits["address_bytes"])
+
+    def _cell(self, code: bytes) -> None:
+        self._interpreter()
+        token = os.urandom(16)
+        os.kill(self._worker, CONTINUE)
+        run = Run(self._worker, self._out, self._err, output=self._limits["output"])
+        try:
+            self._channel.send(token + len(code).to_bytes(8, "big"))
+            for start in range(0, len(code), PIECE):
+                self._channel.send(code[start : start + PIECE])
+        except OSError:
+            pass  # it has died, which the run is about to see
+        run.cell(self._channel, token)
+        lost = run.ended
+        if not lost:
+            os.kill(self._worker, STOP)
+        sweep(keep=0 if lost else self._worker)
+        if not lost and others(self._worker):
+            lost = self._bury()
+        run.drain()
+        if lost:
+            self._forget()
+        self._done(code=run.code, dropped=run.dropped, lost=int(lost), stopped=int(run.stopped))
+
+    def _lost(self) -> bool:
+        """Whether a command has ended the interpreter (`kill -9 -1` does); then it is no more."""
+        if not self._worker or os.waitpid(self._worker, os.WNOHANG)[0] == 0:
+            return False
+        self._forget()
+        return True
+
+    def _forget(self) -> None:
+        for descriptor in (self._out, self._err, self._channel.detach()):
+            os.close(descriptor)
+        self._worker = 0
+
+    def _bury(self) -> bool:
+        """Have the interpreter let go of its dead children, which count as processes; True when it had to be killed."""
+        token = os.urandom(16)
+        os.kill(self._worker, CONTINUE)
+        heard = b""
+        try:
+            self._channel.send(token + interpreter.REAP.to_bytes(8, "big"), _socket.MSG_DONTWAIT)
+            self._channel.settimeout(GRACE_S)
+            while heard[:16] != token:
+                heard = self._channel.recv(PIECE + 64) or token
+        except OSError:
+            pass
+        self._channel.settimeout(None)
+        if heard[:16] == token and len(heard) > 16:
+            os.kill(self._worker, STOP)
+            sweep(keep=self._worker)
+            return False
+        sweep(keep=0)
+        return True
+
+    def _command(self, argv: list[bytes], stdin: bytes) -> None:
+        into, out, err = os.pipe(), os.pipe(), os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            become(argv, into[0], out[1], err[1], self._bound)
+        for descriptor in (into[0], out[1], err[1]):
+            os.close(descriptor)
+        run = Run(pid, out[0], err[0], output=self._limits["output"])
+        run.command(into[1], stdin)
+        sweep(keep=self._worker)
+        run.drain()
+        for descriptor in (out[0], err[0]):
+            os.close(descriptor)
+        self._done(code=run.code, dropped=run.dropped, lost=int(self._lost()), stopped=int(run.stopped))
+
+    def _file_call(self, kind: bytes, data: Any) -> None:
+        top = self._limits["top"].encode()
+        if kind == b"G":
+            files.read(data[0], data[1], lambda chunk: line.send(b"d", chunk), top=top)
+        elif kind == b"L":
+            path, deep, limit = data
+            rows = files.tree(path, deep=deep, limit=limit, top=top)
+            body = b"\0".join(rows)
+            for start in range(0, len(body), 1 << 18):
+                line.send(b"d", body[start : start + (1 << 18)])
+        elif kind == b"W":
+            self._write(data, top)
+        else:
+            self._done(error="unknown")
+            return
+        self._done(code=0)
+
+    def _write(self, path: bytes, top: bytes) -> None:
+        """Take the pieces that follow, also when there is no room for them: the host sends all."""
+        failed: BaseException | None = None
+        writer: files.Writer | None = None
+        try:
+            writer = files.Writer(path, top=top)
+        except (OSError, files.Refused) as error:
+            failed = error
+        while True:
+            kind, data = line.receive()
+            if kind != b"D":
+                break
+            try:
+                if writer is not None and failed is None:
+                    writer.add(data)
+            except OSError as error:
+                failed = error
+        try:
+            if writer is not None and failed is None and kind == b"E":
+                writer.done()
+        finally:
+            if writer is not None:
+                writer.close()
+        if failed is not None:
+            raise failed
+
+
+def main() -> None:
+    Supervisor().serve()

@@ -1,0 +1,183 @@
+"""Who may have how many sessions, for how long, and what is left of them: nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import anyio
+import pytest
+from sandbox_abuses import running
+
+from aibox.agents.code import code_tools, describe
+from aibox.audit.chain import AuditChain
+from aibox.errors import LimitError, SandboxError
+from aibox.execution import Limits, Result, Table
+from aibox.sandbox.bubblewrap import Bubblewrap
+from aibox.sandbox.sandbox import Sandbox
+from aibox.types import Scope
+
+SMALL = Limits(memory_mib=64, pids=8, wall_s=20, output_kib=4, workspace_mib=1)
+
+
+def left() -> tuple[set[str], set[str], int]:
+    """Children of this process, its control groups, and how many descriptors it holds."""
+    children = set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+    groups = {str(folder) for folder in Path("/sys/fs/cgroup").glob(f"**/aibox-{os.getpid()}-*")}
+    return children, groups, len([*Path("/proc/self/fd").iterdir()])
+
+
+@pytest.mark.anyio
+async def test_a_pool_makes_sessions_that_are_new_each_time(scope: Scope) -> None:
+    """A session from the pool is warm and empty, and what was in one is in no later one."""
+    sandbox = Sandbox(Bubblewrap(), limits=SMALL, pool=2)
+    await sandbox.warm()
+    seen = set()
+    for number in range(5):
+        async with sandbox.session(scope=scope) as session:
+            seen.add(id(session._guest))
+            assert (await session.python("'x' in globals()")).value == "False"
+            assert await session.ls() == []
+            await session.python(f"x = {number}")
+            await session.write("note", "kept")
+        await sandbox.warm()
+    assert len(sandbox._ready) == 2
+    await sandbox.close()
+    assert sandbox._ready == []
+
+
+@pytest.mark.anyio
+async def test_too_many_sessions_are_told_to_wait(scope: Scope, other_scope: Scope) -> None:
+    """Neither a tenant nor all together have more than allowed; the error says when to try again."""
+    sandbox = Sandbox(Bubblewrap(), limits=SMALL, sessions=3, per_tenant=2)
+    mine = [await sandbox.open(scope=scope) for _ in range(2)]
+    with pytest.raises(LimitError) as refused:
+        await sandbox.open(scope=scope)
+    assert refused.value.retry_after_s is not None
+    await sandbox.open(scope=other_scope)
+    with pytest.raises(LimitError):
+        await sandbox.open(scope=other_scope)
+    await mine[0].close()
+    await sandbox.open(scope=scope)
+    await sandbox.close()
+
+
+@pytest.mark.anyio
+async def test_an_idle_session_ends(scope: Scope) -> None:
+    """One that nobody uses ends by itself; one in use does not, however long its run."""
+    sandbox = Sandbox(Bubblewrap(), limits=SMALL, idle_s=0.3)
+    idle, busy = await sandbox.open(scope=scope), await sandbox.open(scope=scope)
+    assert (await busy.bash("sleep 1; echo done")).stdout == "done\n"
+    assert sandbox.ids(scope=scope) == [busy.id]
+    with pytest.raises(SandboxError):
+        await idle.bash("true")
+    with anyio.fail_after(3):
+        while sandbox.ids(scope=scope):
+            await anyio.sleep(0.05)
+    await sandbox.close()
+
+
+@pytest.mark.anyio
+async def test_a_conversation_keeps_its_session_until_room_is_needed(scope: Scope) -> None:
+    """Tools of one conversation share variables and files, no other sees them, and the oldest gives way."""
+    sandbox = Sandbox(Bubblewrap(), limits=SMALL, per_tenant=2)
+    python, bash, read_file, write_file = code_tools(sandbox)
+    assert "10 bytes" in await write_file.call({"path": "in/a.txt", "text": "1 2 3 4 5\n"}, scope=scope)
+    code = "numbers = [int(n) for n in open('in/a.txt').read().split()]\nsum(numbers)"
+    assert await python.call({"code": code}, scope=scope) == "15"
+    assert await python.call({"code": "len(numbers)"}, scope=scope) == "5"
+    assert await bash.call({"command": "cat in/a.txt"}, scope=scope) == "1 2 3 4 5"
+    assert await read_file.call({"path": "in/a.txt"}, scope=scope) == "1 2 3 4 5\n"
+    assert "must be text" in await python.call({"code": 3}, scope=scope)
+    for session in ("s2", "s3"):
+        assert "NameError" in await python.call({"code": "numbers"}, scope=scope.narrow(session=session))
+    assert "NameError" in await python.call({"code": "numbers"}, scope=scope)
+    loose = scope.narrow(session="")
+    await python.call({"code": "x = 1"}, scope=loose)
+    assert "NameError" in await python.call({"code": "x"}, scope=loose)
+    await sandbox.close()
+
+
+def test_a_result_is_described_in_words() -> None:
+    """Tables, figures, limits and exit codes are told; nothing is told twice."""
+    table = Table(("n", "square"), (("1", "1"), ("2", "4")), 99)
+    shown = Result(stdout="", stderr="", exit_code=0, duration_s=0, value="repr", tables=(table,), figures=(b"p",))
+    assert describe(shown) == "n | square\n1 | 1\n2 | 4\n(97 more rows)\n(1 figures were drawn)"
+    assert "<th>n</th>" in table._repr_html_()
+    failed = Result(stdout="a\n", stderr="b\n", exit_code=3, duration_s=0)
+    assert describe(failed) == "a\nstderr:\nb\nexit code 3"
+
+
+@pytest.mark.anyio
+async def test_what_was_done_is_on_record(scope: Scope, tmp_path: Path) -> None:
+    """Start, runs and end of a session are entries, with digests and limits and no text of anybody's."""
+    async with AuditChain(tmp_path / "audit.db") as chain:
+        sandbox = Sandbox(Bubblewrap(), limits=SMALL & Limits(wall_s=0.4), audit=chain)
+        async with sandbox.session(scope=scope) as session:
+            await session.python("secret = 'sesame'")
+            await session.bash("sleep 9")
+        await sandbox.close()
+        entries = [entry async for entry in chain.entries(scope.tenant)]
+        assert (await chain.verify()).ok
+    assert [entry.kind for entry in entries] == ["sandbox.started", "sandbox.ran", "sandbox.ran", "sandbox.ended"]
+    assert entries[0].detail["limits"]["pids"] == 8
+    assert entries[2].detail["limits_hit"] == ["wall time limit"]
+    assert "sesame" not in str([entry.detail for entry in entries])
+
+
+@pytest.mark.anyio
+async def test_fifty_sessions_at_once(scope: Scope) -> None:
+    """All fifty answer with their own value, or are told to wait, and none leaves anything behind."""
+    before = left()
+    sandbox = Sandbox(Bubblewrap(), limits=SMALL, sessions=45, per_tenant=45)
+    answered: list[int] = []
+    waited = 0
+    together = anyio.Event()
+
+    async def one(number: int) -> None:
+        nonlocal waited
+        while True:
+            try:
+                async with sandbox.session(scope=scope) as session:
+                    await session.python(f"x = {number}")
+                    if len(answered) < 40:
+                        with anyio.move_on_after(3):
+                            await together.wait()
+                    answered.append(int((await session.python("x")).value or -1))
+                    together.set()
+                    return
+            except LimitError:
+                waited += 1
+                await anyio.sleep(0.2)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(50):
+            tasks.start_soon(one, number)
+    assert sorted(answered) == list(range(50))
+    assert waited
+    await sandbox.close()
+    assert left() == before
+
+
+@pytest.mark.anyio
+async def test_a_hundred_cycles_leave_nothing(scope: Scope) -> None:
+    """A hundred sessions whose processes try to stay leave no process, group, mount, file or descriptor."""
+    sandbox = Sandbox(Bubblewrap(), limits=SMALL)
+    await sandbox.available()
+    before, mounts = left(), Path("/proc/self/mountinfo").read_text().count("\n")
+    files = {path.name for path in Path("/tmp").iterdir()}
+    for _ in range(50):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(_cycle, sandbox, scope)
+    await sandbox.close()
+    assert left() == before
+    assert Path("/proc/self/mountinfo").read_text().count("\n") == mounts
+    new = {path.name for path in Path("/tmp").iterdir()} - files
+    assert not [name for name in new if "aibox" in name]
+    assert not running("4242.4242")
+
+
+async def _cycle(sandbox: Sandbox, scope: Scope) -> None:
+    async with sandbox.session(scope=scope) as session:
+        await session.bash("setsid sleep 4242.4242 & echo x > file")
