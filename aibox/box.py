@@ -11,6 +11,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from aibox.agents.agent import Agent
+from aibox.agents.shelf import Shelf
+from aibox.agents.skills import Skill
+from aibox.agents.state import AgentState
+from aibox.agents.subagents import SubagentSpec
 from aibox.audit.chain import AuditChain
 from aibox.audit.keys import Keyring
 from aibox.errors import ConfigError, StoreError
@@ -149,6 +153,18 @@ class Box:
         return memory
 
     @cached_property
+    def state(self) -> AgentState:
+        """Conversations, and runs that wait for people: encrypted, in the data folder."""
+        place, key = self.settings.home / "agents.db", self.keys.secret("agents")
+        state: AgentState = self._keep(AgentState(place, key=key, audit=self.audit))
+        return state
+
+    @cached_property
+    def skills(self) -> Shelf:
+        """What `aibox skills install` put there, by tenant: `box.agent(skills=box.skills.skills(scope=scope))`."""
+        return Shelf(self.settings.home / "skills")
+
+    @cached_property
     def sandbox(self) -> Sandbox:
         sandbox: Sandbox = self._keep(make_sandbox(self.settings.sandbox, self.policy, audit=self.audit))
         return sandbox
@@ -160,11 +176,15 @@ class Box:
         name: str = "default",
         model: str = "default",
         tools: Sequence[Tool | Callable[..., Any]] = (),
+        skills: Sequence[Skill | str | Path] = (),
+        subagents: Sequence[SubagentSpec | str | Path] = (),
         **agent_options: Any,
     ) -> Agent:
-        """An agent of this box: its router, guardrail, memory, chain and policy. Options are Agent's."""
+        """An agent of this box: its router, guardrail, memory, state, chain and policy. Options are Agent's."""
         parts: dict[str, Any] = {"router": self.router, "guardrail": self.guardrail, "audit": self.audit}
         parts["memory"] = self.memory if self.settings.memory.enabled else None
+        parts["state"] = self.state
+        parts |= {"skills": skills, "subagents": subagents}
         # A policy given for one agent is joined with the guardrail's, which is the box's.
         return Agent(instructions, name=name, model=model, tools=tools, **{**parts, **agent_options})
 

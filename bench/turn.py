@@ -53,7 +53,7 @@ async def scripted(report: Report, rounds: int, folder: Path) -> None:
         async def sdk() -> None:
             await run_loop(
                 name="bare", instructions=INSTRUCTIONS, messages=ASKED, client=client, model="scripted", tools=(),
-                invoke=_no_tool, tool_choice=None, output_type=None, model_calls=4, settings={},
+                invoke=_no_tool, tool_choice=None, output_type=None, settings={},
             )  # fmt: skip
 
         calls: dict[str, Callable[[], Awaitable[Any]]] = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from aibox.errors import AIBoxError, BackendError, ConfigError, LimitError
+from aibox.errors import AIBoxError, BackendError, ConfigError
 from aibox.inference.client import refusing_client
 from aibox.protocols import Tool
 
@@ -72,24 +72,24 @@ async def run_loop(
     client: AsyncOpenAI,
     model: str,
     tools: Sequence[Tool],
-    invoke: Callable[[Tool, str], Awaitable[str]],
+    invoke: Callable[[Tool, str, str], Awaitable[str]],
     tool_choice: str | None,
     output_type: type[Any] | None,
-    model_calls: int,
     settings: Mapping[str, Any],
 ) -> str:
     """Ask the model, call the tools it wants through `invoke`, until it answers; the answer's text.
 
-    `tool_choice` holds for the first call only, so that a model that must call a tool can still answer afterwards.
-    Raises LimitError after `model_calls` calls, BackendError for a model that cannot be understood, and whatever
-    AIBoxError a part of ours raised inside the loop.
+    `messages` are Chat Completions', tool calls with their results included. `invoke` gets a tool, the JSON of its
+    arguments and the id of the call. `tool_choice` holds for the first call only, so that a model that must call a
+    tool can still answer afterwards. There is no limit here: whoever answers `client` counts, and raises Stop.
+    Raises BackendError for a model that cannot be understood, and whatever AIBoxError or Stop came up inside.
     """
     agents = sdk()
-    from agents.exceptions import AgentsException, MaxTurnsExceeded
+    from agents.exceptions import AgentsException
 
     def wrap(tool: Tool) -> Any:
-        async def on_invoke_tool(_: Any, arguments: str) -> str:
-            return await invoke(tool, arguments)
+        async def on_invoke_tool(context: Any, arguments: str) -> str:
+            return await invoke(tool, arguments, context.tool_call_id)
 
         return agents.FunctionTool(
             name=tool.name,
@@ -115,12 +115,7 @@ async def run_loop(
         tool_name_collision_policy="error",
     )
     try:
-        result = await agents.Runner.run(agent, list(messages), max_turns=model_calls, run_config=config)
-    except MaxTurnsExceeded:
-        raise LimitError(
-            f"the model was called {model_calls} times without coming to an answer",
-            hint="raise limits.model_calls in the policy, or ask for less at once",
-        ) from None
+        result = await agents.Runner.run(agent, _items(messages), max_turns=None, run_config=config)
     except Exception as error:
         if ours := _ours(error):
             raise ours from None
@@ -132,6 +127,29 @@ async def run_loop(
             ) from error
         raise
     return agents.ItemHelpers.text_message_outputs(result.new_items[-1:]) or str(result.final_output or "")
+
+
+def _items(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The messages in the SDK's own form, in which a tool call and its result are items of their own."""
+    items: list[Any] = []
+    for message in messages:
+        if message["role"] == "tool":
+            items.append(
+                {"type": "function_call_output", "call_id": message["tool_call_id"], "output": message["content"]}
+            )
+            continue
+        if message.get("content"):
+            items.append({"role": message["role"], "content": message["content"]})
+        items += [
+            {
+                "type": "function_call",
+                "call_id": call["id"],
+                "name": call["function"]["name"],
+                "arguments": call["function"]["arguments"],
+            }
+            for call in message.get("tool_calls") or ()
+        ]
+    return items
 
 
 class _NoProvider:

@@ -6,6 +6,7 @@ import html
 from dataclasses import dataclass, field
 from typing import Any
 
+from aibox.agents.approvals import Approval
 from aibox.audit.receipt import Receipt
 from aibox.chat import Usage
 from aibox.errors import AIBoxError
@@ -61,6 +62,39 @@ class ToolReturned:
 
 
 @dataclass(frozen=True, slots=True)
+class ApprovalAsked:
+    """A call waits for people; the run pauses with `Reply.pending` unless an Approver answers at once."""
+
+    tool: str
+    reason: str
+    people: int
+
+
+@dataclass(frozen=True, slots=True)
+class SkillActivated:
+    """The model took a skill up; from here on its `allowed-tools` narrow what may be called."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subagent:
+    """Something that a subagent said or did, with the same events as a turn of its own."""
+
+    name: str
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """What was old in the conversation was summed up, or with `error` only left out."""
+
+    messages: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Decided:
     """The guardrail found something, or decided other than to allow."""
 
@@ -82,6 +116,9 @@ class Reply:
     asked for, else the text. `label` is the join of all that the turn touched; `label.why` says what raised it.
     `blocked` means that a check refused: `text` then says so and `verdicts` why. `cost_usd` is None where no price is
     known. `receipt` proves what was recorded; None where there is no audit chain.
+
+    `stopped` is why a limit ended the turn before the model did, and `text` then what was reached. `pending` are the
+    questions to people that the run waits for: `agent.resume(reply.run)` goes on when they are answered.
     """
 
     text: str
@@ -95,6 +132,9 @@ class Reply:
     receipt: Receipt | None = None
     session: str = ""
     model: str = ""
+    stopped: str = ""
+    pending: tuple[Approval, ...] = ()
+    run: str = ""
 
     def __str__(self) -> str:
         return self.text
@@ -103,8 +143,25 @@ class Reply:
         found = [v for v in self.verdicts if v.decision > Decision.ALLOW]
         notes = [f"label {self.label}", *(f"{v.where}: {v.decision}" for v in found)]
         notes += [f"{call.name}()" for call in self.tool_calls]
+        notes += [f"waits for a person: {ask.tool}" for ask in self.pending]
+        if self.stopped:
+            notes.append(self.stopped)
         notes.append("recorded" if self.receipt else "unrecorded")
         return f"{self.text}\n\n<sub>{html.escape(' · '.join(notes))}</sub>"
 
 
-Event = TextDelta | Recalled | ModelCalled | ModelAnswered | ToolCalled | ToolReturned | Decided | Reply | Failed
+Event = (
+    TextDelta
+    | Recalled
+    | Compacted
+    | ModelCalled
+    | ModelAnswered
+    | ToolCalled
+    | ToolReturned
+    | ApprovalAsked
+    | SkillActivated
+    | Subagent
+    | Decided
+    | Reply
+    | Failed
+)

@@ -1,37 +1,51 @@
-"""Typed tools, and the one way to call them: policy, checks, approval, evidence, then the tool.
-
-Local tools get the real values; what goes back to the model is checked again. A tool that raises is a result.
-"""
+"""Typed tools: any function, with what policy and evidence need to know of it beside it."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import inspect
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ParamSpec, Protocol, TypeVar, overload
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 import anyio
-import msgspec
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic_core import to_json
 
 from aibox.agents._sdk import Signature, signature_of
-from aibox.agents.events import Event, ToolCalled, ToolReturned
-from aibox.agents.evidence import TurnRecord, digest
-from aibox.errors import AIBoxError, ConfigError, IntegrityError
-from aibox.guardrails.guardrail import Guardrail
-from aibox.policy.policy import Policy
-from aibox.protocols import Approver, Tool
+from aibox.agents.secret import Secret, scrub
+from aibox.errors import AIBoxError, ConfigError
+from aibox.protocols import Tool
 from aibox.types import Label, Scope
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
+class ToolOptions(TypedDict, total=False):
+    """What `@aibox.tool` takes; see FunctionTool."""
+
+    label: Label | str | None
+    approve: bool
+    side_effects: bool
+    timeout_s: float
+    private: bool
+    untrusted: bool
+    sends: bool
+    idempotency_key: str | None
+    concurrency: int | None
+
+
 class FunctionTool:
     """A Python function that an agent can call: the schema comes from its signature, the words from its docstring.
+
+    `label` marks what it returns; `approve` asks a person before each call; `side_effects` makes the record durable
+    before it runs and keeps a call from running twice; `timeout_s` bounds it. `private`, `untrusted` and `sends` say
+    what it adds to the lethal three: data that nobody else should see, content that a stranger wrote, a way out for
+    text. What `sends` may carry is bounded by the policy's door. `idempotency_key` names a parameter: a second call
+    with the same value returns what the first one did. `concurrency` bounds how many calls run at once.
 
     Calling the object calls the function, unchanged.
     """
@@ -44,18 +58,36 @@ class FunctionTool:
         approve: bool = False,
         side_effects: bool = False,
         timeout_s: float = 60.0,
+        private: bool = False,
+        untrusted: bool = False,
+        sends: bool = False,
+        idempotency_key: str | None = None,
+        concurrency: int | None = None,
     ) -> None:
         self.function = function
         self.name = function.__name__
         self.label = None if label is None else Label.of(label)
         self.approve = approve
-        self.side_effects = side_effects
+        self.side_effects = side_effects or sends or idempotency_key is not None
         self.timeout_s = timeout_s
+        self.private = private
+        self.untrusted = untrusted
+        self.sends = sends
+        self.idempotency_key = idempotency_key
+        parameters = inspect.signature(function).parameters
+        if idempotency_key is not None and idempotency_key not in parameters:
+            raise ConfigError(f"{self.name} has no parameter {idempotency_key!r} to be its idempotency key")
+        self._secrets = {n: p.default for n, p in parameters.items() if isinstance(p.default, Secret)}
+        self._concurrency = concurrency
+        # A semaphore belongs to one event loop; `run_sync` has another than the caller.
+        self._gates: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
+            weakref.WeakKeyDictionary()
+        )
         functools.update_wrapper(self, function)
 
     @functools.cached_property
     def _signature(self) -> Signature:
-        return signature_of(self.function)
+        return signature_of(without(self.function, self._secrets) if self._secrets else self.function)
 
     @property
     def description(self) -> str:
@@ -68,19 +100,54 @@ class FunctionTool:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
 
-    async def call(self, arguments: Mapping[str, Any], *, scope: Scope) -> str:  # noqa: ARG002 - Tool's face
+    async def call(self, arguments: Mapping[str, Any], *, scope: Scope) -> str:
         """Validate, then run; a synchronous function runs in a thread. Raises what the function raises."""
         args, kwargs = self._signature.bind(arguments)
+        held = {name: secret.resolve(scope=scope) for name, secret in self._secrets.items()}
+        async with self._gate():
+            try:
+                value = await self._run(args, {**kwargs, **held})
+            except AIBoxError:
+                raise
+            except Exception as error:
+                if held and (clean := scrub(str(error), held)) != str(error):
+                    # A library that quotes the request it failed on would quote the key with it.
+                    raise RuntimeError(f"{type(error).__name__}: {clean}") from None
+                raise
+        return scrub(as_text(value), held)
+
+    async def _run(self, args: list[Any], kwargs: dict[str, Any]) -> Any:
         if inspect.iscoroutinefunction(self.function):
-            value = await self.function(*args, **kwargs)
-        else:
-            value = await anyio.to_thread.run_sync(
-                functools.partial(self.function, *args, **kwargs), abandon_on_cancel=True
-            )
-        return as_text(value)
+            return await self.function(*args, **kwargs)
+        work = functools.partial(self.function, *args, **kwargs)
+        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+
+    @contextlib.asynccontextmanager
+    async def _gate(self) -> AsyncIterator[None]:
+        if self._concurrency is None:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        async with self._gates.setdefault(loop, asyncio.Semaphore(self._concurrency)):
+            yield
 
     def __repr__(self) -> str:
         return f"<tool {self.name}{inspect.signature(self.function)}>"
+
+
+def without(function: Callable[..., Any], names: Mapping[str, Any]) -> Callable[..., Any]:
+    """The function as a model may know it: without these parameters, in signature and annotations."""
+    signature = inspect.signature(function)
+    kept = [p for p in signature.parameters.values() if p.name not in names]
+
+    def known(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    functools.update_wrapper(known, function)
+    del known.__wrapped__  # type: ignore[attr-defined]  # set by update_wrapper; it would lead back to all parameters
+    known.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]  # what inspect reads
+    known.__annotations__ = {k: v for k, v in function.__annotations__.items() if k not in names}
+    return known
 
 
 def as_text(value: Any) -> str:
@@ -95,14 +162,13 @@ def as_text(value: Any) -> str:
 @overload
 def tool(function: Callable[P, R], /) -> FunctionTool: ...
 @overload
-def tool(
-    *, label: Label | str | None = None, approve: bool = False, side_effects: bool = False, timeout_s: float = 60.0
-) -> Callable[[Callable[P, R]], FunctionTool]: ...
+def tool(**options: Unpack[ToolOptions]) -> Callable[[Callable[P, R]], FunctionTool]: ...
 def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Make a function a tool: `@aibox.tool`, or `@aibox.tool(label=..., approve=..., side_effects=..., timeout_s=...)`.
 
     `label` marks what the tool returns (`"confidential/PHI"`); `approve` asks a person before each call;
-    `side_effects` makes the record of the call durable before it happens; `timeout_s` bounds it.
+    `side_effects` makes the record of the call durable before it happens, and keeps it from happening twice;
+    `timeout_s` bounds it. `private`, `untrusted`, `sends`, `idempotency_key` and `concurrency`: see FunctionTool.
     """
     if function is not None:
         return FunctionTool(function)
@@ -116,144 +182,3 @@ def as_tool(value: Tool | Callable[..., Any]) -> Tool:
     if all(hasattr(value, name) for name in ("name", "description", "schema", "call")):
         return value  # type: ignore[return-value]  # the shape was just looked at
     raise ConfigError(f"not a tool: {value!r}", hint="decorate a function with @aibox.tool")
-
-
-class TurnState(Protocol):
-    """What dispatch needs to know of the turn that calls."""
-
-    scope: Scope
-    policy: Policy
-    guardrail: Guardrail | None
-    approver: Approver | None
-    record: TurnRecord
-
-    @property
-    def label(self) -> Label: ...
-
-    def touch(self, label: Label) -> None: ...
-
-    def emit(self, event: Event) -> None: ...
-
-    def returned(self, result: ToolReturned) -> None: ...
-
-    async def check(self, text: str, *, where: Any) -> Any: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Refused(Exception):  # noqa: N818 - a way out of a call, not an error
-    """Why a call does not happen, in words that a model can act on."""
-
-    text: str
-    outcome: str
-
-
-async def dispatch(tool: Tool, arguments_json: str, *, turn: TurnState) -> str:
-    """Call a tool for a model and return what the model is told. Every call leaves two entries in the chain.
-
-    Raises only what must stop the turn: evidence that cannot be written, and checks that cannot answer.
-    """
-    started = time.perf_counter()
-    try:
-        arguments = await _prepare(tool, arguments_json, turn=turn)
-        turn.emit(ToolCalled(tool.name, dict(arguments)))
-        text, ok, outcome = *(await _run(tool, arguments, turn=turn)), "returned"
-        outcome = outcome if ok else "failed"
-    except _Refused as refused:
-        text, ok, outcome = refused.text, False, refused.outcome
-    if (label := getattr(tool, "label", None)) is not None:
-        turn.touch(label.because(f"tool {tool.name}"))
-    verdict = await turn.check(text, where="tool_result")
-    if verdict.blocked:
-        text, ok, outcome = f"The result of {tool.name} was withheld by a safety check.", False, "withheld"
-    else:
-        text = verdict.text
-    duration_s = time.perf_counter() - started
-    detail = {
-        "tool": tool.name,
-        "outcome": outcome,
-        "result_sha256": digest(text.encode()),
-        "duration_us": round(duration_s * 1e6),
-        "label": str(turn.label),
-    }
-    turn.record.note("tool.returned", detail)
-    turn.returned(ToolReturned(tool.name, text, ok, duration_s))
-    return text
-
-
-async def _prepare(tool: Tool, arguments_json: str, *, turn: TurnState) -> dict[str, Any]:
-    """Everything that may stop a call, in order; the entry is durable before a tool with side effects runs."""
-    rules = turn.policy.tools
-    detail = {
-        "tool": tool.name,
-        "arguments_sha256": digest(arguments_json.encode("utf-8", "surrogatepass")),
-        "label": str(turn.label),
-    }
-    refused: _Refused | None = None
-    arguments: dict[str, Any] = {}
-    if not rules.allows(tool.name):
-        refused = _Refused(f"The tool {tool.name} is not allowed here. Do without it.", "denied")
-    else:
-        try:
-            arguments = await _read(tool, arguments_json, turn=turn)
-            if getattr(tool, "approve", False) or rules.needs_approval(tool.name):
-                detail["approval"] = await _approval(tool, arguments, turn=turn)
-        except _Refused as reason:
-            refused = reason
-    detail["decision"] = refused.outcome if refused else "allowed"
-    if refused or not getattr(tool, "side_effects", True):
-        turn.record.note("tool.called", detail)
-    else:
-        await turn.record.append("tool.called", detail)
-    if refused:
-        raise refused
-    return arguments
-
-
-async def _read(tool: Tool, arguments_json: str, *, turn: TurnState) -> dict[str, Any]:
-    verdict = await turn.check(arguments_json, where="tool_arguments")
-    if verdict.blocked:
-        raise _Refused(f"The arguments for {tool.name} were stopped by a safety check.", "blocked")
-    text = verdict.text
-    if turn.guardrail is not None:
-        text = await turn.guardrail.restore(text, scope=turn.scope, unknown=_forged)
-    try:
-        arguments = msgspec.json.decode(text or "{}")
-    except msgspec.DecodeError as error:
-        raise _Refused(f"The arguments for {tool.name} are not valid JSON: {error}. Try again.", "invalid") from None
-    if not isinstance(arguments, dict):
-        raise _Refused(f"The arguments for {tool.name} must be a JSON object. Try again.", "invalid")
-    return arguments
-
-
-def _forged(token: str) -> str:
-    raise _Refused(f"{token} stands for nothing here. Copy each token exactly and try again.", "invalid")
-
-
-async def _approval(tool: Tool, arguments: dict[str, Any], *, turn: TurnState) -> str:
-    if turn.approver is None:
-        raise _Refused(f"{tool.name} needs a person's approval, and nobody can be asked here.", "unapproved")
-    if not await turn.approver.approve(tool.name, arguments, scope=turn.scope, label=turn.label):
-        raise _Refused(f"A person was asked and said no to {tool.name}.", "rejected")
-    return "given"
-
-
-async def _run(tool: Tool, arguments: dict[str, Any], *, turn: TurnState) -> tuple[str, bool]:
-    timeout_s = getattr(tool, "timeout_s", None)
-    try:
-        with anyio.fail_after(timeout_s):
-            return await tool.call(arguments, scope=turn.scope), True
-    except TimeoutError:
-        return f"{tool.name} took longer than {timeout_s:g} s and was stopped.", False
-    except ValidationError as error:
-        return f"Wrong arguments for {tool.name}: {_short(error)}. Correct them and try again.", False
-    except IntegrityError:
-        raise
-    except AIBoxError as error:
-        return f"{tool.name} failed: {error.message}", False
-    except Exception as error:  # noqa: BLE001 - whatever a tool raises is a result for the model, and is recorded
-        return f"{tool.name} failed: {type(error).__name__}: {str(error)[:500]}", False
-
-
-def _short(error: ValidationError) -> str:
-    """Field and fault, without the value: a small model repairs itself from this."""
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'arguments'}: {e['msg']}" for e in error.errors()[:5])

@@ -1,55 +1,43 @@
 """The way of a turn: check, recall, answer with tools, check, remember, seal.
 
-An input check, the door or the chain that cannot answer stops the turn. Memory that cannot is said, and it goes on.
+An input check, the door or the chain that cannot answer stops the turn. Memory that cannot is said, and it goes on. A
+limit ends it with what was reached; a call that needs a person pauses it, and another process may go on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from aibox.agents._sdk import Stop, run_loop
-from aibox.agents.events import Decided, Event, ModelAnswered, ModelCalled, Recalled, Reply, TextDelta, ToolReturned
+from aibox.agents._sdk import run_loop
+from aibox.agents.approvals import Approval
+from aibox.agents.budget import Budget, Exhausted, Share
+from aibox.agents.context import Context
+from aibox.agents.dispatch import WAITING, dispatch
+from aibox.agents.events import Decided, Event, Reply, TextDelta, ToolReturned
 from aibox.agents.evidence import TurnRecord
-from aibox.agents.tools import dispatch
-from aibox.audit.chain import AuditChain
-from aibox.chat import ChatRequest, Completion, Usage, assemble
-from aibox.errors import AIBoxError, BackendError, LimitError, UpstreamError
-from aibox.guardrails.guardrail import Guardrail
+from aibox.agents.exposure import Exposure, of_label
+from aibox.agents.frame import Frame
+from aibox.agents.model_call import Blocked, Paused, TurnBackend
+from aibox.agents.parts import Parts
+from aibox.agents.pause import Pause
+from aibox.agents.runs import Run
+from aibox.agents.skills import catalogue, narrowing
+from aibox.errors import AIBoxError, BackendError, LimitError
 from aibox.guardrails.stream import OutputFilter
 from aibox.inference.client import openai_client
-from aibox.memory.memory import Memory
-from aibox.policy.policy import Policy
-from aibox.protocols import Approver, Backend, Tool
+from aibox.policy.tools import ToolRules
+from aibox.protocols import Tool
 from aibox.types import Decision, Label, Scope, Verdict, Where
 
 WITHHELD = "This message was not answered"
 """How a blocked turn begins to speak; the reasons follow."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What an agent is made of, as a turn uses it."""
-
-    name: str
-    instructions: str
-    router: Backend
-    model: str
-    tools: tuple[Tool, ...]
-    policy: Policy
-    guardrail: Guardrail | None
-    memory: Memory | None
-    audit: AuditChain | None
-    approver: Approver | None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-class _Blocked(Stop):
-    """A check refused; the turn ends with a reply that says so."""
+WAITS = "This waits for a person"
+"""How a paused one does."""
 
 
 class Turn:
@@ -62,12 +50,14 @@ class Turn:
         scope: Scope,
         label: Label,
         emit: Callable[[Event], None],
-        streaming: bool,
+        streaming: bool = False,
         history: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: str | None = None,
         output_type: type[Any] | None = None,
+        parent: Turn | None = None,
+        inside: str = "",
+        share: int = 0,
     ) -> None:
-        self.history = history
         self.parts = parts
         self.scope = scope
         self.emit = emit
@@ -75,62 +65,120 @@ class Turn:
         self.tool_choice = tool_choice
         self.output_type = output_type
         self.policy = parts.policy
+        self.rules: ToolRules = parts.policy.tools
         self.guardrail = parts.guardrail
         self.approver = parts.approver
-        self.record = TurnRecord(parts.audit, scope=scope)
+        # A subagent's work is part of its parent's turn: one record, one budget, one run.
+        self.parent = parent
+        self.inside = inside
+        self.record: TurnRecord = parent.record if parent else TurnRecord(parts.audit, scope=scope)
+        self.budget: Budget | Share = Share(parent.budget, calls=share) if parent else Budget(parts.policy.limits)
+        self.run_id: str = parent.run_id if parent else uuid.uuid4().hex
+        self.answers: Mapping[str, Approval] = parent.answers if parent else {}
+        self.call_ids: set[str] = parent.call_ids if parent else set()
+        self.context = Context(self, history=history)
+        self.pause = Pause(self)
         self.label = label
-        self.usage = Usage()
+        self.exposure: Exposure = of_label(label) | (parent.exposure if parent else Exposure())
+        self.frame = Frame()
+        self.skills: tuple[str, ...] = ()
         self.model = ""
+        self.reached = ""
         self.verdicts: list[Verdict] = []
         self.tool_results: list[ToolReturned] = []
         self.filter: OutputFilter | None = None
 
     async def run(self, message: str) -> Reply:
         """The reply; the terminal entry is durable before the last of its text is emitted. Raises AIBoxError."""
+        self._measure(message)
+        self.pause.message = message
+        detail = {"agent": self.parts.name, "policy": self.policy.digest, "label": str(self.label)}
+        return await self._ended(self._whole(message, None, detail))
+
+    async def resume(self, run: Run, answers: Mapping[str, Approval]) -> Reply:
+        """Go on with a run that waited. What it found out before is not asked again."""
+        frame, detail = self.pause.restore(run, answers)
+        self.answers = answers
+        return await self._ended(self._whole(self.pause.message, frame, detail))
+
+    async def work(self, prompt: str, frame: Frame | None) -> str:
+        """As a subagent: the text for the parent, from a prompt or from where it waited. Raises Paused, Exhausted."""
         try:
-            async with asyncio.timeout(self.policy.limits.turn_s):
-                return await self._run(message)
-        except TimeoutError:
-            error: AIBoxError = LimitError(f"the turn took longer than {self.policy.limits.turn_s:g} s and was stopped")
-            await self.record.fail(error, label=self.label)
-            raise error from None
+            if frame is not None:
+                return await self._go_on(frame)
+            return await self._loop([{"role": "user", "content": prompt}])
+        except Paused:
+            self.pause.mark()
+            raise
+
+    async def _ended(self, whole: Any) -> Reply:
+        try:
+            reply: Reply = await whole
         except AIBoxError as error:
             await self.record.fail(error, label=self.label)
+            await self.pause.ended("failed")
             raise
         except asyncio.CancelledError:
             # The caller has gone; the evidence that this turn ended is written all the same.
-            await asyncio.shield(self.record.fail(BackendError("the turn was cancelled"), label=self.label))
+            await asyncio.shield(self._left())
             raise
+        return reply
 
-    async def _run(self, message: str) -> Reply:
-        self._measure(message)
-        self.record.note(
-            "turn.started", {"agent": self.parts.name, "policy": self.policy.digest, "label": str(self.label)}
-        )
-        blocked, tail = False, ""
+    async def _left(self) -> None:
+        await self.record.fail(BackendError("the turn was cancelled"), label=self.label)
+        await self.pause.ended("failed")
+
+    async def _whole(self, message: str, frame: Frame | None, detail: Mapping[str, Any]) -> Reply:
+        self.record.note("turn.started", detail)
+        blocked, tail, stopped, output = False, "", "", None
         try:
-            asked = await self._input(message)
-            answered = await self._answer(asked, await self._recall(asked))
+            asked = await self._input(message) if frame is None else message
+            try:
+                async with asyncio.timeout(self.policy.limits.turn_s):
+                    answered = await (self._answer(asked) if frame is None else self._go_on(frame))
+            except Exhausted as limit:
+                answered, stopped = self.reached, limit.reason
+            except TimeoutError:
+                stopped = f"the turn took longer than {self.policy.limits.turn_s:g} s (limits.turn_s)"
+                answered = self.reached
             text, tail = await self._output(answered)
-            output = text if self.output_type is None else self._parse(text, self.output_type)
-            await self._remember(asked, answered)
-        except _Blocked:
+            output = text if self.output_type is None or stopped else self._parse(text, self.output_type)
+            await self.context.remember(asked, answered)
+            text = text or (f"Stopped before an answer: {stopped}." if stopped else text)
+        except Blocked:
             blocked = True
             output = text = f"{WITHHELD}: {'; '.join(self.verdicts[-1].reasons()) or 'a safety check refused it'}."
-        receipt = await self.record.seal(outcome="blocked" if blocked else "answered", label=self.label)
+        except Paused:
+            return await self._paused()
+        outcome = "blocked" if blocked else "stopped" if stopped else "answered"
+        more = {"reason": stopped} if stopped else {}
+        receipt = await self.record.seal(outcome=outcome, label=self.label, detail=more)
+        await self.pause.ended("done")
         if tail:
             self.emit(TextDelta(tail))
+        return self._reply(text=text, output=output, blocked=blocked, stopped=stopped, receipt=receipt)
+
+    async def _paused(self) -> Reply:
+        """Keep where the run stands, then say so: a question that is not on the disk has not been asked."""
+        pending = await self.pause.keep()
+        detail = {"run": self.run_id, "approvals": [approval.id for approval in pending]}
+        receipt = await self.record.seal(outcome="paused", label=self.label, detail=detail)
+        tools = ", ".join(dict.fromkeys(approval.tool for approval in pending))
+        return self._reply(text=f"{WAITS}: {tools}.", output=None, receipt=receipt, pending=pending)
+
+    def _reply(self, **found: Any) -> Reply:
+        budget = self.budget
+        assert isinstance(budget, Budget)
         return Reply(
-            text=text,
-            output=output,
             label=self.label,
-            blocked=blocked,
             verdicts=tuple(self.verdicts),
             tool_calls=tuple(self.tool_results),
-            usage=self.usage,
-            receipt=receipt,
+            usage=budget.usage,
+            cost_usd=budget.usage.cost_usd,
             session=self.scope.session,
             model=self.model,
+            run=self.run_id,
+            **found,
         )
 
     # Steps of the turn, in order.
@@ -151,64 +199,56 @@ class Turn:
     async def _input(self, message: str) -> str:
         verdict = await self.check(message, where="input")
         if verdict.blocked:
-            raise _Blocked
+            raise Blocked
         return verdict.text
 
-    async def _recall(self, asked: str) -> str:
-        memory = self.parts.memory
-        if memory is None:
-            return ""
-        try:
-            hits = tuple(await memory.recall(asked, scope=self.scope))
-        except UpstreamError as error:
-            self.emit(Recalled(error=error.message))
-            self.record.note("memory.read", {"outcome": "failed", "code": error.code})
-            return ""
-        kept = []
-        for hit in hits:
-            verdict = await self.check(hit.record.text, where="retrieved")
-            if not verdict.blocked:
-                kept.append(replace(hit, record=replace(hit.record, text=verdict.text)))
-                self.touch(hit.record.label.because(hit.citation))
-        self.emit(Recalled(hits=tuple(kept)))
-        self.record.note("memory.read", {"outcome": "read", "records": [hit.record.id for hit in kept]})
-        return "\n".join(f"- {hit.record.text}" for hit in kept)
+    async def _answer(self, asked: str) -> str:
+        await self.context.recall(asked)
+        return await self._loop([*await self.context.earlier(), {"role": "user", "content": asked}])
 
-    async def _answer(self, asked: str, notes: str) -> str:
+    async def _go_on(self, frame: Frame) -> str:
+        """The calls that waited, then the loop as if nothing had been between."""
+        self.frame, self.label, self.exposure = frame, frame.label, frame.exposure
+        by_name = {skill.name: skill for skill in self.parts.skills}
+        for name in frame.skills:
+            if name not in self.skills:
+                self.narrow(narrowing(by_name[name]), skill=name)
+        # One after the other: a call that waits again must not be told by what a later one found.
+        for call in frame.calls():
+            name, arguments = call["function"]["name"], call["function"].get("arguments") or ""
+            self.call_ids.add(call["id"])
+            tool = self.parts.by_name.get(name)
+            if tool is None:
+                frame.results[call["id"]] = f"There is no tool {name}."
+            else:
+                await dispatch(tool, arguments, call_id=call["id"], turn=self)
+        if self.paused:
+            raise Paused
+        return await self._loop(frame.whole())
+
+    async def _loop(self, messages: Sequence[Mapping[str, Any]]) -> str:
         parts = self.parts
         instructions = parts.instructions
-        if notes:
-            instructions += f"\n\nNotes from earlier conversations with this user:\n{notes}"
+        if listed := catalogue(parts.skills):
+            instructions += f"\n\n{listed}"
+        if self.context.notes:
+            instructions += f"\n\n{self.context.notes}"
 
-        async def invoke(tool: Tool, arguments: str) -> str:
-            return await dispatch(tool, arguments, turn=self)
+        async def invoke(tool: Tool, arguments: str, call_id: str) -> str:
+            return await dispatch(tool, arguments, call_id=call_id, turn=self)
 
         return await run_loop(
             name=parts.name,
             instructions=instructions,
-            messages=[*await self._earlier(), {"role": "user", "content": asked}],
-            client=openai_client(_TurnBackend(self), scope=self.scope, label=self.label),
+            messages=messages,
+            client=openai_client(TurnBackend(self, router=parts.router), scope=self.scope, label=self.label),
             model=parts.model,
             tools=parts.tools,
             invoke=invoke,
             tool_choice=self.tool_choice,
             output_type=self.output_type,
-            model_calls=self.policy.limits.model_calls,
             settings=parts.settings,
         )
-
-    async def _earlier(self) -> list[Mapping[str, Any]]:
-        """What was said before: given by the caller, and then checked anew; else kept, as the model saw it."""
-        if self.history is None:
-            memory = self.parts.memory
-            return list(memory.buffer.window(scope=self.scope)) if memory is not None and self.scope.session else []
-        earlier: list[Mapping[str, Any]] = []
-        for message in self.history:
-            verdict = await self.check(message["content"], where="input")
-            if verdict.blocked:
-                raise _Blocked
-            earlier.append({"role": message["role"], "content": verdict.text})
-        return earlier
 
     async def _output(self, text: str) -> tuple[str, str]:
         """The answer, checked and restored, and what of it has not been emitted yet."""
@@ -223,7 +263,7 @@ class Turn:
         if self.filter is not None:
             self.decided(verdict)
         if verdict.blocked:
-            raise _Blocked
+            raise Blocked
         return shown, tail
 
     def _parse(self, text: str, wanted: type[Any]) -> Any:
@@ -237,32 +277,42 @@ class Turn:
                 retryable=True,
             ) from None
 
-    async def _remember(self, asked: str, answered: str) -> None:
-        """Keep what the model saw and wrote: pseudonyms, not the originals."""
-        memory = self.parts.memory
-        if memory is None:
-            return
-        try:
-            if self.scope.session and self.history is None:
-                memory.buffer.add({"role": "user", "content": asked}, scope=self.scope)
-                memory.buffer.add({"role": "assistant", "content": answered}, scope=self.scope)
-            records = await memory.learn(asked, scope=self.scope, label=self.label, source=self.record.turn)
-        except UpstreamError as error:
-            self.emit(Recalled(error=error.message))
-            self.record.note("memory.written", {"outcome": "failed", "code": error.code})
-            return
-        if records:
-            self.record.note("memory.written", {"outcome": "written", "records": [record.id for record in records]})
-
     # What the steps, the tools and the model calls share.
 
+    @property
+    def paused(self) -> bool:
+        return self.pause.asked
+
     def touch(self, label: Label) -> None:
-        """The turn has met a text with this label; its own label rises to the join."""
+        """The turn has met a text with this label; its own label rises to the join, and so does its parent's."""
         self.label = self.label | label
+        self.exposure |= of_label(label)
+        if self.parent is not None:
+            self.parent.touch(label)
+
+    def expose(self, exposure: Exposure) -> None:
+        self.exposure |= exposure
+        if self.parent is not None:
+            self.parent.expose(exposure)
+
+    def narrow(self, rules: ToolRules, *, skill: str) -> None:
+        self.rules = self.rules & rules
+        self.skills = (*self.skills, skill)
+
+    def wait_for(self, approval: Approval) -> None:
+        self.pause.wait_for(approval)
+
+    def waits_inside(self, call_id: str, child: Frame) -> None:
+        self.frame.children[call_id] = child
+        self.pause.asked = True
+
+    async def under_way(self) -> None:
+        await self.pause.under_way()
 
     def returned(self, result: ToolReturned) -> None:
-        self.tool_results.append(result)
-        self.emit(result)
+        if result.text != WAITING:
+            self.tool_results.append(result)
+            self.emit(result)
 
     async def check(self, text: str, *, where: Where) -> Verdict:
         """Ask the guardrail, keep and record what it found. Without one, everything is allowed."""
@@ -278,43 +328,3 @@ class Turn:
         self.verdicts.append(verdict)
         self.emit(Decided(verdict))
         self.record.decided(verdict)
-
-
-class _TurnBackend:
-    """The Router as one turn sees it: under the turn's present label, counted, recorded, and heard as it speaks."""
-
-    name = "turn"
-    external = False
-
-    def __init__(self, turn: Turn) -> None:
-        self._turn = turn
-        self._router = turn.parts.router
-
-    async def complete(self, request: ChatRequest, *, scope: Scope) -> Completion:
-        turn = self._turn
-        request = replace(request, label=turn.label)
-        turn.emit(ModelCalled(tuple(request.messages)))
-        turn.record.called(request)
-        completion = await (self._heard(request, scope=scope) if turn.streaming else self._ask(request, scope=scope))
-        turn.record.answered(completion)
-        turn.emit(ModelAnswered(completion.message))
-        turn.usage += completion.usage
-        turn.model = completion.model
-        return completion
-
-    async def _ask(self, request: ChatRequest, *, scope: Scope) -> Completion:
-        return await self._router.complete(request, scope=scope)
-
-    async def _heard(self, request: ChatRequest, *, scope: Scope) -> Completion:
-        """Stream, emitting text as the output filter lets it go; what it holds back waits for the end of the turn."""
-        turn, chunks = self._turn, []
-        turn.filter = OutputFilter(turn.guardrail, scope=scope, label=turn.label)
-        request = request.with_fields(stream_options={"include_usage": True})
-        async for chunk in self._router.stream(request, scope=scope):
-            chunks.append(chunk)
-            if chunk.text and (piece := await turn.filter.push(chunk.text)):
-                turn.emit(TextDelta(piece))
-            if turn.filter.verdict.blocked:
-                turn.decided(turn.filter.verdict)
-                raise _Blocked
-        return assemble(chunks)

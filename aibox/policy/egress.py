@@ -20,6 +20,8 @@ class EgressRules(Part):
 
     models: Annotated[frozenset[str], AfterValidator(universe)] = frozenset()
     """`backend/model` as the router names them, or `"*"`. Lists of several levels intersect; empty is shut."""
+    hosts: Annotated[frozenset[str], AfterValidator(universe)] = frozenset()
+    """Hosts that tools may reach (web, MCP servers, workflows), or `"*"`. Lists of several levels intersect."""
     tenants: Annotated[frozenset[str], AfterValidator(universe)] = frozenset({"*"})
     """Tenants for whom the door is open, or `"*"`. Lists of several levels intersect."""
     ceiling: LabelField = Label(Level.PUBLIC)
@@ -30,6 +32,7 @@ class EgressRules(Part):
     def __and__(self, other: EgressRules) -> EgressRules:
         return EgressRules(
             models=_both(self.models, other.models),
+            hosts=_both(self.hosts, other.hosts),
             tenants=_both(self.tenants, other.tenants),
             ceiling=self.ceiling & other.ceiling,
             pseudonymise=self.pseudonymise or other.pseudonymise,
@@ -41,6 +44,9 @@ class EgressRules(Part):
 
     def allows(self, model: str) -> bool:
         return "*" in self.models or model in self.models
+
+    def allows_host(self, host: str) -> bool:
+        return "*" in self.hosts or host in self.hosts
 
     def serves(self, tenant: str) -> bool:
         return "*" in self.tenants or tenant in self.tenants

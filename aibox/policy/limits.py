@@ -16,6 +16,10 @@ class TurnLimits(Part):
     """Calls of the model in one turn."""
     output_tokens: int = Field(default=4096, gt=0)
     """Tokens that one model call may write."""
+    tokens: int = Field(default=10_000_000, gt=0)
+    """Tokens of one turn, read and written, of all its model calls and subagents together."""
+    usd: float = Field(default=100.0, gt=0)
+    """Money that one turn may cost, as far as the backends say what a call cost."""
     turn_s: float = Field(default=600.0, gt=0)
     """Seconds from the message to the last byte of the answer."""
     check_s: float = Field(default=10.0, gt=0)

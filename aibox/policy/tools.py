@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from aibox.policy.fields import Part
+from pydantic import Field
+
+from aibox.policy.fields import DecisionField, Part
+from aibox.types import Decision
 
 
 class ToolRules(Part):
@@ -11,16 +14,33 @@ class ToolRules(Part):
     allow: frozenset[str] | None = None
     """Names of tools. Lists of several levels intersect."""
     deny: frozenset[str] = frozenset()
-    """Names of tools. Lists of several levels unite, and win over `allow`."""
+    """Names of tools, `skill:NAME` and `subagent:NAME`. Lists of several levels unite, and win over `allow`."""
     approve: frozenset[str] = frozenset()
     """Names of tools that need a person's yes; `"*"` is every tool."""
+    two_people: frozenset[str] = frozenset()
+    """Names of tools that need the yes of two different people; `"*"` is every tool."""
+    approval_s: float = Field(default=7 * 24 * 3600.0, gt=0)
+    """Seconds after which a question that nobody answered is closed. The shortest of several levels holds."""
+    lethal_three: DecisionField = Decision.REQUIRE_APPROVAL
+    """What follows when a call would bring private data, untrusted content and a way out together in one turn."""
 
     def __and__(self, other: ToolRules) -> ToolRules:
         allow = other.allow if self.allow is None else self.allow if other.allow is None else self.allow & other.allow
-        return ToolRules(allow=allow, deny=self.deny | other.deny, approve=self.approve | other.approve)
+        return ToolRules(
+            allow=allow,
+            deny=self.deny | other.deny,
+            approve=self.approve | other.approve,
+            two_people=self.two_people | other.two_people,
+            approval_s=min(self.approval_s, other.approval_s),
+            lethal_three=max(self.lethal_three, other.lethal_three),
+        )
 
     def allows(self, name: str) -> bool:
         return name not in self.deny and (self.allow is None or name in self.allow)
 
     def needs_approval(self, name: str) -> bool:
-        return name in self.approve or "*" in self.approve
+        return name in self.approve or "*" in self.approve or self.people(name) > 1
+
+    def people(self, name: str) -> int:
+        """How many different people must say yes, when somebody must."""
+        return 2 if name in self.two_people or "*" in self.two_people else 1

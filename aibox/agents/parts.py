@@ -1,0 +1,59 @@
+"""What an agent is made of, as its turns use it, and the version that says whether it is still the same agent."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import msgspec
+
+from aibox.agents.skills import Skill
+from aibox.agents.state import AgentState
+from aibox.audit.chain import AuditChain
+from aibox.guardrails.guardrail import Guardrail
+from aibox.memory.memory import Memory
+from aibox.policy.policy import Policy
+from aibox.protocols import Approver, Backend, Tool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What an agent is made of. Never changed: a subagent has parts of its own."""
+
+    name: str
+    instructions: str
+    router: Backend
+    model: str
+    tools: tuple[Tool, ...]
+    policy: Policy
+    guardrail: Guardrail | None = None
+    memory: Memory | None = None
+    audit: AuditChain | None = None
+    approver: Approver | None = None
+    state: AgentState | None = None
+    skills: tuple[Skill, ...] = ()
+    preloaded: tuple[Skill, ...] = ()
+    """Skills of a subagent, active from the start."""
+    history_chars: int = 48_000
+    """Characters of a conversation that are sent along; beyond that what is old is summed up."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def by_name(self) -> dict[str, Tool]:
+        return {tool.name: tool for tool in self.tools}
+
+    @cached_property
+    def version(self) -> str:
+        """A digest over everything that decides what a model is told and may do. A run goes on under the same only."""
+        known = {
+            "name": self.name,
+            "instructions": self.instructions,
+            "model": self.model,
+            "policy": self.policy.digest,
+            "tools": [[tool.name, tool.description, tool.schema] for tool in self.tools],
+            "skills": [[skill.name, skill.digest] for skill in self.skills],
+        }
+        return "sha256:" + hashlib.sha256(msgspec.json.encode(known, order="deterministic")).hexdigest()

@@ -1,0 +1,156 @@
+"""Runs that are under way or wait, and calls that may happen once: what a restart finds again.
+
+A run is taken up by one process at a time. A call is written down before it begins and when it ended; one that began
+and has no end is never begun again, because nobody can know how far it came.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from aibox.agents.store import Store
+from aibox.errors import AccessError
+from aibox.types import Scope
+
+LEASE_S = 30.0
+"""Beyond the time limit of a turn: after that a run that says nothing belongs to nobody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run that waits for people, or whose process is gone. `state` is what it needs to go on."""
+
+    id: str
+    user: str
+    agent: str
+    session: str
+    version: str
+    turn: str
+    status: str
+    state: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What is on record of a call with this key: `result` None means that it began and never ended."""
+
+    result: str | None
+    ok: bool
+
+
+class Runs:
+    """The runs and calls of a store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def keep(
+        self,
+        run: str,
+        *,
+        scope: Scope,
+        version: str,
+        turn: str,
+        status: str,
+        state: Mapping[str, Any] | None,
+        lease_s: float = 0.0,
+    ) -> None:
+        """Write down where a run stands, durably."""
+        sealed = None if state is None else self._store.seal(msgspec.json.encode(state), *self._bound(scope, run))
+        now = time.time_ns() // 1000
+        row = (scope.tenant, run, scope.user, scope.agent, scope.session, version, turn, status, sealed, now)
+        lease = now + round((lease_s + LEASE_S) * 1e6) if status == "running" else 0
+        await self._store.run(
+            lambda db: db.execute("INSERT OR REPLACE INTO runs VALUES (?,?,?,?,?,?,?,?,?,?,?)", (*row, lease)),
+            durable=True,
+        )
+
+    async def take(self, run: str, *, scope: Scope, turn: str, lease_s: float) -> Run:
+        """Take a waiting or abandoned run up in `turn`; nobody else gets it meanwhile. Raises AccessError."""
+
+        def work(db: sqlite3.Connection) -> Any:
+            now = time.time_ns() // 1000
+            row = db.execute(
+                "SELECT user, agent, session, version, turn, status, state, lease_us FROM runs WHERE tenant=? AND id=?",
+                (scope.tenant, run),
+            ).fetchone()
+            if row is None or row[0] != scope.user:
+                raise AccessError("there is no such run", hint="a run belongs to the user who began it")
+            if row[5] not in ("waiting", "running") or row[6] is None:
+                raise AccessError(f"the run cannot go on: it is {row[5]}")
+            if row[5] == "running" and row[7] > now:
+                raise AccessError("the run is under way in another process", hint="wait for it to end")
+            lease = now + round((lease_s + LEASE_S) * 1e6)
+            db.execute(
+                "UPDATE runs SET status='running', turn=?, lease_us=? WHERE tenant=? AND id=?",
+                (turn, lease, scope.tenant, run),
+            )
+            return row
+
+        row = await self._store.run(work, durable=True)
+        return self._run(scope, run, row)
+
+    async def release(self, run: str, *, scope: Scope, status: str) -> None:
+        """Put a run back (`waiting`), or end it (`done`, `failed`); an ended one keeps no text."""
+        ended = status not in ("waiting", "running")
+
+        def work(db: sqlite3.Connection) -> None:
+            where = (scope.tenant, run)
+            db.execute("UPDATE runs SET status=?, lease_us=0 WHERE tenant=? AND id=?", (status, *where))
+            if ended:
+                db.execute("UPDATE runs SET state=NULL WHERE tenant=? AND id=?", where)
+                db.execute("UPDATE approvals SET status='used' WHERE tenant=? AND run=? AND status='approved'", where)
+
+        await self._store.run(work, durable=True)
+
+    async def interrupted(self, *, scope: Scope, agent: str, now: bool = False) -> list[Run]:
+        """Runs of the tenant with this agent whose time is over without an end; with `now` all that have none."""
+
+        def read(db: sqlite3.Connection) -> Any:
+            return db.execute(
+                "SELECT user, agent, session, version, turn, status, state, id FROM runs "
+                "WHERE tenant=? AND agent=? AND status='running' AND (lease_us<=? OR ?) ORDER BY created_us",
+                (scope.tenant, agent, time.time_ns() // 1000, now),
+            ).fetchall()
+
+        return [self._run(scope, row[7], row) for row in await self._store.run(read)]
+
+    async def begin(self, key: str, tool: str, *, scope: Scope) -> Begun | None:
+        """Write down that a call begins: None when it is the first of its key, else what became of that one."""
+
+        def work(db: sqlite3.Connection) -> Begun | None:
+            row = db.execute("SELECT result, ok FROM calls WHERE tenant=? AND key=?", (scope.tenant, key)).fetchone()
+            if row is None:
+                db.execute("INSERT INTO calls VALUES (?,?,?,NULL,NULL)", (scope.tenant, key, tool))
+                return None
+            if row[0] is None:
+                return Begun(None, False)
+            return Begun(self._store.open(row[0], "calls", scope.tenant, key).decode(), bool(row[1]))
+
+        return await self._store.run(work, durable=True)
+
+    async def ended(self, key: str, result: str, *, ok: bool, scope: Scope) -> None:
+        """Write down what a call gave, before anybody is told."""
+        sealed = self._store.seal(result.encode(), "calls", scope.tenant, key)
+        values = (sealed, int(ok), scope.tenant, key)
+        await self._store.run(
+            lambda db: db.execute("UPDATE calls SET result=?, ok=? WHERE tenant=? AND key=?", values), durable=True
+        )
+
+    def _bound(self, scope: Scope, run: str) -> tuple[str, ...]:
+        return ("runs", scope.tenant, scope.user, run)
+
+    def _run(self, scope: Scope, run: str, row: Any) -> Run:
+        user, agent, session, version, turn, status, sealed, *_ = row
+        state = None
+        if sealed is not None:
+            state = msgspec.json.decode(self._store.open(sealed, "runs", scope.tenant, user, run))
+        return Run(
+            id=run, user=user, agent=agent, session=session, version=version, turn=turn, status=status, state=state
+        )

@@ -1,0 +1,137 @@
+"""One SQLite file for what agents must not lose: conversations, runs that wait, calls that may happen once.
+
+With a key every text in it is AES-256-GCM, bound to its table and its owner: a row that is copied to another tenant,
+user or place does not open. Columns that are searched (tenant, user, agent, ids, times) stay readable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from aibox.errors import IntegrityError, StoreError
+
+T = TypeVar("T")
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS sessions (
+    tenant TEXT, user TEXT, agent TEXT, id TEXT, title BLOB NOT NULL, label TEXT NOT NULL, exposure TEXT NOT NULL,
+    summary BLOB, first_seq INTEGER NOT NULL DEFAULT 0, seq INTEGER NOT NULL DEFAULT 0,
+    created_us INTEGER NOT NULL, updated_us INTEGER NOT NULL, PRIMARY KEY (tenant, user, agent, id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS messages (
+    tenant TEXT, user TEXT, agent TEXT, session TEXT, seq INTEGER, body BLOB NOT NULL,
+    PRIMARY KEY (tenant, user, agent, session, seq)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS runs (
+    tenant TEXT, id TEXT, user TEXT NOT NULL, agent TEXT NOT NULL, session TEXT NOT NULL, version TEXT NOT NULL,
+    turn TEXT NOT NULL, status TEXT NOT NULL, state BLOB, created_us INTEGER NOT NULL, lease_us INTEGER NOT NULL,
+    PRIMARY KEY (tenant, id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS approvals (
+    tenant TEXT, id TEXT, run TEXT NOT NULL, call TEXT NOT NULL, tool TEXT NOT NULL, shown BLOB NOT NULL,
+    digest TEXT NOT NULL, people INTEGER NOT NULL, status TEXT NOT NULL, expires_us INTEGER NOT NULL,
+    PRIMARY KEY (tenant, id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS votes (
+    tenant TEXT, approval TEXT, person TEXT, reason BLOB NOT NULL, at_us INTEGER NOT NULL,
+    PRIMARY KEY (tenant, approval, person)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS calls (
+    tenant TEXT, key TEXT, tool TEXT NOT NULL, result BLOB, ok INTEGER, PRIMARY KEY (tenant, key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tools_seen (
+    tenant TEXT, server TEXT, name TEXT, digest TEXT NOT NULL, PRIMARY KEY (tenant, server, name)) WITHOUT ROWID;
+"""
+
+
+class Store:
+    """The file, opened on first use. `path` None keeps everything in memory. Any thread may use it."""
+
+    def __init__(self, path: str | Path | None, *, key: bytes | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        # What is only in memory is nobody's to read, and sealing it costs nothing that anyone would notice.
+        self._cipher = AESGCM(key) if key else AESGCM(secrets.token_bytes(32)) if path is None else None
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._closed = False
+
+    @property
+    def encrypted(self) -> bool:
+        return self._cipher is not None
+
+    async def run(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> T:
+        """Do `work` in one transaction, in a thread. `durable`: it is on the disk when this returns.
+
+        Raises StoreError; AIBoxErrors of `work` as they come, and then nothing has been changed.
+        """
+        return await asyncio.shield(asyncio.to_thread(self._work, work, durable))
+
+    def seal(self, text: bytes, *bound: str) -> bytes:
+        """The text as it is stored; it opens again only with the same `bound` values."""
+        if self._cipher is None:
+            return b"\x00" + text
+        nonce = secrets.token_bytes(12)
+        return b"\x01" + nonce + self._cipher.encrypt(nonce, text, "\x1f".join(bound).encode())
+
+    def open(self, data: bytes, *bound: str) -> bytes:
+        """Raises IntegrityError for what was changed, moved or sealed under another key."""
+        # With a key nothing is taken that anybody without it could have written.
+        if data[:1] == b"\x00" and self._cipher is None:
+            return data[1:]
+        if data[:1] == b"\x01" and self._cipher is not None:
+            try:
+                return self._cipher.decrypt(data[1:13], data[13:], "\x1f".join(bound).encode())
+            except InvalidTag:
+                pass
+        raise IntegrityError(f"a row of {self.path or 'the state'} does not belong where it lies, or to this key")
+
+    async def close(self) -> None:
+        """Give back the file. Closing twice is allowed; all else is refused afterwards."""
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        with self._lock:
+            self._closed = True
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def _work(self, work: Callable[[sqlite3.Connection], T], durable: bool) -> T:
+        with self._lock:
+            try:
+                connection = self._open()
+                connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    result = work(connection)
+                except BaseException:
+                    connection.execute("ROLLBACK")
+                    raise
+                connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise StoreError(f"the state of the agents could not be used: {error}", hint=f"{self.path}") from None
+            return result
+
+    def _open(self) -> sqlite3.Connection:
+        if self._closed:
+            raise StoreError("the state of the agents is closed")
+        if self._connection is None:
+            if self.path is not None:
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                # Made by us and not by SQLite, so that nobody else can read it for a moment.
+                self.path.touch(mode=0o600, exist_ok=True)
+            connection: Any = sqlite3.connect(
+                self.path or ":memory:", isolation_level=None, check_same_thread=False, timeout=30.0
+            )
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA secure_delete=ON")
+            connection.executescript(_SCHEMA)
+            self._connection = connection
+        assert self._connection is not None
+        return self._connection
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path) if self.path else 'in memory'}, {'encrypted' if self._cipher else 'readable'})"
