@@ -19,6 +19,7 @@ from aibox.agents.sessions import Past, Sessions
 from aibox.chat import ChatRequest
 from aibox.errors import UpstreamError
 from aibox.memory.memory import Memory
+from aibox.memory.quote import quote
 from aibox.types import Label, Scope, Verdict, Where
 
 KEPT_SHARE = 3
@@ -72,7 +73,7 @@ class Context:
 
     @property
     def _buffered(self) -> Memory | None:
-        """Without a state, conversations are kept in memory's buffer, in this process."""
+        """Without a state, conversations are kept in memory's buffer."""
         turn = self._turn
         if turn.parts.state is not None or not turn.scope.session or self.history is not None:
             return None
@@ -100,15 +101,14 @@ class Context:
         turn.emit(Recalled(hits=tuple(kept)))
         turn.record.note("memory.read", {"outcome": "read", "records": [hit.record.id for hit in kept]})
         if kept:
-            listed = "\n".join(f"- {hit.record.text}" for hit in kept)
-            self._note(f"Notes from earlier conversations with this user:\n{listed}")
+            self._note(quote(kept))
 
     async def earlier(self) -> list[Mapping[str, Any]]:
         """What was said before: given by the caller, and then checked anew; else kept, as the model saw it."""
         if (sessions := self._sessions) is not None:
             return await self._continued(sessions)
         if (memory := self._buffered) is not None:
-            return self._window(memory)
+            return await self._window(memory)
         earlier: list[Mapping[str, Any]] = []
         for message in self.history or ():
             verdict = await self._turn.check(message["content"], where="input")
@@ -128,8 +128,7 @@ class Context:
         try:
             if self._buffered is not None:
                 marks = {"label": str(turn.label), "why": list(turn.label.why), "exposure": turn.exposure.as_dict()}
-                for message in said:
-                    memory.buffer.add({**message, **marks}, scope=turn.scope)
+                await memory.said([{**message, **marks} for message in said], scope=turn.scope)
             records = await memory.learn(asked, scope=turn.scope, label=turn.label, source=turn.record.turn)
         except UpstreamError as error:
             turn.emit(Recalled(error=error.message))
@@ -138,8 +137,8 @@ class Context:
         if records:
             turn.record.note("memory.written", {"outcome": "written", "records": [record.id for record in records]})
 
-    def _window(self, memory: Memory) -> list[Mapping[str, Any]]:
-        kept = memory.buffer.window(scope=self._turn.scope)
+    async def _window(self, memory: Memory) -> list[Mapping[str, Any]]:
+        kept = await memory.window(scope=self._turn.scope)
         for message in kept:
             label = Label.parse(message.get("label", "internal"))
             self._turn.touch(replace(label, why=tuple(message.get("why", ()))))

