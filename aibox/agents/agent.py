@@ -44,12 +44,13 @@ _FREE = ToolRules(lethal_three=Decision.ALLOW)
 class Agent:
     """Runs turns: check, recall, answer with tools, check, remember, seal.
 
-    `router` is any Backend. Without a `guardrail` nothing is checked, without `memory` nothing is kept, without `audit`
-    nothing is recorded; a `sandbox` gives the agent the tools `python`, `bash`, `read_file` and
-    `write_file`. `skills` are skills or their folders, `subagents` are names of shipped ones, files, or folders of them. The policies of the guardrail and of `policy`, and
-    `limits`, are joined. A `state` keeps conversations, and runs that wait for people, over a restart; an `approver`
-    answers at once instead. A conversation longer than `history_chars` characters is summed up. `settings` are Chat
-    Completions fields of every call, such as `temperature`.
+    `router` is any Backend. Without a `guardrail` nothing is checked, without `memory` nothing is kept, without
+    `audit` nothing is recorded; a `sandbox` gives the agent the tools `python`, `bash`, `read_file` and
+    `write_file`. `skills` are skills or their folders, `subagents` are names of shipped ones, files, or folders of
+    them. The policies of the guardrail and of `policy`, and `limits`, are joined. A `state` keeps conversations,
+    and runs that wait for people, over a restart; an `approver` answers at once instead. A conversation longer than
+    `history_chars` characters is summed up. `settings` are Chat Completions fields of every call, such as
+    `temperature`.
     """
 
     def __init__(
