@@ -32,28 +32,39 @@ def loads(data: bytes) -> Any:
     return value
 
 
-def _check(value: Any, place: str) -> None:
-    if value is None or isinstance(value, bool):
-        return
-    if isinstance(value, str):
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError(f"{place}: a lone surrogate is not text") from None
-    elif isinstance(value, int):
-        if abs(value) > MAX_SAFE_INTEGER:
+def _check(value: Any, place: str) -> None:  # noqa: C901, PLR0912 - one branch a type
+    kind = type(value)
+    # By exact type first: this runs for every value of every entry.
+    if kind is str:
+        if not value.isascii():
+            _check_text(value, place)
+    elif kind is int:
+        if not -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER:
             raise ValueError(f"{place}: {value} is beyond 2^53 - 1; write it as a string")
+    elif kind is bool or value is None:
+        return
     elif isinstance(value, dict):
         for key, item in value.items():
             # Sorting by UTF-16 (RFC 8785 sec. 3.2.3) and by bytes agree on ASCII.
-            if not isinstance(key, str) or not key.isascii():
+            if type(key) is not str or not key.isascii():
                 raise ValueError(f"{place}: the key {key!r} is not an ASCII string")
+            if type(item) is str and item.isascii():
+                continue
             _check(item, f"{place}.{key}")
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             _check(item, f"{place}[{index}]")
+    elif isinstance(value, str):
+        _check_text(value, place)
     else:
-        raise ValueError(f"{place}: {type(value).__name__} has no canonical form here")  # noqa: TRY004 - one error for all
+        raise ValueError(f"{place}: {kind.__name__} has no canonical form here")
+
+
+def _check_text(value: str, place: str) -> None:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{place}: a lone surrogate is not text") from None
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

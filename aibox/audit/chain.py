@@ -1,102 +1,92 @@
 """The audit chain: one log a tenant, one writer thread, entries acknowledged when they are on the disk.
 
-Several processes may write one file: each group of entries takes the head inside its own transaction, so there is one
-history. What was noted is committed with whatever comes next, at the latest after LINGER_S.
+Several processes may write one store: each group of entries takes the head inside its own transaction, so there is one
+history. What was noted is committed with whatever comes next, at the latest after the sequencer's linger.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import queue
 import re
 import threading
-import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from aibox.audit.checkpoint import Checkpoint
+from aibox.audit import kinds, operations
+from aibox.audit.highwater import HighWater
 from aibox.audit.keys import Keyring
-from aibox.audit.merkle import Frontier, inclusion_proof
+from aibox.audit.ledger import Ledger
 from aibox.audit.receipt import Receipt, ReceiptEntry
-from aibox.audit.record import GENESIS, TERMINAL, Header, body_commit, genesis_prev, leaf_hash, log_id, make_body, tag
-from aibox.audit.sqlite import Row, SqliteLog, head_of
-from aibox.audit.verify import Report, verify
-from aibox.errors import AIBoxError, ConfigError, StoreError
+from aibox.audit.receipts import entry_of, receipt_of
+from aibox.audit.record import Row
+from aibox.audit.report import Report
+from aibox.audit.sequencer import Call, Job, Sequencer, refuse_when_full
+from aibox.audit.store import open_store
+from aibox.audit.verify import default_mark, verify
+from aibox.errors import ConfigError, StoreError
+from aibox.protocols import Erasable
 from aibox.types import Entry, Scope
 
-BATCH = 1024
-LINGER_S = 0.05
-OPEN_TURNS = 10_000
-"""Turns whose entries are remembered until they are sealed; of more than that the oldest are forgotten, unsealed."""
+PAGE = 1024
 _KIND = re.compile(r"[a-z]+(\.[a-z_]+)+")
 _ENDS = ("turn.sealed", "turn.failed")
-
-
-@dataclass(slots=True)
-class _Job:
-    """What somebody wants written. `done` None: nobody waits. A seal also wants the receipt of its turn."""
-
-    kind: str
-    scope: Scope
-    turn: str
-    detail: dict[str, Any]
-    seal: bool = False
-    done: Future[Any] | None = None
-
-
-@dataclass(slots=True)
-class _Head:
-    """Where a tenant's log stands, inside one transaction."""
-
-    log: bytes
-    origin: str
-    key: bytes
-    prev: bytes
-    ts_us: int
-    frontier: Frontier
-    rows: list[Row] = field(default_factory=list)
-    nodes: list[tuple[int, int, bytes]] = field(default_factory=list)
+T = TypeVar("T")
 
 
 class AuditChain:
-    """Keeps evidence. `url` is a file, made when it is first needed, with or without `sqlite:///`.
+    """Keeps evidence. `url` is a file, made when it is first needed, or `postgresql://...`.
 
-    `keys` is a Keyring or its folder; None is `keys` beside the file. A Recorder. Raises ConfigError for other urls,
-    StoreError when the file cannot be used.
+    `keys` is a Keyring or its folder; None is `keys` beside the file. `high_water` is where the high-water mark lies,
+    best on another disk; None is in the keys' folder. A Recorder. Raises ConfigError for other urls, StoreError when
+    the store cannot be used, IntegrityError when it was put back or changed.
     """
 
-    def __init__(self, url: str | Path, *, keys: Keyring | str | Path | None = None) -> None:
-        text = str(url)
-        if "://" in text and not text.startswith("sqlite:///"):
-            raise ConfigError(f"no audit store for {text.partition('://')[0]}:// in this version", hint="give a file")
-        self.path = Path(text.removeprefix("sqlite:///"))
-        self._keys = keys if isinstance(keys, Keyring) else Keyring(keys or self.path.parent / "keys")
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+    def __init__(
+        self,
+        url: str | Path,
+        *,
+        keys: Keyring | str | Path | None = None,
+        high_water: str | Path | None = None,
+    ) -> None:
+        self.url = str(url)
+        scheme, divider, _ = self.url.partition("://")
+        server = bool(divider) and not self.url.startswith("sqlite:///")
+        if server and scheme not in ("postgresql", "postgres"):
+            raise ConfigError(f"no audit store for {scheme}:// in this version", hint="give a file, or postgresql://")
+        if server and keys is None:
+            raise ConfigError(
+                "a log in a database server needs a folder for its keys", hint="AuditChain(url, keys=...)"
+            )
+        beside = Path(self.url.removeprefix("sqlite:///")).parent / "keys"
+        self.keys = keys if isinstance(keys, Keyring) else Keyring(keys or beside)
+        self.mark = HighWater(high_water) if high_water else default_mark(self.keys)
+        self._erasables: dict[str, Erasable] = {}
         self._lock = threading.Lock()
-        self._writer: _Writer | None = None
+        self._sequencer: Sequencer | None = None
         self._closed = False
+
+    def register(self, name: str, store: Erasable) -> None:
+        """A store that holds something about people: an erasure takes it along."""
+        self._erasables[name] = store
 
     def note(self, kind: str, *, scope: Scope, detail: Mapping[str, Any], turn: str = "") -> None:
         """Put an entry in order now; it is durable when the next `append` or `seal` of this tenant returns.
 
-        Raises StoreError when something noted earlier could not be written.
+        Raises StoreError when something noted earlier could not be written, LimitError when too much waits.
         """
-        writer = self._ready()
-        if writer.failed is not None:
-            raise StoreError(f"evidence could not be written: {writer.failed.message}", hint=writer.failed.hint)
-        self._jobs.put(self._job(kind, scope, turn, detail))
+        sequencer = self._ready()
+        if sequencer.failed is not None:
+            failed = sequencer.failed
+            raise StoreError(f"evidence could not be written: {failed.message}", hint=failed.hint)
+        refuse_when_full(sequencer)
+        sequencer.put(_job(kind, scope, turn, detail))
 
     async def append(self, kind: str, *, scope: Scope, detail: Mapping[str, Any], turn: str = "") -> Entry:
         """Durable when it returns. Raises StoreError, and then nothing was recorded; ConfigError for a bad detail."""
-        job = self._job(kind, scope, turn, detail)
-        entry: Entry = await self._wait(job)
+        entry: Entry = await self._wait(_job(kind, scope, turn, detail))
         return entry
 
     async def seal(self, turn: str, *, scope: Scope, detail: Mapping[str, Any], kind: str = "turn.sealed") -> Receipt:
@@ -106,42 +96,80 @@ class AuditChain:
         """
         if kind not in _ENDS:
             raise ConfigError(f"a turn ends with one of {', '.join(_ENDS)}, not with {kind}")
-        job = self._job(kind, scope, turn, detail)
+        job = _job(kind, scope, turn, detail)
         job.seal = True
         receipt: Receipt = await self._wait(job)
         return receipt
 
     async def entries(self, tenant: str, *, start: int = 0) -> AsyncIterator[ReceiptEntry]:
-        """The entries of a tenant in order, what was noted included; without proofs."""
-        writer = self._ready()
+        """The entries of a tenant in order, what was noted included; without proofs. Those past retention are empty."""
         await self.flush()
-        while rows := await asyncio.to_thread(writer.page, tenant, start):
-            for row in rows:
-                yield ReceiptEntry(row.header, row.body, ())
-            start = rows[-1].seq + 1
+        while page := await self._do(lambda ledger, at=start: _page(ledger, tenant, at)):  # type: ignore[misc]  # at
+            for entry in page:
+                yield entry
+            start = page[-1].seq + 1
 
     async def receipt(self, turn: str, *, scope: Scope) -> Receipt:
         """The receipt of a turn that was sealed. Raises ConfigError where there is none."""
-        writer = self._ready()
-        return await asyncio.to_thread(writer.receipt_of, scope.tenant, turn)
+        return await self._do(lambda ledger: receipt_of(ledger, scope.tenant, turn))
+
+    async def checkpoint(self, tenant: str) -> str:
+        """How far the log has come, signed: a note to keep elsewhere, and to hold the log against later."""
+        await self.flush()
+        return await self._do(lambda ledger: operations.checkpoint(ledger, tenant))
+
+    async def consistency(self, tenant: str, old: int, new: int) -> tuple[bytes, ...]:
+        """RFC 6962 sec. 2.1.2: that the log of `new` entries holds that of `old` unchanged."""
+        return await self._do(lambda ledger: operations.consistency(ledger, tenant, old, new))
+
+    async def rotate(self) -> str:
+        """A new signing key; the old one signs the handing over and is destroyed. Returns the new public key."""
+        return await self._do(operations.rotate, own_transaction=True)
+
+    async def erase(self, *, scope: Scope, subject: str, reason: str) -> Receipt:
+        """Destroy the key of `subject` in `scope.tenant`, and what registered stores hold of them.
+
+        Returns a certificate: a receipt of the tombstone. Raises AccessError while a legal hold stands.
+        """
+        await self._do(lambda ledger: operations.may_erase(ledger, scope.tenant, subject))
+        gone = {name: await store.erase(scope=scope, subject=subject) for name, store in self._erasables.items()}
+        return await self._do(
+            lambda ledger: operations.erase(ledger, scope, subject, reason=reason, stores=gone), own_transaction=True
+        )
+
+    async def hold(self, *, scope: Scope, subject: str | None = None, reason: str) -> Entry:
+        """A legal hold on a person's entries, or on all of the tenant's: neither erased nor pruned until released."""
+        return await self._do(lambda ledger: operations.hold(ledger, scope, subject, reason=reason))
+
+    async def release(self, hold: int, *, scope: Scope, reason: str) -> Entry:
+        """End the hold that was set by entry `hold`."""
+        return await self._do(lambda ledger: operations.release(ledger, scope, hold, reason=reason))
+
+    async def prune(self, *, scope: Scope, before_us: int, reason: str) -> int:
+        """Remove bodies that are older; headers, proofs and acts on the log stay. Returns how many."""
+        return await self._do(lambda ledger: operations.prune(ledger, scope, before_us, reason=reason))
+
+    async def restore(self, *, scope: Scope, reason: str) -> Entry:
+        """Go on with a log that was put back from a backup. Recorded; erasures made since are applied again."""
+        return await self._do(lambda ledger: operations.restore(ledger, scope, reason=reason), own_transaction=True)
 
     async def flush(self) -> None:
         """Everything noted so far is durable when it returns. Raises StoreError when it could not be."""
-        await self._wait(_Job("", Scope.local(), "", {}))
+        await self._wait(Job("", Scope.local(), "", {}))
 
     async def verify(self, tenant: str | None = None) -> Report:
-        """Hold the whole log, or a tenant's, against itself and the keys. Raises IntegrityError."""
+        """Hold the whole log, or a tenant's, against itself, its keys and its mark. Raises IntegrityError."""
         self._ready()
         await self.flush()
-        return await asyncio.to_thread(verify, self.path, keys=self._keys, tenant=tenant)
+        return await asyncio.to_thread(verify, self.url, keys=self.keys, tenant=tenant, high_water=self.mark)
 
     async def close(self) -> None:
-        """Write what was noted and give back the file. Closing twice is allowed; all else is refused afterwards."""
+        """Write what was noted and give back the store. Closing twice is allowed; all else is refused afterwards."""
         with self._lock:
-            writer, self._writer, self._closed = self._writer, None, True
-        if writer is not None:
-            self._jobs.put(None)
-            await asyncio.to_thread(writer.thread.join)
+            sequencer, self._sequencer, self._closed = self._sequencer, None, True
+        if sequencer is not None:
+            sequencer.put(None)
+            await asyncio.to_thread(sequencer.thread.join)
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self._ready)
@@ -152,210 +180,49 @@ class AuditChain:
     ) -> None:
         await self.close()
 
-    def _job(self, kind: str, scope: Scope, turn: str, detail: Mapping[str, Any]) -> _Job:
-        if not _KIND.fullmatch(kind):
-            raise ConfigError(f"not a kind of entry: {kind!r}", hint="lower case words with dots, such as tool.called")
-        return _Job(kind, scope, turn, dict(detail))
-
-    def _ready(self) -> _Writer:
+    def _ready(self) -> Sequencer:
+        sequencer = self._sequencer
+        if sequencer is not None:
+            return sequencer
         with self._lock:
             if self._closed:
                 raise StoreError("the audit chain is closed")
-            if self._writer is None:
-                self._writer = _Writer(self.path, self._keys, self._jobs)
-            return self._writer
+            if self._sequencer is None:
+                ledger = Ledger(open_store(self.url), self.keys, self.mark)
+                operations.finish_rotation(ledger)
+                self._sequencer = Sequencer(ledger)
+            return self._sequencer
 
-    async def _wait(self, job: _Job) -> Any:
-        self._ready()
-        job.done = Future()
-        self._jobs.put(job)
-        # Shielded: a caller who leaves does not take back what was put in order.
-        return await asyncio.shield(asyncio.wrap_future(job.done))
+    async def _wait(self, job: Job) -> Any:
+        sequencer = self._ready()
+        while sequencer.full:  # noqa: ASYNC110 - another thread empties it
+            await asyncio.sleep(0.01)
+        job.loop = asyncio.get_running_loop()
+        job.waiter = job.loop.create_future()
+        sequencer.put(job)
+        # A caller who leaves does not take back what was put in order: the writer never looks at the future.
+        return await job.waiter
+
+    async def _do(self, act: Callable[[Ledger], T], *, own_transaction: bool = False) -> T:
+        done: Future[T] = Future()
+        self._ready().put(Call(act, done, own_transaction))
+        return await asyncio.shield(asyncio.wrap_future(done))
 
     def __repr__(self) -> str:
-        return f"AuditChain({str(self.path)!r})"
+        return f"AuditChain({self.url.rpartition('@')[2]!r})"
 
 
-class _Writer:
-    """The thread that owns the file: takes what has come, writes it in one transaction, then tells who waits."""
-
-    def __init__(self, path: Path, keys: Keyring, jobs: queue.SimpleQueue[_Job | None]) -> None:
-        self._log = SqliteLog(path)
-        self._keys = keys
-        self._signer = keys.signer()
-        self._origins = keys.secret("origin")
-        known = self._log.meta("public_key")
-        if known is None:
-            with self._log.transaction():
-                self._log.set_meta("public_key", self._signer.public_key)
-            known = self._log.meta("public_key")
-        if known != self._signer.public_key:
-            raise ConfigError(
-                f"{path} was begun under another key than the one in {keys.folder}", hint="restore its keys"
-            )
-        self._jobs = jobs
-        self._turns: OrderedDict[tuple[str, str], list[list[Any]]] = OrderedDict()
-        self._broken: set[tuple[str, str]] = set()
-        self._reading = threading.Lock()
-        self.failed: StoreError | None = None
-        self.thread = threading.Thread(target=self._run, name="aibox-audit", daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        while True:
-            batch, last = self._take()
-            if batch:
-                self._write(batch)
-            if last:
-                self._log.close()
-                return
-
-    def _take(self) -> tuple[list[_Job], bool]:
-        """What is to be written together: notes wait a little for somebody who waits."""
-        batch: list[_Job] = []
-        deadline = 0.0
-        while len(batch) < BATCH:
-            try:
-                if not batch:
-                    job = self._jobs.get()
-                    deadline = time.monotonic() + LINGER_S
-                elif any(waiting.done for waiting in batch):
-                    job = self._jobs.get_nowait()
-                else:
-                    job = self._jobs.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                break
-            if job is None:
-                return batch, True
-            batch.append(job)
-        return batch, False
-
-    def _write(self, batch: list[_Job]) -> None:
-        heads: dict[str, _Head] = {}
-        try:
-            with self._reading, self._log.transaction():
-                results = [self._apply(job, heads) for job in batch]
-                for head in heads.values():
-                    self._log.add_entries(head.log, head.rows)
-                    self._log.add_nodes(head.log, head.nodes)
-                results = [self._receipt(value, heads) if isinstance(value, _Sealed) else value for value in results]
-        except AIBoxError as error:
-            self._refuse(batch, error)
-            return
-        self.failed = None
-        for job, value in zip(batch, results, strict=True):
-            if job.seal:
-                self._turns.pop((job.scope.tenant, job.turn), None)
-            if job.done is not None:
-                job.done.set_exception(value) if isinstance(value, AIBoxError) else job.done.set_result(value)
-
-    def _refuse(self, batch: list[_Job], error: AIBoxError) -> None:
-        """Nothing of this batch was written: who waits is told; turns that lost an entry can never be sealed."""
-        failure = (
-            error if isinstance(error, StoreError) else StoreError(f"evidence could not be written: {error.message}")
-        )
-        for job in batch:
-            if job.done is not None:
-                job.done.set_exception(StoreError(failure.message, hint=failure.hint))
-            else:
-                self.failed = failure
-                if job.turn:
-                    self._broken.add((job.scope.tenant, job.turn))
-
-    def _apply(self, job: _Job, heads: dict[str, _Head]) -> Any:
-        if not job.kind:
-            return None
-        key = (job.scope.tenant, job.turn)
-        if job.seal and key in self._broken:
-            return StoreError(f"an entry of turn {job.turn} could not be written; it cannot be sealed as a whole")
-        try:
-            head = self._head(job.scope.tenant, heads)
-            if job.seal:
-                if self._log.turn(head.log, job.turn) is not None:
-                    return ConfigError(f"the turn {job.turn} has been sealed already")
-                job.detail["entries"] = self._turns.get(key, [])
-            body = make_body(job.kind, scope=job.scope, turn=job.turn, detail=job.detail)
-        except ConfigError as error:
-            if job.done is None:
-                raise
-            return error
-        entry = self._add(head, body, flags=TERMINAL if job.seal else 0, kind=job.kind, tenant=job.scope.tenant)
-        if job.turn:
-            self._turns.setdefault(key, []).append([entry.seq, entry.leaf.hex()])
-            while len(self._turns) > OPEN_TURNS:
-                self._broken.add(self._turns.popitem(last=False)[0])
-        if job.seal:
-            self._log.add_turn(head.log, job.turn, entry.seq)
-            return _Sealed(job.scope.tenant, job.turn, [seq for seq, _ in self._turns[key]])
-        return entry
-
-    def _head(self, tenant: str, heads: dict[str, _Head]) -> _Head:
-        if tenant in heads:
-            return heads[tenant]
-        origin = self._origin(tenant)
-        log = log_id(origin)
-        self._log.add_log(log, tenant, origin)
-        size, prev, ts_us = head_of(self._log.head(log)) or (0, genesis_prev(log, self._signer.public_bytes), 0)
-        frontier = Frontier.read(size, lambda level, index: self._log.node(log, level, index))
-        head = heads[tenant] = _Head(log, origin, self._keys.epoch_key(log), prev, ts_us, frontier)
-        return head
-
-    def _origin(self, tenant: str) -> str:
-        """A name for the log that does not give the tenant's away: checkpoints may leave the house."""
-        hidden = hmac.digest(self._origins, tenant.encode(), hashlib.sha256).hex()[:32]
-        return f"{self._signer.name}/{self._signer.public_bytes.hex()[:16]}/audit/{hidden}"
-
-    def _add(self, head: _Head, body: bytes, *, flags: int, kind: str, tenant: str) -> Entry:
-        head.ts_us = max(head.ts_us, time.time_ns() // 1000)
-        seq = head.frontier.size
-        flags |= GENESIS if seq == 0 else 0
-        header = Header(flags, 0, seq, head.ts_us, head.log, head.prev, body_commit(body)).pack()
-        leaf = leaf_hash(header)
-        head.rows.append(Row(seq, header, body, tag(head.key, leaf)))
-        head.nodes += head.frontier.add(leaf)
-        head.prev = leaf
-        return Entry(tenant, seq, kind, leaf, head.ts_us)
-
-    def _receipt(self, sealed: _Sealed, heads: dict[str, _Head]) -> Receipt:
-        """The proofs of a turn to one checkpoint over all that this transaction holds."""
-        head = heads[sealed.tenant]
-        checkpoint = Checkpoint(head.origin, head.frontier.size, head.frontier.root())
-        note = self._signer.sign(checkpoint)
-        self._log.add_checkpoint(head.log, checkpoint.size, note)
-        return self._prove(head.log, sealed, checkpoint.size, note)
-
-    def _prove(self, log: bytes, sealed: _Sealed, size: int, note: str) -> Receipt:
-        def node(level: int, index: int) -> bytes:
-            return self._log.node(log, level, index)
-
-        entries = []
-        for seq in sealed.seqs:
-            row = next(self._log.entries(log, start=seq, limit=1))
-            entries.append(ReceiptEntry(row.header, row.body, tuple(inclusion_proof(seq, size, node))))
-        return Receipt(sealed.turn, sealed.tenant, tuple(entries), note, self._signer.public_key)
-
-    # Reading, from other threads; the connection is one, so each read waits for the transaction that is under way.
-
-    def page(self, tenant: str, start: int) -> list[Row]:
-        with self._reading:
-            return list(self._log.entries(log_id(self._origin(tenant)), start=start, limit=BATCH))
-
-    def receipt_of(self, tenant: str, turn: str) -> Receipt:
-        log = log_id(self._origin(tenant))
-        with self._reading:
-            seq = self._log.turn(log, turn)
-            if seq is None:
-                raise ConfigError(f"no turn {turn} of {tenant} has been sealed")
-            terminal = ReceiptEntry(*next(self._log.entries(log, start=seq, limit=1))[1:3], ())
-            seqs = [listed for listed, _ in terminal.detail["entries"]] + [seq]
-            size, note = next((size, note) for size, note in self._log.checkpoints(log) if size > seq)
-            return self._prove(log, _Sealed(tenant, turn, seqs), size, note)
+def _job(kind: str, scope: Scope, turn: str, detail: Mapping[str, Any]) -> Job:
+    if not _KIND.fullmatch(kind):
+        raise ConfigError(f"not a kind of entry: {kind!r}", hint="lower case words with dots, such as tool.called")
+    if kind in kinds.OPERATOR:
+        raise ConfigError(f"{kind} is written by the chain alone", hint="rotate, erase, hold, prune or restore")
+    return Job(kind, scope, turn, dict(detail))
 
 
-@dataclass(frozen=True, slots=True)
-class _Sealed:
-    """A turn whose entries are written; its receipt waits for the end of the transaction's entries."""
-
-    tenant: str
-    turn: str
-    seqs: list[int]
+def _page(ledger: Ledger, tenant: str, start: int) -> list[ReceiptEntry]:
+    if ledger.store.log_named(ledger.log(tenant)) is None:
+        return []
+    head = ledger.head(tenant)
+    rows: list[Row] = list(ledger.store.entries(head.log, start=start, limit=PAGE))
+    return [entry_of(ledger, head, row) for row in rows]

@@ -6,13 +6,26 @@ import base64
 import binascii
 import hashlib
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 ED25519 = 0x01
-"""The signature type of C2SP signed-note; others are other rows of a table to come."""
+"""The signature type of C2SP signed-note."""
+
+
+def _ed25519(key: bytes, signature: bytes, text: bytes) -> None:
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, text)
+    except InvalidSignature:
+        raise ValueError("the signature does not fit") from None
+
+
+KINDS: Mapping[int, tuple[int, Callable[[bytes, bytes, bytes], None]]] = {ED25519: (32, _ed25519)}
+"""What can be verified: kind to (bytes of a public key, verify(key, signature, text) that raises ValueError)."""
+
 MAX_NOTE_BYTES = 16 * 1024
 MAX_SIGNATURES = 16
 
@@ -29,26 +42,16 @@ class Checkpoint:
         return f"{self.origin}\n{self.size}\n{base64.b64encode(self.root).decode()}\n"
 
 
-class Signer:
-    """Signs checkpoints with a private key that does not leave it."""
+def verifier_key(name: str, kind: int, key: bytes) -> str:
+    """The verifier key of C2SP signed-note: `name+id+base64(kind || key)`."""
+    typed = bytes([kind]) + key
+    return f"{name}+{key_id(name, typed).hex()}+{base64.b64encode(typed).decode()}"
 
-    def __init__(self, name: str, key: Ed25519PrivateKey) -> None:
-        self.name = name
-        self._key = key
-        self.public_bytes = key.public_key().public_bytes_raw()
 
-    @property
-    def public_key(self) -> str:
-        """The verifier key of C2SP signed-note: `name+id+base64(type || key)`."""
-        typed = bytes([ED25519]) + self.public_bytes
-        return f"{self.name}+{_key_id(self.name, typed).hex()}+{base64.b64encode(typed).decode()}"
-
-    def sign(self, checkpoint: Checkpoint) -> str:
-        """The signed note."""
-        text = checkpoint.text()
-        typed = bytes([ED25519]) + self.public_bytes
-        signature = _key_id(self.name, typed) + self._key.sign(text.encode())
-        return f"{text}\n\N{EM DASH} {self.name} {base64.b64encode(signature).decode()}\n"
+def verify_signature(public_key: str, signature: bytes, text: bytes) -> None:
+    """A bare signature under a verifier key. Raises ValueError."""
+    _, typed = _read_key(public_key)
+    KINDS[typed[0]][1](typed[1:], signature, text)
 
 
 def public_bytes(public_key: str) -> bytes:
@@ -79,41 +82,42 @@ def open_note(note: str, public_key: str) -> Checkpoint:
         match = re.fullmatch("\N{EM DASH} ([^ +]+) ([A-Za-z0-9+/]+={0,2})", line)
         if match is None:
             raise ValueError("not a signature line")
-        signature = _base64(match[2])
-        if match[1] != name or signature[:4] != _key_id(name, typed):
+        signature = read_base64(match[2])
+        if match[1] != name or signature[:4] != key_id(name, typed):
             continue
-        try:
-            Ed25519PublicKey.from_public_bytes(typed[1:]).verify(signature[4:], text.encode())
-        except InvalidSignature:
-            raise ValueError("the signature does not fit") from None
+        KINDS[typed[0]][1](typed[1:], signature[4:], text.encode())
         verified = True
     if not verified:
         raise ValueError("the note is not signed by this key")
-    return _read_text(text)
+    return read_checkpoint(text)
 
 
-def _read_text(text: str) -> Checkpoint:
+def read_checkpoint(text: str) -> Checkpoint:
+    """The text of a note. Raises ValueError."""
     match = re.fullmatch(r"([^\n]+)\n(0|[1-9][0-9]{0,18})\n([A-Za-z0-9+/]{43}=)\n", text)
     if match is None:
         raise ValueError("not a checkpoint")
-    return Checkpoint(match[1], int(match[2]), _base64(match[3]))
+    return Checkpoint(match[1], int(match[2]), read_base64(match[3]))
 
 
 def _read_key(public_key: str) -> tuple[str, bytes]:
     match = re.fullmatch(r"([^+\s]+)\+([0-9a-f]{8})\+([A-Za-z0-9+/=]+)", public_key.strip())
     if match is None:
         raise ValueError("not a verifier key")
-    typed = _base64(match[3])
-    if len(typed) != 33 or typed[0] != ED25519 or _key_id(match[1], typed).hex() != match[2]:
-        raise ValueError("not an Ed25519 verifier key")
+    typed = read_base64(match[3])
+    if not typed or typed[0] not in KINDS or len(typed) != 1 + KINDS[typed[0]][0]:
+        raise ValueError("not a verifier key of a known kind")
+    if key_id(match[1], typed).hex() != match[2]:
+        raise ValueError("not a verifier key: its check sum does not fit")
     return match[1], typed
 
 
-def _key_id(name: str, typed: bytes) -> bytes:
+def key_id(name: str, typed: bytes) -> bytes:
     return hashlib.sha256(name.encode() + b"\n" + typed).digest()[:4]
 
 
-def _base64(text: str) -> bytes:
+def read_base64(text: str) -> bytes:
+    """One text for one value: base64 has several spellings of some. Raises ValueError."""
     try:
         data = base64.b64decode(text, validate=True)
     except binascii.Error as error:

@@ -1,31 +1,54 @@
-"""A receipt: the entries of one turn, their proofs in the log, the signed checkpoint. A public key verifies it."""
+"""A receipt: the entries of one turn, their proofs in the log, the signed checkpoint. A public key verifies it.
+
+The keys of sealed parts travel with it, one for each entry, and can be taken out: what is left still proves what was
+decided and when, and shows nobody's name.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from aibox.audit import canonical
-from aibox.audit.checkpoint import Checkpoint, open_note
+from aibox.audit.checkpoint import Checkpoint, open_note, read_base64
 from aibox.audit.merkle import verify_inclusion
-from aibox.audit.record import TERMINAL, Header, body_commit, leaf_hash, log_id, read_body
+from aibox.audit.record import (
+    SEALED,
+    TERMINAL,
+    Header,
+    body_commit,
+    leaf_hash,
+    log_id,
+    read_detail,
+    read_open,
+    read_private,
+)
+from aibox.audit.rotation import hold_rotation
+from aibox.audit.sealed import unseal
 from aibox.errors import ConfigError, IntegrityError, StoreError
 
 FORMAT = "aibox/receipt/v1"
 MAX_RECEIPT_BYTES = 64 * 2**20
-FIELDS = frozenset({"format", "turn", "tenant", "checkpoint", "public_key", "entries"})
+FIELDS = frozenset({"format", "turn", "tenant", "checkpoint", "public_key", "entries", "rotations"})
+ENTRY_FIELDS = frozenset({"header", "open", "sealed", "key", "proof"})
 
 
 @dataclass(frozen=True, slots=True)
 class ReceiptEntry:
-    """One entry of the turn, with the hashes that lead from it to the checkpoint's root."""
+    """One entry of the turn, with the hashes that lead from it to the checkpoint's root.
+
+    `key` opens the sealed part; empty where it is withheld, or where the person was erased.
+    """
 
     header: bytes
-    body: bytes
+    open: bytes
+    sealed: bytes
+    key: bytes
     proof: tuple[bytes, ...]
 
     @property
@@ -38,32 +61,60 @@ class ReceiptEntry:
 
     @property
     def kind(self) -> str:
-        return str(read_body(self.body)["action"])
+        return read_open(self.open).action
+
+    @property
+    def turn(self) -> str:
+        return read_open(self.open).turn_id
 
     @property
     def detail(self) -> dict[str, Any]:
-        detail: dict[str, Any] = read_body(self.body)["detail"]
-        return detail
+        """What may be read of it: the open part, and with the key the sealed one."""
+        shown = read_detail(self.open)
+        return {**shown, **self.private["detail"]} if self.key else shown
+
+    @property
+    def actor(self) -> dict[str, str] | None:
+        """Who it was for: user, agent, session. None where that is withheld or erased."""
+        actor: dict[str, str] | None = self.private["actor"] if self.key else None
+        return actor
+
+    @property
+    def private(self) -> dict[str, Any]:
+        """Raises ValueError where the key is missing or another one."""
+        return read_private(unseal(self.sealed, self.key))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Receipt:
-    """The proof of a turn. It holds what was recorded, which is digests and small facts, and no text of anybody's."""
+    """The proof of a turn. It holds what was recorded, which is digests and small facts, and no text of anybody's.
+
+    `narrow` takes out the keys of what is nobody else's business before it is passed on.
+    """
 
     turn: str
     tenant: str
     entries: tuple[ReceiptEntry, ...]
     checkpoint: str
     public_key: str
+    rotations: tuple[Mapping[str, Any], ...] = ()
+
+    def narrow(self, *, keep: Collection[str] = ()) -> Receipt:
+        """The same proof, with the sealed parts of these kinds of entries readable and of no others."""
+        kept = tuple(entry if entry.kind in keep else replace(entry, key=b"") for entry in self.entries)
+        return replace(self, entries=kept)
 
     def verify(self, public_key: str | None = None) -> None:
         """Hold the receipt against itself and the log's public key. Pure and offline; raises IntegrityError.
 
         `public_key` None uses the one inside: then all fits together, and who signed is only as sure as the receipt's
-        way here. Give the key that you got from somebody you trust to pin it.
+        way here. Give the key that you got from somebody you trust to pin it; an older key of the log leads to the
+        present one where each signed the next.
         """
         try:
-            checkpoint = open_note(self.checkpoint, public_key or self.public_key)
+            checkpoint = open_note(self.checkpoint, self.public_key)
+            if public_key is not None:
+                self._lead_to(public_key.strip(), log_id(checkpoint.origin))
         except ValueError as error:
             raise IntegrityError(f"the receipt's checkpoint does not hold: {error}") from None
         listed: list[list[Any]] = []
@@ -75,23 +126,39 @@ class Receipt:
         if not self.entries:
             raise IntegrityError("the receipt does not hold: it has no entries")
 
+    def _lead_to(self, pinned: str, log: bytes) -> None:
+        """From the key that is trusted to the one that signed. Raises ValueError."""
+        for rotation in self.rotations:
+            if pinned == self.public_key:
+                return
+            if rotation.get("old") == pinned:
+                hold_rotation(rotation, log)
+                pinned = str(rotation["new"])
+        if pinned != self.public_key:
+            raise ValueError("the note is not signed by this key")
+
     def _verify_entry(
         self, entry: ReceiptEntry, checkpoint: Checkpoint, before: list[list[Any]], *, last: bool
     ) -> list[Any]:
         """Its line in the terminal entry's list. Raises ValueError with the reason why it does not belong here."""
         header = Header.unpack(entry.header)
-        body = read_body(entry.body)
+        body = read_open(entry.open)
+        detail = read_detail(entry.open)
         leaf = leaf_hash(entry.header)
         if header.log_id != log_id(checkpoint.origin):
             raise ValueError("it belongs to another log")
-        if header.body_commit != body_commit(entry.body):
+        if header.body_commit != body_commit(entry.open, entry.sealed):
             raise ValueError("its body is not the one that was recorded")
-        if body["turn_id"] != self.turn or body["tenant"] != self.tenant:
+        if bool(header.flags & SEALED) != bool(entry.sealed):
+            raise ValueError("its sealed part is missing, or there is one too many")
+        if entry.key:
+            read_private(unseal(entry.sealed, entry.key))
+        if body.turn_id != self.turn or body.tenant != self.tenant:
             raise ValueError("it belongs to another turn")
         verify_inclusion(leaf, header.seq, checkpoint.size, entry.proof, checkpoint.root)
         if bool(header.flags & TERMINAL) != last:
             raise ValueError("the terminal entry is not the last one, or there are two")
-        if last and body["detail"].get("entries") != before:
+        if last and detail.get("entries") != before:
             raise ValueError("it lists other entries than the receipt holds")
         return [header.seq, leaf.hex()]
 
@@ -105,7 +172,9 @@ class Receipt:
         entries = [
             {
                 "header": base64.b64encode(entry.header).decode(),
-                "body": entry.body.decode(),
+                "open": entry.open.decode(),
+                "sealed": base64.b64encode(entry.sealed).decode(),
+                "key": base64.b64encode(entry.key).decode(),
                 "proof": [base64.b64encode(item).decode() for item in entry.proof],
             }
             for entry in self.entries
@@ -116,6 +185,7 @@ class Receipt:
             "tenant": self.tenant,
             "checkpoint": self.checkpoint,
             "public_key": self.public_key,
+            "rotations": [dict(rotation) for rotation in self.rotations],
             "entries": entries,
         }
 
@@ -149,7 +219,11 @@ class Receipt:
         texts = [value[name] for name in ("turn", "tenant", "checkpoint", "public_key")]
         if not all(isinstance(text, str) for text in texts) or not isinstance(value["entries"], list):
             raise ValueError("a field has the wrong type")
-        return cls(texts[0], texts[1], tuple(map(_read_entry, value["entries"])), texts[2], texts[3])
+        rotations = value["rotations"]
+        if not isinstance(rotations, list) or not all(isinstance(rotation, dict) for rotation in rotations):
+            raise ValueError("a field has the wrong type")
+        entries = tuple(map(_read_entry, value["entries"]))
+        return cls(texts[0], texts[1], entries, texts[2], texts[3], tuple(rotations))
 
     def __repr__(self) -> str:
         return f"<Receipt of turn {self.turn[:8]}, tenant {self.tenant}, {len(self.entries)} entries>"
@@ -160,11 +234,12 @@ class Receipt:
 
 
 def _read_entry(value: Any) -> ReceiptEntry:
-    if not isinstance(value, dict) or set(value) != {"header", "body", "proof"}:
+    if not isinstance(value, dict) or set(value) != ENTRY_FIELDS:
         raise ValueError("an entry has the wrong fields")
     try:
-        proof = tuple(base64.b64decode(item, validate=True) for item in value["proof"])
-        return ReceiptEntry(base64.b64decode(value["header"], validate=True), value["body"].encode(), proof)
+        proof = tuple(read_base64(item) for item in value["proof"])
+        header, hidden, key = (read_base64(value[name]) for name in ("header", "sealed", "key"))
+        return ReceiptEntry(header, value["open"].encode(), hidden, key, proof)
     except (TypeError, AttributeError) as error:
         raise ValueError(f"an entry has the wrong types: {error}") from None
 

@@ -1,28 +1,30 @@
-"""One line of evidence: a header of 122 bytes, which is the Merkle leaf, and a canonical JSON body that it commits to.
+"""One line of evidence: a header of 122 bytes, which is the Merkle leaf, and a body of two parts that it commits to.
 
     off len field              off len field
       0  4  magic "AIBX"        18  8  ts_us   = max(clock, previous ts_us)
       4  1  version = 1         26 32  log_id  = SHA256("aibox/log/v1" 0 origin)
       5  1  flags               58 32  prev    = leaf hash of the entry before
-      6  4  epoch               90 32  body_commit = SHA256("aibox/body/v1" 0 body)
+      6  4  epoch               90 32  body_commit = SHA256("aibox/body/v1" 0 SHA256(open) SHA256(sealed))
      10  8  seq
 
 Integers are big-endian. The leaf hash is RFC 6962's SHA256(0x00 header), and also the next header's `prev`: chain and
-tree are one structure and cannot disagree.
+tree are one structure and cannot disagree. The open part is canonical JSON for everybody; the sealed part is encrypted
+under a key of one person (see `sealed`), and the commitment is over what is stored, so verifying needs no key.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import secrets
+import os
 import struct
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from aibox.audit import canonical
+import msgspec
+
+from aibox.audit import canonical, kinds
 from aibox.errors import ConfigError
 from aibox.types import Scope
 
@@ -31,20 +33,20 @@ VERSION = 1
 MAX_BODY_BYTES = 64 * 1024
 
 GENESIS = 1
+SEALED = 2
+KEY = 8
+TOMBSTONE = 16
 TERMINAL = 32
-KNOWN_FLAGS = GENESIS | TERMINAL
-"""Flags of this version. Sealed bodies (2), heartbeats (4), key events (8) and tombstones (16) are reserved."""
+KNOWN_FLAGS = GENESIS | SEALED | KEY | TOMBSTONE | TERMINAL
+"""Flags of this version. Heartbeats (4) are reserved."""
 
 _STRUCT = struct.Struct(">4sBBIQQ32s32s32s")
 HEADER_BYTES = _STRUCT.size
 TAG_BYTES = 32
-
-BODY_FIELDS = frozenset({"v", "id", "tenant", "actor", "action", "turn_id", "detail", "nonce"})
-ACTOR_FIELDS = frozenset({"user", "agent", "session"})
+_START = MAGIC + bytes([VERSION])
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """The fixed part of an entry. `unpack` raises ValueError for what is not one."""
 
     flags: int
@@ -56,20 +58,28 @@ class Header:
     body_commit: bytes
 
     def pack(self) -> bytes:
-        return _STRUCT.pack(
-            MAGIC, VERSION, self.flags, self.epoch, self.seq, self.ts_us, self.log_id, self.prev, self.body_commit
-        )
+        return _STRUCT.pack(MAGIC, VERSION, *self)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         if len(data) != HEADER_BYTES:
             raise ValueError(f"a header has {HEADER_BYTES} bytes, not {len(data)}")
-        magic, version, flags, *rest = _STRUCT.unpack(data)
+        magic, version, *rest = _STRUCT.unpack(data)
         if magic != MAGIC or version != VERSION:
             raise ValueError("not a header of this format")
-        if flags & ~KNOWN_FLAGS:
-            raise ValueError(f"unknown flags {flags:#04x}")
-        return cls(flags, *rest)
+        if rest[0] & ~KNOWN_FLAGS:
+            raise ValueError(f"unknown flags {rest[0]:#04x}")
+        return cls(*rest)
+
+
+class Row(NamedTuple):
+    """An entry as it is stored. A part that retention has removed is None."""
+
+    seq: int
+    header: bytes
+    open: bytes | None
+    sealed: bytes | None
+    tag: bytes
 
 
 def leaf_hash(header: bytes) -> bytes:
@@ -82,12 +92,13 @@ def log_id(origin: str) -> bytes:
 
 
 def genesis_prev(log: bytes, public_key: bytes) -> bytes:
-    """What stands for a previous leaf in the first entry: it binds the log to its signing key (32 bytes, Ed25519)."""
+    """What stands for a previous leaf in the first entry: it binds the log to its first signing key (32 bytes)."""
     return hashlib.sha256(b"aibox/genesis/v1\x00" + log + hashlib.sha256(public_key).digest()).digest()
 
 
-def body_commit(body: bytes) -> bytes:
-    return hashlib.sha256(b"aibox/body/v1\x00" + body).digest()
+def body_commit(open_part: bytes, sealed_part: bytes) -> bytes:
+    parts = hashlib.sha256(open_part).digest() + hashlib.sha256(sealed_part).digest()
+    return hashlib.sha256(b"aibox/body/v1\x00" + parts).digest()
 
 
 def tag(key: bytes, leaf: bytes) -> bytes:
@@ -95,46 +106,83 @@ def tag(key: bytes, leaf: bytes) -> bytes:
     return hmac.digest(key, b"aibox/tag/v1\x00" + leaf, "sha256")
 
 
-def make_body(kind: str, *, scope: Scope, turn: str, detail: Mapping[str, Any]) -> bytes:
-    """The canonical body of an entry. The nonce keeps a commitment to a small fact from being guessed by trial.
+class OpenPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What everybody may read, under a closed schema; `detail` is left as bytes until somebody asks."""
+
+    action: str
+    detail: msgspec.Raw
+    id: str
+    tenant: str
+    turn_id: str
+    v: int
+
+
+_decoder = msgspec.json.Decoder(OpenPart)
+_encoder = msgspec.json.Encoder()
+
+
+class Parts(NamedTuple):
+    """A body before it is sealed."""
+
+    open: bytes
+    private: bytes
+
+
+def make_parts(kind: str, *, scope: Scope, turn: str, detail: Mapping[str, Any]) -> Parts:
+    """The canonical parts of a body; `private` is empty for an operator's act.
 
     Raises ConfigError for a detail that has no canonical form or is too long: that is a mistake of the caller.
     """
-    body = {
-        "v": 1,
-        "id": _uuid7(),
-        "tenant": scope.tenant,
-        "actor": {"user": scope.user, "agent": scope.agent, "session": scope.session},
-        "action": kind,
-        "turn_id": turn,
-        "detail": dict(detail),
-        "nonce": secrets.token_hex(16),
-    }
+    shown, kept = kinds.split(kind, detail)
+    body = {"action": kind, "detail": shown, "id": _uuid7(), "tenant": scope.tenant, "turn_id": turn, "v": 1}
     try:
         data = canonical.dumps(body)
+        private = b""
+        if kind not in kinds.OPERATOR:
+            actor = {"user": scope.user, "agent": scope.agent, "session": scope.session}
+            private = canonical.dumps({"actor": actor, "detail": kept})
     except ValueError as error:
         raise ConfigError(f"the detail of {kind} cannot be recorded: {error}") from None
-    if len(data) > MAX_BODY_BYTES:
-        raise ConfigError(f"the detail of {kind} has {len(data)} bytes; an entry has at most {MAX_BODY_BYTES}")
-    return data
+    if len(data) + len(private) > MAX_BODY_BYTES:
+        size = len(data) + len(private)
+        raise ConfigError(f"the detail of {kind} has {size} bytes; an entry has at most {MAX_BODY_BYTES}")
+    return Parts(data, private)
 
 
-def read_body(data: bytes) -> dict[str, Any]:
-    """Read a body under its closed schema. Raises ValueError for anything else."""
+def read_open(data: bytes) -> OpenPart:
+    """Read an open part under its closed schema. Raises ValueError for anything else."""
+    try:
+        body = _decoder.decode(data)
+        same = _encoder.encode(body) == data
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"not a body of this format: {error}") from None
+    if body.v != 1 or not same:
+        raise ValueError("not a body of this format, or not in canonical form")
+    return body
+
+
+def read_detail(data: bytes) -> dict[str, Any]:
+    """The detail of an open part, whole and canonical. Raises ValueError."""
+    read_open(data)
+    detail = canonical.loads(data)["detail"]
+    if not isinstance(detail, dict):
+        raise ValueError("not a body of this format")  # noqa: TRY004 - one error for all
+    return detail
+
+
+def read_private(data: bytes) -> dict[str, Any]:
+    """An unsealed private part: `actor` and `detail`. Raises ValueError."""
     body = canonical.loads(data)
-    if not isinstance(body, dict) or set(body) != BODY_FIELDS or body["v"] != 1:
-        raise ValueError("not a body of this format")
-    if (
-        not isinstance(body["actor"], dict)
-        or set(body["actor"]) != ACTOR_FIELDS
-        or not isinstance(body["detail"], dict)
-    ):
-        raise ValueError("not a body of this format")
+    if not isinstance(body, dict) or set(body) != {"actor", "detail"} or not isinstance(body["detail"], dict):
+        raise ValueError("not a private part of this format")
+    if not isinstance(body["actor"], dict) or set(body["actor"]) != {"user", "agent", "session"}:
+        raise ValueError("not a private part of this format")
     return body
 
 
 def _uuid7() -> str:
     """RFC 9562 sec. 5.7: sortable by time, unique by 74 random bits."""
-    value = (time.time_ns() // 1_000_000) << 80 | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62)
-    text = f"{value:032x}"
+    drawn = int.from_bytes(os.urandom(10))
+    low = drawn & 0x3FFFFFFFFFFFFFFF | 0x8000000000000000
+    text = f"{time.time_ns() // 1_000_000:012x}7{drawn >> 68:03x}{low:016x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -6,36 +6,36 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
-from aibox.audit.record import Header, leaf_hash
+from aibox.audit.record import Row
+from aibox.audit.store import FORMAT, Act, Conflict, LogName, Node
 from aibox.errors import StoreError
 
-FORMAT = "aibox/audit/v1"
 BUSY_S = 30.0
 
 _TABLES = {
     "meta": "name TEXT PRIMARY KEY, value TEXT NOT NULL",
-    "logs": "log BLOB PRIMARY KEY, tenant TEXT NOT NULL UNIQUE, origin TEXT NOT NULL",
-    "entries": "log BLOB NOT NULL, seq INTEGER NOT NULL, header BLOB NOT NULL, body BLOB NOT NULL, tag BLOB NOT NULL, "
-    "PRIMARY KEY (log, seq)",
+    "logs": "log BLOB PRIMARY KEY, tenant TEXT NOT NULL UNIQUE, origin TEXT NOT NULL, public_key TEXT NOT NULL",
+    "entries": "log BLOB NOT NULL, seq INTEGER NOT NULL, header BLOB NOT NULL, open BLOB, sealed BLOB, "
+    "tag BLOB NOT NULL, PRIMARY KEY (log, seq)",
     "nodes": "log BLOB NOT NULL, level INTEGER NOT NULL, idx INTEGER NOT NULL, hash BLOB NOT NULL, "
     "PRIMARY KEY (log, level, idx)",
     "checkpoints": "log BLOB NOT NULL, size INTEGER NOT NULL, note TEXT NOT NULL, PRIMARY KEY (log, size)",
     "turns": "log BLOB NOT NULL, turn TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (log, turn)",
+    "acts": "log BLOB NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL, first INTEGER NOT NULL, "
+    "last INTEGER NOT NULL, PRIMARY KEY (log, seq)",
+    "subjects": "log BLOB NOT NULL, who BLOB NOT NULL, id BLOB NOT NULL, wrapped BLOB NOT NULL, PRIMARY KEY (log, who)",
 }
+_REFUSE = "BEGIN SELECT RAISE(ABORT, 'evidence is never changed'); END"
+# The one change that there is: a body goes where an act of pruning, itself an entry, says that it goes.
+_PRUNES = (
+    "NEW.open IS NULL AND NEW.sealed IS NULL AND NEW.log = OLD.log AND NEW.seq = OLD.seq AND NEW.header = OLD.header "
+    "AND NEW.tag = OLD.tag AND EXISTS (SELECT 1 FROM acts WHERE acts.log = OLD.log AND acts.kind = 'bodies.pruned' "
+    "AND OLD.seq BETWEEN acts.first AND acts.last)"
+)
 
 
-class Row(NamedTuple):
-    """An entry as it is stored."""
-
-    seq: int
-    header: bytes
-    body: bytes
-    tag: bytes
-
-
-class SqliteLog:
+class SqliteStore:
     """One database file with the logs of all tenants. `read_only` opens without making or changing anything.
 
     Raises StoreError for a file that cannot be opened, locked or written, or that is no audit log.
@@ -43,6 +43,7 @@ class SqliteLog:
 
     def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
         self.path = str(path)
+        self._version = -1
         with self._mapped():
             if read_only:
                 self._db = _open_read_only(Path(path))
@@ -55,16 +56,18 @@ class SqliteLog:
         self._db.execute("PRAGMA journal_mode=WAL")
         # An entry is acknowledged when it is on the disk, not when the system has promised to write it.
         self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute("PRAGMA secure_delete=ON")
         if self._has_tables():
             return
         self._db.execute("BEGIN IMMEDIATE")
         for name, columns in _TABLES.items():
             self._db.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns}) WITHOUT ROWID")
+            if name == "subjects":
+                continue
             for verb in ("UPDATE", "DELETE"):
-                self._db.execute(
-                    f"CREATE TRIGGER IF NOT EXISTS {name}_no_{verb.lower()} BEFORE {verb} ON {name} "
-                    f"BEGIN SELECT RAISE(ABORT, 'evidence is never changed'); END"
-                )
+                when = f"WHEN NOT ({_PRUNES}) " if (name, verb) == ("entries", "UPDATE") else ""
+                trigger = f"{name}_no_{verb.lower()} BEFORE {verb} ON {name}"
+                self._db.execute(f"CREATE TRIGGER IF NOT EXISTS {trigger} {when}{_REFUSE}")
         self._db.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (FORMAT,))
         self._db.execute("COMMIT")
 
@@ -84,7 +87,7 @@ class SqliteLog:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing, durable at the end; other writers wait. Raises StoreError, and then nothing was written."""
+        """Other writers wait until it ends."""
         with self._mapped():
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -96,6 +99,11 @@ class SqliteLog:
                     self._db.execute("ROLLBACK")
                 raise
 
+    def changed(self) -> bool:
+        with self._mapped():
+            before, self._version = self._version, self._db.execute("PRAGMA data_version").fetchone()[0]
+        return before != self._version
+
     def meta(self, name: str) -> str | None:
         with self._mapped():
             row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
@@ -104,51 +112,69 @@ class SqliteLog:
     def set_meta(self, name: str, value: str) -> None:
         self._db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (name, value))
 
-    def logs(self) -> list[tuple[bytes, str, str]]:
-        """(log_id, tenant, origin) of each log, by tenant."""
+    def logs(self) -> list[LogName]:
         with self._mapped():
-            return self._db.execute("SELECT log, tenant, origin FROM logs ORDER BY tenant").fetchall()
+            rows = self._db.execute("SELECT log, tenant, origin, public_key FROM logs ORDER BY tenant").fetchall()
+        return [LogName(*row) for row in rows]
 
-    def add_log(self, log: bytes, tenant: str, origin: str) -> None:
-        self._db.execute("INSERT OR IGNORE INTO logs VALUES (?, ?, ?)", (log, tenant, origin))
+    def log_named(self, log: bytes) -> LogName | None:
+        with self._mapped():
+            sql = "SELECT log, tenant, origin, public_key FROM logs WHERE log = ?"
+            row = self._db.execute(sql, (log,)).fetchone()
+        return LogName(*row) if row else None
+
+    def add_log(self, name: LogName) -> None:
+        self._db.execute("INSERT OR IGNORE INTO logs VALUES (?, ?, ?, ?)", name)
 
     def head(self, log: bytes) -> Row | None:
-        sql = "SELECT seq, header, body, tag FROM entries WHERE log = ? ORDER BY seq DESC LIMIT 1"
+        sql = "SELECT seq, header, open, sealed, tag FROM entries WHERE log = ? ORDER BY seq DESC LIMIT 1"
         with self._mapped():
             row = self._db.execute(sql, (log,)).fetchone()
         return Row(*row) if row else None
 
+    def size(self, log: bytes) -> int:
+        with self._mapped():
+            last = self._db.execute("SELECT max(seq) FROM entries WHERE log = ?", (log,)).fetchone()[0]
+        return 0 if last is None else last + 1
+
     def entries(self, log: bytes, *, start: int = 0, limit: int = -1) -> Iterator[Row]:
-        sql = "SELECT seq, header, body, tag FROM entries WHERE log = ? AND seq >= ? ORDER BY seq LIMIT ?"
+        sql = "SELECT seq, header, open, sealed, tag FROM entries WHERE log = ? AND seq >= ? ORDER BY seq LIMIT ?"
         with self._mapped():
             for row in self._db.execute(sql, (log, start, limit)):
                 yield Row(*row)
 
-    def node(self, log: bytes, level: int, index: int) -> bytes:
-        """The hash of a complete subtree; of a leaf from its header. Raises StoreError where it is missing."""
-        with self._mapped():
-            if level == 0:
-                row = self._db.execute("SELECT header FROM entries WHERE log = ? AND seq = ?", (log, index)).fetchone()
-                if row:
-                    return leaf_hash(row[0])
-            else:
-                sql = "SELECT hash FROM nodes WHERE log = ? AND level = ? AND idx = ?"
-                row = self._db.execute(sql, (log, level, index)).fetchone()
-                if row:
-                    found: bytes = row[0]
-                    return found
-        raise StoreError(f"the audit log {self.path} has lost node {level}/{index}", hint="aibox verify says more")
+    def add_entries(self, log: bytes, size: int, rows: Sequence[Row]) -> None:
+        if self.size(log) != size:
+            raise Conflict
+        self._db.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", [(log, *row) for row in rows])
 
-    def nodes(self, log: bytes) -> Iterator[tuple[int, int, bytes]]:
+    def nodes(self, log: bytes, level: int, start: int, count: int) -> list[bytes]:
+        sql = "SELECT hash FROM nodes WHERE log = ? AND level = ? AND idx >= ? AND idx < ? ORDER BY idx"
         with self._mapped():
-            yield from self._db.execute("SELECT level, idx, hash FROM nodes WHERE log = ?", (log,))
+            return [row[0] for row in self._db.execute(sql, (log, level, start, start + count))]
+
+    def all_nodes(self, log: bytes) -> Iterator[Node]:
+        with self._mapped():
+            for row in self._db.execute("SELECT level, idx, hash FROM nodes WHERE log = ?", (log,)):
+                yield Node(*row)
+
+    def add_nodes(self, log: bytes, nodes: Sequence[Node]) -> None:
+        self._db.executemany("INSERT INTO nodes VALUES (?, ?, ?, ?)", [(log, *node) for node in nodes])
 
     def checkpoints(self, log: bytes) -> list[tuple[int, str]]:
         with self._mapped():
             return self._db.execute("SELECT size, note FROM checkpoints WHERE log = ? ORDER BY size", (log,)).fetchall()
 
+    def checkpoint_from(self, log: bytes, size: int) -> tuple[int, str] | None:
+        sql = "SELECT size, note FROM checkpoints WHERE log = ? AND size >= ? ORDER BY size LIMIT 1"
+        with self._mapped():
+            found: tuple[int, str] | None = self._db.execute(sql, (log, size)).fetchone()
+        return found
+
+    def add_checkpoint(self, log: bytes, size: int, note: str) -> None:
+        self._db.execute("INSERT OR IGNORE INTO checkpoints VALUES (?, ?, ?)", (log, size, note))
+
     def turn(self, log: bytes, turn: str) -> int | None:
-        """The seq of the terminal entry of a turn."""
         with self._mapped():
             row = self._db.execute("SELECT seq FROM turns WHERE log = ? AND turn = ?", (log, turn)).fetchone()
         return row[0] if row else None
@@ -157,27 +183,45 @@ class SqliteLog:
         with self._mapped():
             return dict(self._db.execute("SELECT turn, seq FROM turns WHERE log = ?", (log,)).fetchall())
 
-    # Writing; inside `transaction` only.
+    def add_turns(self, log: bytes, turns: Sequence[tuple[str, int]]) -> None:
+        self._db.executemany("INSERT INTO turns VALUES (?, ?, ?)", [(log, *turn) for turn in turns])
 
-    def add_entries(self, log: bytes, rows: Sequence[Row]) -> None:
-        self._db.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", [(log, *row) for row in rows])
+    def acts(self, log: bytes) -> list[Act]:
+        sql = "SELECT seq, kind, first, last FROM acts WHERE log = ? ORDER BY seq"
+        with self._mapped():
+            return [Act(*row) for row in self._db.execute(sql, (log,))]
 
-    def add_nodes(self, log: bytes, nodes: Sequence[tuple[int, int, bytes]]) -> None:
-        self._db.executemany("INSERT INTO nodes VALUES (?, ?, ?, ?)", [(log, *node) for node in nodes])
+    def add_acts(self, log: bytes, acts: Sequence[Act]) -> None:
+        self._db.executemany("INSERT INTO acts VALUES (?, ?, ?, ?, ?)", [(log, *act) for act in acts])
 
-    def add_checkpoint(self, log: bytes, size: int, note: str) -> None:
-        self._db.execute("INSERT OR IGNORE INTO checkpoints VALUES (?, ?, ?)", (log, size, note))
+    def prune(self, log: bytes, seqs: Sequence[int]) -> None:
+        sql = "UPDATE entries SET open = NULL, sealed = NULL WHERE log = ? AND seq = ?"
+        self._db.executemany(sql, [(log, seq) for seq in seqs])
 
-    def add_turn(self, log: bytes, turn: str, seq: int) -> None:
-        self._db.execute("INSERT INTO turns VALUES (?, ?, ?)", (log, turn, seq))
+    def subject(self, log: bytes, who: bytes) -> tuple[bytes, bytes] | None:
+        with self._mapped():
+            sql = "SELECT id, wrapped FROM subjects WHERE log = ? AND who = ?"
+            found: tuple[bytes, bytes] | None = self._db.execute(sql, (log, who)).fetchone()
+        return found
+
+    def subject_key(self, log: bytes, subject: bytes) -> bytes | None:
+        with self._mapped():
+            sql = "SELECT wrapped FROM subjects WHERE log = ? AND id = ?"
+            row = self._db.execute(sql, (log, subject)).fetchone()
+        return row[0] if row else None
+
+    def add_subject(self, log: bytes, who: bytes, subject: bytes, wrapped: bytes) -> None:
+        self._db.execute("INSERT INTO subjects VALUES (?, ?, ?, ?)", (log, who, subject, wrapped))
+
+    def drop_subject(self, log: bytes, subject: bytes) -> None:
+        self._db.execute("DELETE FROM subjects WHERE log = ? AND id = ?", (log, subject))
+
+    def scrub(self) -> None:
+        with self._mapped():
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         self._db.close()
-
-
-def head_of(row: Row | None) -> tuple[int, bytes, int] | None:
-    """(size, leaf hash, ts_us) after an entry."""
-    return (row.seq + 1, leaf_hash(row.header), Header.unpack(row.header).ts_us) if row else None
 
 
 def _open_read_only(path: Path) -> sqlite3.Connection:
@@ -196,6 +240,7 @@ def _hint(message: str) -> str:
         ("locked", "another process has been writing for long; try again"),
         ("readonly", "make the file and its folder writable, or set AIBOX_HOME"),
         ("unable to open", "check that the folder exists and that you may use it"),
+        ("disk I/O", "look whether the disk is full or failing; nothing that was acknowledged is lost"),
         ("full", "free some space; nothing that was acknowledged is lost"),
         ("not a database", "the file is something else, or damaged from its first bytes"),
         ("malformed", "the file is damaged; restore a backup beside it and compare"),

@@ -2,93 +2,20 @@
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from aibox.audit.checkpoint import open_note, public_bytes
+from aibox.audit.checkpoint import Checkpoint, open_note, public_bytes, read_checkpoint
+from aibox.audit.epochs import EpochKeys
+from aibox.audit.highwater import HighWater
 from aibox.audit.keys import Keyring
-from aibox.audit.merkle import Frontier
 from aibox.audit.receipt import Receipt
-from aibox.audit.record import (
-    GENESIS,
-    TAG_BYTES,
-    TERMINAL,
-    Header,
-    body_commit,
-    genesis_prev,
-    leaf_hash,
-    log_id,
-    read_body,
-    tag,
-)
-from aibox.audit.sqlite import Row, SqliteLog
-from aibox.errors import ConfigError, IntegrityError, StoreError
+from aibox.audit.report import BrokenEvidenceError, Problem, Report
+from aibox.audit.store import LogName, Store, open_store
+from aibox.audit.walk import Walk
+from aibox.errors import ConfigError, StoreError
 
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What no longer holds: of which tenant, at which entry (None: of the log as a whole), and why."""
-
-    tenant: str
-    seq: int | None
-    cause: str
-
-    def __str__(self) -> str:
-        where = f"entry {self.seq}" if self.seq is not None else "the log"
-        return f"{where} of tenant {self.tenant}: {self.cause}"
-
-
-@dataclass(slots=True)
-class Report:
-    """What was checked, and what does not hold. `tags` False: the HMAC keys were not there, so tags were not checked.
-
-    `unanchored` counts entries newer than the last checkpoint: a checkpoint carried away would not yet speak for them.
-    """
-
-    logs: int = 0
-    entries: int = 0
-    checkpoints: int = 0
-    unanchored: int = 0
-    tags: bool = True
-    pinned: bool = False
-    problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return not self.problems
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            "ok": self.ok,
-            "logs": self.logs,
-            "entries": self.entries,
-            "checkpoints": self.checkpoints,
-            "unanchored": self.unanchored,
-            "tags_checked": self.tags,
-            "key_pinned": self.pinned,
-            "problems": [{"tenant": p.tenant, "seq": p.seq, "cause": p.cause} for p in self.problems],
-        }
-
-    def __str__(self) -> str:
-        if self.problems:
-            return "; ".join(map(str, self.problems))
-        said = f"{self.entries} entries in {self.logs} logs, {self.checkpoints} signed checkpoints"
-        return said + ("" if self.tags else "; tags not checked, their keys are not here")
-
-    def _repr_markdown_(self) -> str:
-        return f"**{'holds' if self.ok else 'does not hold'}**: {self}"
-
-
-class BrokenEvidenceError(IntegrityError):
-    """Evidence that does not hold; `report` says all that was found."""
-
-    def __init__(self, report: Report) -> None:
-        super().__init__(str(report.problems[0]), hint=f"{len(report.problems)} problems in all")
-        self.report = report
+PROGRESS_EVERY = 1000
 
 
 def verify(
@@ -97,152 +24,195 @@ def verify(
     key: str | None = None,
     keys: Keyring | None = None,
     tenant: str | None = None,
+    high_water: HighWater | None = None,
+    checkpoints: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Verify an audit log or a receipt (`.json`). `key` pins the log's public key.
 
     Raises IntegrityError (with `.report`) when the evidence does not hold, StoreError or ConfigError when it cannot be
-    read. `keys` None takes the folder `keys` beside the log where there is one; `progress` hears the number of entries.
+    read. `keys` None takes the folder `keys` beside the log where there is one, `high_water` None the mark in it;
+    `checkpoints` are signed notes that were kept elsewhere; `progress` hears the number of entries.
     """
     path = Path(str(path_or_url).removeprefix("sqlite:///"))
     if path.suffix == ".json":
         receipt = Receipt.load(path)
         receipt.verify(key)
         return Report(logs=1, entries=len(receipt.entries), checkpoints=1, tags=False, pinned=key is not None)
-    log = SqliteLog(path, read_only=True)
+    if key is not None:
+        key = _read_pin(key)
+    keys = keys or Keyring(path.parent / "keys")
+    store = open_store(path_or_url, read_only=True)
     try:
-        report = _Verifier(log, key=key, keys=keys or Keyring(path.parent / "keys"), progress=progress).run(tenant)
+        verifier = _Verifier(store, key=key, keys=keys, mark=high_water or default_mark(keys), progress=progress)
+        report = verifier.run(tenant, checkpoints)
     finally:
-        log.close()
+        store.close()
     if not report.ok:
         raise BrokenEvidenceError(report)
     return report
 
 
+def default_mark(keys: Keyring) -> HighWater:
+    return HighWater(keys.folder / "highwater.json")
+
+
+def _read_pin(key: str) -> str:
+    try:
+        public_bytes(key)
+    except ValueError as error:
+        raise ConfigError(f"the public key cannot be read: {error}") from None
+    return key.strip()
+
+
 class _Verifier:
     def __init__(
-        self, log: SqliteLog, *, key: str | None, keys: Keyring, progress: Callable[[int], None] | None
+        self,
+        store: Store,
+        *,
+        key: str | None,
+        keys: Keyring,
+        mark: HighWater,
+        progress: Callable[[int], None] | None,
     ) -> None:
-        self._log = log
-        self._keys = keys
+        self._store = store
+        self._epochs = EpochKeys(keys)
+        self._pin = key
+        self._marks = mark.notes()
         self._progress = progress
-        self._report = Report(pinned=key is not None)
-        self._public_key = key or log.meta("public_key") or ""
-        try:
-            self._public_bytes = public_bytes(self._public_key)
-        except ValueError as error:
-            if key is not None:
-                raise ConfigError(f"the public key cannot be read: {error}") from None
-            self._public_bytes = b""
-            self._problem("-", None, f"its public key cannot be read: {error}")
+        self._report = Report(pinned=key is not None, marked=bool(self._marks))
 
-    def run(self, tenant: str | None) -> Report:
-        for log, name, origin in self._log.logs():
-            if tenant is None or name == tenant:
+    def run(self, tenant: str | None, outside: Sequence[str]) -> Report:
+        notes = self._outside(outside)
+        logs = self._store.logs()
+        for name in logs:
+            if tenant is None or name.tenant == tenant:
                 self._report.logs += 1
-                self._verify_log(log, name, origin)
+                self._log(name, [note for point, note in notes if point.origin == name.origin])
+        known = {name.origin for name in logs}
+        for point, _ in notes:
+            if point.origin not in known:
+                self._problem(
+                    "-", None, f"a checkpoint from elsewhere speaks of a log that is not here: {point.origin}"
+                )
+        if tenant is None:
+            for log, note in self._marks.items():
+                if log not in {name.log for name in logs}:
+                    self._problem("-", None, f"the high-water mark speaks of a log that is not here: {_origin(note)}")
         return self._report
+
+    def _outside(self, notes: Sequence[str]) -> list[tuple[Checkpoint, str]]:
+        read = []
+        for note in notes:
+            try:
+                read.append((read_checkpoint(note.rpartition("\n\n")[0] + "\n"), note))
+            except ValueError as error:
+                raise ConfigError(f"not a signed checkpoint: {error}") from None
+        return read
 
     def _problem(self, tenant: str, seq: int | None, cause: str) -> None:
         self._report.problems.append(Problem(tenant, seq, cause))
 
-    def _verify_log(self, log: bytes, tenant: str, origin: str) -> None:
-        if log != log_id(origin):
-            self._problem(tenant, None, "its name is not the one that its entries were written under")
-            return
-        tag_key = self._tag_key(log)
-        frontier, nodes, roots = Frontier(), {}, {}
-        wanted = {size for size, _ in self._log.checkpoints(log)}
-        prev, ts_us = genesis_prev(log, self._public_bytes), 0
-        ends: dict[str, int] = {}
+    def _log(self, name: LogName, outside: Sequence[str]) -> None:
         try:
-            for row in self._log.entries(log):
+            walk = Walk(name, self._epochs.known(name.log))
+        except ValueError as error:
+            self._problem(name.tenant, None, str(error))
+            return
+        marked = self._marks.get(name.log)
+        stored = self._store.checkpoints(name.log)
+        notes = [*(note for _, note in stored), *outside, *([marked] if marked else [])]
+        walk.wanted = {size for note in notes if (size := _size(note)) is not None}
+        try:
+            for row in self._store.entries(name.log):
                 try:
-                    header, turn = _entry(row, seq=frontier.size, log=log, prev=prev, ts_us=ts_us, tenant=tenant)
-                    leaf = leaf_hash(row.header)
-                    _hold_tag(row.tag, leaf, tag_key)
+                    walk.step(row)
                 except (ValueError, TypeError, KeyError) as error:
                     # What follows hangs on this entry; one name is enough.
-                    self._problem(tenant, frontier.size, str(error))
+                    self._problem(name.tenant, walk.frontier.size, str(error))
                     return
-                if header.flags & TERMINAL:
-                    ends[turn] = row.seq
-                prev, ts_us = leaf, header.ts_us
-                nodes.update({(level, index): made for level, index, made in frontier.add(leaf)})
-                if frontier.size in wanted:
-                    roots[frontier.size] = frontier.root()
-                self._report.entries += 1
-                if self._progress:
-                    self._progress(self._report.entries)
+                if self._progress and walk.frontier.size % PROGRESS_EVERY == 0:
+                    self._progress(self._report.entries + walk.frontier.size)
         except StoreError as error:
-            self._problem(tenant, frontier.size, f"it cannot be read: {error.message}")
+            self._problem(name.tenant, walk.frontier.size, f"it cannot be read: {error.message}")
             return
-        self._verify_derived(log, tenant, nodes, ends)
-        self._verify_checkpoints(log, tenant, origin, roots, frontier.size)
+        self._report.entries += walk.frontier.size
+        self._report.tagged += walk.tagged
+        self._report.tags &= walk.has_key
+        self._derived(name, walk)
+        self._people(name, walk)
+        self._checkpoints(name, walk, stored)
+        for note in outside:
+            if self._hold_note(name, walk, note, "a checkpoint from elsewhere"):
+                self._report.outside += 1
+        if marked:
+            self._hold_note(name, walk, marked, "the high-water mark")
 
-    def _tag_key(self, log: bytes) -> bytes | None:
-        key = self._keys.known_epoch_key(log)
-        if key is None:
-            self._report.tags = False
-        return key
-
-    def _verify_derived(
-        self, log: bytes, tenant: str, nodes: dict[tuple[int, int], bytes], ends: dict[str, int]
-    ) -> None:
-        stored = {(level, index): found for level, index, found in self._log.nodes(log)}
-        if stored != nodes:
-            level, index = min({*stored, *nodes}, key=lambda at: (stored.get(at) == nodes.get(at), at))
+    def _derived(self, name: LogName, walk: Walk) -> None:
+        stored = {(level, index): found for level, index, found in self._store.all_nodes(name.log)}
+        if stored != walk.nodes:
+            level, index = min({*stored, *walk.nodes}, key=lambda at: (stored.get(at) == walk.nodes.get(at), at))
             first, last = index << level, ((index + 1) << level) - 1
-            self._problem(tenant, None, f"the tree over entries {first} to {last} was changed")
-        if self._log.turns(log) != ends:
-            self._problem(tenant, None, "the list of its turns was changed")
+            self._problem(name.tenant, None, f"the tree over entries {first} to {last} was changed")
+        ends = {seq: turn for turn, seq in self._store.turns(name.log).items()}
+        if ends.keys() != walk.ends.keys() or any(turn and ends[seq] != turn for seq, turn in walk.ends.items()):
+            self._problem(name.tenant, None, "the list of its turns was changed")
+        if self._store.acts(name.log) != walk.acts:
+            self._problem(name.tenant, None, "the list of its operators' acts was changed")
+        self._report.restored += walk.restored
 
-    def _verify_checkpoints(self, log: bytes, tenant: str, origin: str, roots: dict[int, bytes], size: int) -> None:
+    def _people(self, name: LogName, walk: Walk) -> None:
+        for seq in walk.missing:
+            if not any(act.first <= seq <= act.last for act in walk.acts):
+                self._problem(name.tenant, seq, "its body is missing, and no act of pruning speaks of it")
+        self._report.pruned += len(walk.missing)
+        for subject, (seq, count) in walk.subjects.items():
+            there = self._store.subject_key(name.log, subject) is not None
+            if subject in walk.erased:
+                self._report.erased += count
+                if there:
+                    self._problem(
+                        name.tenant, walk.erased[subject], "the key of a person who was erased is there again"
+                    )
+            elif not there:
+                self._problem(name.tenant, seq, "the key of its sealed part is gone, and no erasure speaks of it")
+
+    def _checkpoints(self, name: LogName, walk: Walk, stored: Sequence[tuple[int, str]]) -> None:
+        if self._pin is not None and self._pin not in walk.line:
+            self._problem(name.tenant, None, "it was never signed under the key that you hold")
         last = 0
-        for stored_size, note in self._log.checkpoints(log):
+        for size, note in stored:
             self._report.checkpoints += 1
-            try:
-                checkpoint = open_note(note, self._public_key)
-            except ValueError as error:
-                self._problem(tenant, None, f"the checkpoint at {stored_size} does not hold: {error}")
-                continue
-            if (checkpoint.origin, checkpoint.size) != (origin, stored_size):
-                self._problem(tenant, None, f"the checkpoint at {stored_size} belongs elsewhere")
-            elif checkpoint.size > size:
-                self._problem(tenant, size, f"it is missing: a checkpoint speaks of {checkpoint.size} entries")
-            elif roots[stored_size] != checkpoint.root:
-                self._problem(tenant, None, f"its first {stored_size} entries are not those of the signed checkpoint")
-            last = max(last, checkpoint.size)
-        self._report.unanchored += max(0, size - last)
+            if self._hold_note(name, walk, note, f"the checkpoint at {size}", size=size):
+                last = max(last, size)
+        self._report.unanchored += max(0, walk.frontier.size - last)
+
+    def _hold_note(self, name: LogName, walk: Walk, note: str, what: str, *, size: int | None = None) -> bool:
+        try:
+            point = open_note(note, walk.line.at(_size(note) or 0))
+        except ValueError as error:
+            self._problem(name.tenant, None, f"{what} does not hold: {error}")
+            return False
+        if point.origin != name.origin or (size is not None and point.size != size):
+            self._problem(name.tenant, None, f"{what} belongs elsewhere")
+        elif point.size > walk.frontier.size:
+            lost = walk.lost_before(point.size)
+            cause = f"it is missing: {what} speaks of {point.size} entries"
+            self._problem(name.tenant, walk.frontier.size, cause + (f"; {lost}" if lost else ""))
+        elif walk.roots[point.size] != point.root:
+            lost = walk.lost_before(point.size)
+            cause = f"its first {point.size} entries are not those of the signed checkpoint ({what})"
+            self._problem(name.tenant, None, cause + (f"; {lost}" if lost else ""))
+        else:
+            return True
+        return False
 
 
-def _hold_tag(found: bytes, leaf: bytes, key: bytes | None) -> None:
-    if len(found) != TAG_BYTES:
-        raise ValueError("its tag has another length")
-    if key is not None and not hmac.compare_digest(tag(key, leaf), found):
-        raise ValueError("its tag does not fit")
+def _size(note: str) -> int | None:
+    """The size that a note speaks of, before it is known to hold."""
+    text = [*note.split("\n", 2), "", ""][1]
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
-def _entry(row: Row, *, seq: int, log: bytes, prev: bytes, ts_us: int, tenant: str) -> tuple[Header, str]:
-    """One entry in its place. Raises ValueError with the reason why it does not belong there."""
-    if row.seq != seq:
-        raise ValueError(f"it is missing, and entry {row.seq} follows")
-    header = Header.unpack(row.header)
-    if header.seq != seq:
-        raise ValueError(f"it says that it is entry {header.seq}")
-    if header.log_id != log:
-        raise ValueError("it was written for another log")
-    if header.prev != prev:
-        raise ValueError("it does not follow the entry before it")
-    if header.epoch != 0:
-        raise ValueError("its epoch is not that of the log")
-    if bool(header.flags & GENESIS) != (seq == 0):
-        raise ValueError("only the first entry begins a log")
-    if header.ts_us < ts_us:
-        raise ValueError("its time lies before that of the entry before it")
-    if header.body_commit != body_commit(row.body):
-        raise ValueError("its body is not the one that was recorded")
-    body = read_body(row.body)
-    if body["tenant"] != tenant:
-        raise ValueError("its body names another tenant")
-    return header, str(body["turn_id"])
+def _origin(note: str) -> str:
+    return note.split("\n", 1)[0]

@@ -267,7 +267,7 @@ class Demo:
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
             source.backup(target)
             target.execute("PRAGMA journal_mode=DELETE")
-            rows = target.execute("SELECT seq, body FROM entries").fetchall()
+            rows = target.execute("SELECT seq, open FROM entries").fetchall()
         data = bytearray(copy.read_bytes())
         while True:
             seq, body = self.random.choice(rows)

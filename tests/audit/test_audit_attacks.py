@@ -10,14 +10,15 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from audit_parts import ACME, by_hand, log_of, sealed_turns, write_log
+from audit_parts import ACME, by_hand, log_of, write_log
 
 import aibox
 from aibox.audit.chain import AuditChain
 from aibox.audit.checkpoint import open_note
 from aibox.audit.keys import Keyring
-from aibox.audit.record import HEADER_BYTES, body_commit
-from aibox.audit.verify import BrokenEvidenceError, Report
+from aibox.audit.record import HEADER_BYTES, Row, body_commit
+from aibox.audit.report import BrokenEvidenceError, Report
+from aibox.audit.signer import public_key, sign
 from aibox.errors import StoreError
 
 pytestmark = pytest.mark.anyio
@@ -41,23 +42,30 @@ def broken(path: Path, cause: str, *, tenant: str = "acme", seq: int | None = No
     return report
 
 
-def entry(db: sqlite3.Connection, log: bytes, seq: int) -> tuple[bytes, bytes, bytes]:
-    sql = "SELECT header, body, tag FROM entries WHERE log = ? AND seq = ?"
-    found: tuple[bytes, bytes, bytes] = db.execute(sql, (log, seq)).fetchone()
-    return found
+def entry(db: sqlite3.Connection, log: bytes, seq: int) -> Row:
+    sql = "SELECT seq, header, open, sealed, tag FROM entries WHERE log = ? AND seq = ?"
+    return Row(*db.execute(sql, (log, seq)).fetchone())
 
 
-def put(db: sqlite3.Connection, log: bytes, seq: int, header: bytes, body: bytes, tag: bytes) -> None:
-    db.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", (log, seq, header, body, tag))
+def put(db: sqlite3.Connection, log: bytes, seq: int, row: Row, **changed: bytes) -> None:
+    values = row._replace(seq=seq, **changed)
+    db.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", (log, *values))
 
 
 async def test_an_update_or_a_delete_through_sql_raises(log: Path) -> None:
     """Attack: change rows through SQL. It fails loudly, in every table; it does not pretend to have worked."""
     db = sqlite3.connect(log)
-    for table in ("entries", "nodes", "checkpoints", "turns", "logs", "meta"):
+    db.execute("INSERT INTO acts VALUES (x'00', 1, 'bodies.pruned', 0, 1)")
+    db.execute("INSERT INTO nodes VALUES (x'00', 4, 0, x'00')")
+    for table in ("entries", "nodes", "checkpoints", "turns", "acts", "logs", "meta"):
         with pytest.raises(sqlite3.IntegrityError, match="never changed"):
             db.execute(f"DELETE FROM {table}")
-    for sql in ("UPDATE entries SET body = x'00'", "UPDATE checkpoints SET note = ''", "UPDATE logs SET tenant = 'x'"):
+    for sql in (
+        "UPDATE entries SET open = x'00'",
+        "UPDATE entries SET open = NULL, sealed = NULL",
+        "UPDATE checkpoints SET note = ''",
+        "UPDATE logs SET tenant = 'x'",
+    ):
         with pytest.raises(sqlite3.IntegrityError, match="never changed"):
             db.execute(sql)
     db.close()
@@ -68,38 +76,42 @@ async def test_modify_each_byte_of_a_header(log: Path) -> None:
     """Attack: each of the 122 bytes of a header is turned in its place; each time entry 4 is named."""
     with by_hand(log) as db:
         acme = log_of(db, "acme")
-        header, body, tag = entry(db, acme, 4)
+        row = entry(db, acme, 4)
         for at in range(HEADER_BYTES):
-            changed = bytearray(header)
+            changed = bytearray(row.header)
             changed[at] ^= 0x40
-            put(db, acme, 4, bytes(changed), body, tag)
+            put(db, acme, 4, row, header=bytes(changed))
             # A later time that is still before the next entry's is found by the tag; anything else by its own check.
             broken(log, "", seq=4)
-        put(db, acme, 4, header, body, tag)
+        put(db, acme, 4, row)
     assert aibox.verify(log).ok
 
 
 async def test_modify_a_body_with_and_without_its_commitment(log: Path) -> None:
-    """Attack: a body is rewritten; then the header is made to commit to the new one, and the tag gives it away."""
+    """Attack: a part of a body is rewritten; then the header commits to the new one, and the tag gives it away."""
     with by_hand(log) as db:
         acme = log_of(db, "acme")
-        header, body, tag = entry(db, acme, 4)
-        forged = body.replace(b'"n":1', b'"n":2')
-        assert forged != body
-        put(db, acme, 4, header, forged, tag)
+        row = entry(db, acme, 4)
+        assert row.open is not None
+        assert row.sealed is not None
+        forged = row.open.replace(b'"model":"m"', b'"model":"x"')
+        assert forged != row.open
+        put(db, acme, 4, row, open=forged)
         broken(log, "its body is not the one that was recorded", seq=4)
-        put(db, acme, 4, header[:90] + body_commit(forged), forged, tag)
+        put(db, acme, 4, row, open=forged, header=row.header[:90] + body_commit(forged, row.sealed))
         broken(log, "its tag does not fit", seq=4)
+        put(db, acme, 4, row, sealed=row.sealed[:-1] + b"?")
+        broken(log, "its body is not the one that was recorded", seq=4)
 
 
 async def test_modify_a_tag(log: Path) -> None:
     """Attack: a tag is exchanged for another entry's, or cut short."""
     with by_hand(log) as db:
         acme = log_of(db, "acme")
-        header, body, tag = entry(db, acme, 4)
-        put(db, acme, 4, header, body, entry(db, acme, 5)[2])
+        row = entry(db, acme, 4)
+        put(db, acme, 4, row, tag=entry(db, acme, 5).tag)
         broken(log, "its tag does not fit", seq=4)
-        put(db, acme, 4, header, body, tag[:16])
+        put(db, acme, 4, row, tag=row.tag[:16])
         broken(log, "its tag has another length", seq=4)
 
 
@@ -125,8 +137,8 @@ async def test_reorder(log: Path) -> None:
     with by_hand(log) as db:
         acme = log_of(db, "acme")
         four, five = entry(db, acme, 4), entry(db, acme, 5)
-        put(db, acme, 4, *five)
-        put(db, acme, 5, *four)
+        put(db, acme, 4, five)
+        put(db, acme, 5, four)
     broken(log, "it says that it is entry 5", seq=4)
 
 
@@ -134,8 +146,8 @@ async def test_insert(log: Path) -> None:
     """Attack: an entry is added behind the last one without the key."""
     with by_hand(log) as db:
         acme = log_of(db, "acme")
-        header, body, tag = entry(db, acme, 8)
-        put(db, acme, 9, header[:10] + (9).to_bytes(8) + header[18:], body, tag)
+        row = entry(db, acme, 8)
+        put(db, acme, 9, row, header=row.header[:10] + (9).to_bytes(8) + row.header[18:])
     broken(log, "it does not follow the entry before it", seq=9)
 
 
@@ -143,7 +155,7 @@ async def test_replay(log: Path) -> None:
     """Attack: an entry that really happened is written once more, at the end."""
     with by_hand(log) as db:
         acme = log_of(db, "acme")
-        put(db, acme, 9, *entry(db, acme, 4))
+        put(db, acme, 9, entry(db, acme, 4))
     broken(log, "it says that it is entry 4", seq=9)
 
 
@@ -152,9 +164,10 @@ async def test_splice_from_another_tenant(log: Path) -> None:
     with by_hand(log) as db:
         acme, rival = log_of(db, "acme"), log_of(db, "rival")
         mine, theirs = entry(db, acme, 4), entry(db, rival, 4)
-        put(db, acme, 4, *theirs)
+        put(db, acme, 4, theirs)
         broken(log, "another log", seq=4)
-        put(db, acme, 4, mine[0], theirs[1], mine[2])
+        assert theirs.open is not None
+        put(db, acme, 4, mine, open=theirs.open)
         broken(log, "its body is not the one that was recorded", seq=4)
 
 
@@ -170,7 +183,7 @@ async def test_truncate_before_a_checkpoint(log: Path) -> None:
     """Attack: the last entries go, and the signed checkpoint that knows of them stays."""
     with by_hand(log) as db:
         db.execute("DELETE FROM entries WHERE log = ? AND seq >= 7", (log_of(db, "acme"),))
-    broken(log, "a checkpoint speaks of 9 entries", seq=7)
+    broken(log, "the checkpoint at 9 speaks of 9 entries", seq=7)
 
 
 async def test_a_checkpoint_is_changed(log: Path) -> None:
@@ -200,8 +213,8 @@ async def test_an_index_that_hides_rows(log: Path) -> None:
         broken(log, "the list of its turns was changed")
         db.execute("DELETE FROM turns WHERE log = ? AND turn = 'acme-1'", (acme,))
         db.execute("INSERT INTO turns VALUES (?, ?, ?)", kept)
-        db.execute("UPDATE nodes SET hash = zeroblob(32) WHERE log = ? AND level = 1 AND idx = 2", (acme,))
-        broken(log, "the tree over entries 4 to 5 was changed")
+        db.execute("INSERT INTO acts VALUES (?, 4, 'hold.set', 0, -1)", (acme,))
+        broken(log, "the list of its operators' acts was changed")
 
 
 async def test_a_torn_or_overwritten_page(log: Path) -> None:
@@ -215,14 +228,27 @@ async def test_a_torn_or_overwritten_page(log: Path) -> None:
             aibox.verify(log)
 
 
+async def test_a_tree_that_was_changed(tmp_path: Path) -> None:
+    """Attack: a stored node of the tree is exchanged, and the verdict names the entries under it."""
+    async with AuditChain(tmp_path / "a.db") as chain:
+        for n in range(40):
+            chain.note("tool.called", scope=ACME, detail={"n": n})
+    with by_hand(tmp_path / "a.db") as db:
+        db.execute("UPDATE nodes SET hash = zeroblob(32) WHERE level = 4 AND idx = 1")
+    broken(tmp_path / "a.db", "the tree over entries 16 to 31 was changed")
+
+
 async def test_another_key_beside_the_log(log: Path, tmp_path: Path) -> None:
-    """Attack: the log's own note of its key is exchanged; who has the true key still sees that it holds."""
+    """Attack: the key that the log names as its first one is exchanged, with and without the true one in hand."""
     true = (log.parent / "keys" / "log.pub").read_text()
-    other = Keyring(tmp_path / "others").signer().public_key
+    other = public_key(Keyring(tmp_path / "others").signer())
+    with pytest.raises(BrokenEvidenceError, match="never signed under the key that you hold"):
+        aibox.verify(log, key=other)
     with by_hand(log) as db:
-        db.execute("UPDATE meta SET value = ? WHERE name = 'public_key'", (other,))
+        db.execute("UPDATE logs SET public_key = ?", (other,))
     broken(log, "it does not follow", seq=0)
-    assert aibox.verify(log, key=true).pinned
+    with pytest.raises(BrokenEvidenceError):
+        aibox.verify(log, key=true)
 
 
 async def test_a_copy_on_read_only_media_verifies_without_its_keys(log: Path, tmp_path: Path) -> None:
@@ -238,15 +264,14 @@ async def test_a_copy_on_read_only_media_verifies_without_its_keys(log: Path, tm
     assert {path.name for path in copy.parent.iterdir()} == {"audit.db"}
 
 
-async def test_the_report_counts_what_no_checkpoint_speaks_for(tmp_path: Path) -> None:
-    """Entries newer than the last checkpoint are counted, so that nobody takes them for anchored."""
-    async with AuditChain(tmp_path / "a.db") as chain:
-        await sealed_turns(chain, ACME, 1)
-        for _ in range(4):
-            await chain.append("tool.called", scope=ACME, detail={})
-    report = aibox.verify(tmp_path / "a.db")
-    assert report.unanchored == 4
-    assert json.loads(json.dumps(report.as_dict()))["unanchored"] == 4
+async def test_the_report_counts_what_no_checkpoint_speaks_for(log: Path) -> None:
+    """Attack: delete checkpoints. Entries newer than the last one are counted, so nobody takes them for anchored."""
+    assert aibox.verify(log).unanchored == 0
+    with by_hand(log) as db:
+        db.execute("DELETE FROM checkpoints WHERE log = ? AND size > 5", (log_of(db, "acme"),))
+    report = aibox.verify(log)
+    assert report.unanchored == 6
+    assert json.loads(json.dumps(report.as_dict()))["unanchored"] == 6
 
 
 async def test_a_checkpoint_of_another_root(log: Path) -> None:
@@ -255,8 +280,8 @@ async def test_a_checkpoint_of_another_root(log: Path) -> None:
     with by_hand(log) as db:
         acme = log_of(db, "acme")
         (note,) = db.execute("SELECT note FROM checkpoints WHERE log = ? AND size = 9", (acme,)).fetchone()
-        point = open_note(note, signer.public_key)
-        forged = signer.sign(type(point)(point.origin, 9, hashlib.sha256(b"another").digest()))
+        point = open_note(note, public_key(signer))
+        forged = sign(signer, type(point)(point.origin, 9, hashlib.sha256(b"another").digest()))
         assert base64.b64encode(point.root).decode() not in forged
         db.execute("UPDATE checkpoints SET note = ? WHERE log = ? AND size = 9", (forged, acme))
     broken(log, "its first 9 entries are not those of the signed checkpoint")

@@ -95,7 +95,7 @@ async def test_a_turn_is_sealed_once(tmp_path: Path) -> None:
 
 async def test_time_never_runs_backwards_in_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attack: clock steps. A clock that goes back by an hour, or ahead by a year, leaves a log that verifies."""
-    from aibox.audit import chain as module
+    from aibox.audit import ledger as module
 
     real = time.time_ns
     offset = [0]

@@ -12,23 +12,25 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aibox.audit.checkpoint import Checkpoint, Signer, open_note, public_bytes
+from aibox.audit.checkpoint import Checkpoint, open_note, public_bytes
 from aibox.audit.keys import Keyring
+from aibox.audit.signer import KeySigner, public_key, sign
 from aibox.errors import ConfigError
 
-SIGNER = Signer("aibox", Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
+SIGNER = KeySigner("aibox", Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
 POINT = Checkpoint("aibox/audit/x", 7, bytes(range(32)))
-NOTE = SIGNER.sign(POINT)
+NOTE = sign(SIGNER, POINT)
+PUBLIC = public_key(SIGNER)
 
 
 def test_the_bytes_of_a_checkpoint_are_frozen() -> None:
     """Ed25519 is deterministic: the same key and tree give this very note, today and in ten years."""
-    assert SIGNER.public_key == "aibox+c577b925+AQOhB7/zzhC+HXDdGOdLwJln5NYwm6UNXx3chmQSVTG4"
+    assert PUBLIC == "aibox+c577b925+AQOhB7/zzhC+HXDdGOdLwJln5NYwm6UNXx3chmQSVTG4"
     text, _, signatures = NOTE.partition("\n\n")
     assert text == "aibox/audit/x\n7\nAAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
     assert signatures.startswith("\N{EM DASH} aibox ")
     assert base64.b64decode(signatures.split()[-1])[:4].hex() == "c577b925"
-    assert open_note(NOTE, SIGNER.public_key) == POINT
+    assert open_note(NOTE, PUBLIC) == POINT
 
 
 def test_a_published_verifier_key_is_read() -> None:
@@ -45,7 +47,7 @@ def test_no_changed_bit_of_a_note_holds(at: int, bit: int) -> None:
     data = bytearray(NOTE.encode())
     data[at] ^= 1 << bit
     with pytest.raises(ValueError):  # noqa: PT011 - not UTF-8 is one too
-        open_note(data.decode(), SIGNER.public_key)
+        open_note(data.decode(), PUBLIC)
 
 
 @pytest.mark.parametrize(
@@ -60,22 +62,22 @@ def test_no_changed_bit_of_a_note_holds(at: int, bit: int) -> None:
 def test_odd_notes_are_refused(note: str) -> None:
     """Attack: other line ends, more signatures than sixteen, spaces in names, control characters, extensions."""
     with pytest.raises(ValueError):  # noqa: PT011
-        open_note(note, SIGNER.public_key)
+        open_note(note, PUBLIC)
 
 
 def test_signatures_of_others_are_ignored_and_a_bad_one_of_the_known_key_is_not() -> None:
     """C2SP: an unknown key's line says nothing; one good line does not excuse a bad line of the same key."""
-    other = Signer("witness", Ed25519PrivateKey.generate())
-    line = other.sign(POINT).rpartition("\n\n")[2]
-    assert open_note(NOTE + line, SIGNER.public_key) == POINT
+    other = KeySigner("witness", Ed25519PrivateKey.generate())
+    line = sign(other, POINT).rpartition("\n\n")[2]
+    assert open_note(NOTE + line, PUBLIC) == POINT
     with pytest.raises(ValueError, match="not signed"):
-        open_note(NOTE, other.public_key)
-    bad = SIGNER.sign(Checkpoint("aibox/audit/x", 8, bytes(32))).rpartition("\n\n")[2]
+        open_note(NOTE, public_key(other))
+    bad = sign(SIGNER, Checkpoint("aibox/audit/x", 8, bytes(32))).rpartition("\n\n")[2]
     with pytest.raises(ValueError, match="does not fit"):
-        open_note(NOTE + bad, SIGNER.public_key)
+        open_note(NOTE + bad, PUBLIC)
 
 
-@pytest.mark.parametrize("key", ["", "aibox", "aibox+00000000+AA==", SIGNER.public_key[:-4] + "AAAA", "a+b+c"])
+@pytest.mark.parametrize("key", ["", "aibox", "aibox+00000000+AA==", PUBLIC[:-4] + "AAAA", "a+b+c"])
 def test_what_is_no_public_key_is_refused(key: str) -> None:
     """A verifier key whose check sum does not fit, or of another kind, is not tried."""
     with pytest.raises(ValueError, match=r"verifier key|base64"):
@@ -110,6 +112,6 @@ def test_keys_are_made_once_and_only_their_owner_reads_them(tmp_path: Path) -> N
     """A second keyring on the folder has the same keys; every private file is 0600."""
     first, second = Keyring(tmp_path / "k"), Keyring(tmp_path / "k")
     assert first.secret("origin") == second.secret("origin")
-    assert first.signer().public_key == second.signer().public_key
+    assert public_key(first.signer()) == public_key(second.signer())
     assert first.secret("origin") != first.secret("other")
     assert all(not file.stat().st_mode & 0o077 for file in (tmp_path / "k").glob("*.key"))

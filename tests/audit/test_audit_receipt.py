@@ -12,8 +12,9 @@ from audit_parts import ACME, RIVAL, sealed_turns
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aibox.audit.chain import AuditChain
-from aibox.audit.checkpoint import Checkpoint, Signer, open_note
+from aibox.audit.checkpoint import Checkpoint, open_note
 from aibox.audit.receipt import Receipt
+from aibox.audit.signer import KeySigner, public_key, sign
 from aibox.errors import ConfigError, IntegrityError
 
 pytestmark = pytest.mark.anyio
@@ -37,9 +38,9 @@ async def test_a_receipt_needs_nothing_but_itself_and_a_key(receipts: list[Recei
 
 async def test_a_receipt_signed_by_somebody_else(receipts: list[Receipt]) -> None:
     """Attack: a log of one's own, with the same name and another key, does not pass for the one that is pinned."""
-    mine = Signer("aibox", Ed25519PrivateKey.generate())
+    mine = KeySigner("aibox", Ed25519PrivateKey.generate())
     checkpoint = open_note(receipts[0].checkpoint, receipts[0].public_key)
-    forged = dataclasses.replace(receipts[0], checkpoint=mine.sign(checkpoint), public_key=mine.public_key)
+    forged = dataclasses.replace(receipts[0], checkpoint=sign(mine, checkpoint), public_key=public_key(mine))
     with pytest.raises(IntegrityError, match="checkpoint"):
         forged.verify(receipts[0].public_key)
 
@@ -70,7 +71,7 @@ async def test_each_bit_of_a_receipt_counts(receipts: list[Receipt]) -> None:
     """Attack: a turned bit in any header, body or proof of a receipt is found."""
     for n, entry in enumerate(receipts[1].entries):
         parts = [("header", at) for at in range(len(entry.header))] + [
-            ("body", at) for at in range(0, len(entry.body), 7)
+            ("open", at) for at in range(0, len(entry.open), 7)
         ]
         for name, at in parts:
             data = bytearray(getattr(entry, name))

@@ -7,9 +7,11 @@ import hmac
 import json
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aibox.audit import sealed
 from aibox.audit.record import (
     HEADER_BYTES,
     KNOWN_FLAGS,
@@ -19,8 +21,10 @@ from aibox.audit.record import (
     genesis_prev,
     leaf_hash,
     log_id,
-    make_body,
-    read_body,
+    make_parts,
+    read_detail,
+    read_open,
+    read_private,
     tag,
 )
 from aibox.errors import ConfigError
@@ -47,7 +51,8 @@ def test_the_header_is_frozen() -> None:
     assert packed.hex() == "".join(fields)
     assert leaf_hash(packed) == hashlib.sha256(b"\x00" + packed).digest()
     assert log_id("o") == hashlib.sha256(b"aibox/log/v1\x00o").digest()
-    assert body_commit(b"b") == hashlib.sha256(b"aibox/body/v1\x00b").digest()
+    parts = hashlib.sha256(b"open").digest() + hashlib.sha256(b"sealed").digest()
+    assert body_commit(b"open", b"sealed") == hashlib.sha256(b"aibox/body/v1\x00" + parts).digest()
     assert tag(b"k" * 32, b"l") == hmac.digest(b"k" * 32, b"aibox/tag/v1\x00l", "sha256")
     inner = hashlib.sha256(b"p" * 32).digest()
     assert genesis_prev(b"l", b"p" * 32) == hashlib.sha256(b"aibox/genesis/v1\x00l" + inner).digest()
@@ -101,22 +106,58 @@ def test_a_sequence_number_that_does_not_fit_is_refused() -> None:
 def test_a_detail_that_cannot_be_recorded_is_the_callers_mistake(scope: Scope, detail: dict[str, object]) -> None:
     """Floats, odd keys, other types, large numbers and long texts are refused before anything is written."""
     with pytest.raises(ConfigError, match=r"turn.started"):
-        make_body("turn.started", scope=scope, turn="t", detail=detail)
+        make_parts("turn.started", scope=scope, turn="t", detail=detail)
 
 
 def test_the_schema_of_a_body_is_closed(scope: Scope) -> None:
-    """A field more or fewer, another version or order of the same body is not a body."""
-    data = make_body("turn.started", scope=scope, turn="t", detail={"a": 1})
+    """A field more or fewer, another version, order or type of the same body is not a body."""
+    data = make_parts("turn.started", scope=scope, turn="t", detail={"label": "internal", "a": 1}).open
     body = json.loads(data)
-    assert read_body(data)["action"] == "turn.started"
-    for changed in ({**body, "more": 1}, {k: v for k, v in body.items() if k != "tenant"}, {**body, "v": 2}):
-        with pytest.raises(ValueError, match=r"body|canonical"):
-            read_body(json.dumps(changed, sort_keys=True, separators=(",", ":")).encode())
-    with pytest.raises(ValueError, match="canonical"):
-        read_body(json.dumps(body).encode())
+    assert read_open(data).action == "turn.started"
+    assert read_detail(data) == {"label": "internal"}
+    changes = (
+        {**body, "more": 1},
+        {k: v for k, v in body.items() if k != "tenant"},
+        {**body, "v": 2},
+        {**body, "id": 1},
+    )
+    for changed in changes:
+        with pytest.raises(ValueError, match="body"):
+            read_open(json.dumps(changed, sort_keys=True, separators=(",", ":")).encode())
+    for other in (json.dumps(body).encode(), data.replace(b'"v":1', b'"v":1,"v":1'), b"", b"[]", b"\xff"):
+        with pytest.raises(ValueError, match="body"):
+            read_open(other)
+    with pytest.raises(ValueError):  # noqa: PT011 - canonical.loads says what
+        read_detail(data.replace(b'"label":"internal"', b'"label": "internal"'))
 
 
-def test_two_entries_of_one_fact_have_two_commitments(scope: Scope) -> None:
-    """Attack: whoever guesses what was recorded cannot confirm it by hashing: each body has a nonce of 128 bits."""
-    one, two = (make_body("turn.started", scope=scope, turn="t", detail={}) for _ in range(2))
-    assert body_commit(one) != body_commit(two)
+def test_who_it_was_and_what_is_not_for_everybody_lies_in_the_private_part(scope: Scope) -> None:
+    """Names, digests of texts and fields that no table calls open are never in the part that everybody reads."""
+    detail = {"model": "m", "sha256": "00" * 32, "anything": "else"}
+    parts = make_parts("model.called", scope=scope, turn="t", detail=detail)
+    assert read_detail(parts.open) == {"model": "m"}
+    private = read_private(parts.private)
+    assert private["actor"] == {"user": scope.user, "agent": scope.agent, "session": scope.session}
+    assert private["detail"] == {"sha256": "00" * 32, "anything": "else"}
+    assert scope.user.encode() not in parts.open
+
+
+def test_the_sealed_part_is_frozen() -> None:
+    """The layout of a sealed part and the key of one entry are those that are documented; another key opens nothing."""
+    blob = sealed.seal(b"s" * 16, b"k" * 32, b"private")
+    salt = blob[16:32]
+    key = hmac.digest(b"k" * 32, b"aibox/entry/v1\x00" + salt, "sha256")
+    assert blob[:16] == b"s" * 16
+    assert blob[32:64] == hashlib.sha256(b"aibox/entry-key/v1\x00" + key).digest()
+    assert AESGCM(key).decrypt(bytes(12), blob[64:], None) == b"private"
+    assert sealed.entry_key(blob, b"k" * 32) == key
+    assert sealed.unseal(blob, key) == b"private"
+    for data, wrong in ((blob, bytes(32)), (blob, b""), (blob[:40], key), (blob[:-1] + b"?", key)):
+        with pytest.raises(ValueError, match=r"sealed|key"):
+            sealed.unseal(data, wrong)
+
+
+def test_two_entries_of_one_fact_have_two_commitments() -> None:
+    """Attack: whoever guesses what was recorded cannot confirm it by hashing: each sealed part is salted."""
+    one, two = (sealed.seal(b"s" * 16, b"k" * 32, b"private") for _ in range(2))
+    assert body_commit(b"open", one) != body_commit(b"open", two)

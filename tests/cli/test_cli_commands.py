@@ -124,7 +124,7 @@ def test_a_data_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 @needs_model
 @needs_mounts
-@pytest.mark.parametrize("kib", [40, 200])
+@pytest.mark.parametrize("kib", [40, 100])
 def test_a_full_disk_stops_the_turn_and_loses_nothing(kib: int, tmp_path: Path) -> None:
     """Nothing goes unrecorded: the turn stops, in a line. With room again the next works and all of it verifies."""
     full = tmp_path / "small"
@@ -243,8 +243,8 @@ def test_broken_evidence_exits_1_and_names_the_entry() -> None:
     database.executescript("DROP TRIGGER IF EXISTS entries_update; DROP TRIGGER IF EXISTS entries_no_update;")
     for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
         database.execute(f"DROP TRIGGER {name}")
-    database.execute("UPDATE entries SET body = replace(body, '\"v\"', '\"w\"') WHERE seq = 1")
-    database.execute("UPDATE entries SET body = CAST(body AS BLOB) WHERE seq = 1")
+    database.execute("UPDATE entries SET open = replace(open, '\"v\"', '\"w\"') WHERE seq = 1")
+    database.execute("UPDATE entries SET open = CAST(open AS BLOB) WHERE seq = 1")
     database.commit()
     database.close()
     done = aibox("verify", str(home() / "audit.db"))

@@ -1,0 +1,60 @@
+"""Which fields of which entries may be read by everybody; all else about a person's turn is sealed under their key.
+
+A kind that does not stand here is sealed whole. The open part holds decisions, counts and names of the operator's own
+things. It never holds what a person said, nor a digest of it: a digest of a short text is the text, to whoever guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_TURN_ENDS = frozenset({"outcome", "code", "label", "entries"})
+_STATE = frozenset({"outcome", "code"})
+_DOOR = frozenset({"host", "model", "backend", "label", "ceiling", "bytes", "code"})
+
+OPEN: Mapping[str, frozenset[str]] = {
+    "turn.started": frozenset({"agent", "policy", "label"}),
+    "turn.sealed": _TURN_ENDS,
+    "turn.failed": _TURN_ENDS,
+    "prompt.built": frozenset({"bytes", "messages", "label"}),
+    "guardrail.decided": frozenset({"where", "decision", "policy", "findings", "findings_total"}),
+    "model.called": frozenset({"model", "bytes", "label"}),
+    "model.answered": frozenset(
+        {"model", "backend", "weights", "weights_sha256", "template_sha256", "finish_reason", "duration_us"}
+    )
+    | {"input_tokens", "output_tokens"},
+    "tool.called": frozenset({"tool", "decision", "approval", "label", "side_effects"}),
+    "tool.returned": frozenset({"tool", "duration_us", "label"}) | _STATE,
+    "memory.read": _STATE,
+    "memory.written": _STATE,
+    "documents.retrieved": _STATE,
+    "egress.allowed": _DOOR,
+    "egress.denied": _DOOR | {"reason"},
+    "approval.requested": frozenset({"tool", "label"}),
+    "approval.given": frozenset({"tool", "label"}),
+    "approval.refused": frozenset({"tool", "label"}),
+    "delegate.called": frozenset({"agent", "label"}),
+    "delegate.returned": frozenset({"agent", "label"}) | _STATE,
+}
+
+RATCHETED = "key.ratcheted"
+ROTATED = "key.rotated"
+RESTORED = "log.restored"
+ERASED = "subject.erased"
+PRUNED = "bodies.pruned"
+HELD = "hold.set"
+RELEASED = "hold.released"
+OPERATOR = frozenset({RATCHETED, ROTATED, RESTORED, ERASED, PRUNED, HELD, RELEASED})
+"""Acts on the log itself. They hold nothing of a person and are written in the open; only the chain writes them."""
+
+
+def split(kind: str, detail: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The open and the sealed part of a detail."""
+    allowed = OPEN.get(kind, frozenset())
+    if kind in OPERATOR:
+        return dict(detail), {}
+    return (
+        {name: value for name, value in detail.items() if name in allowed},
+        {name: value for name, value in detail.items() if name not in allowed},
+    )

@@ -1,0 +1,269 @@
+"""The thread that writes: it takes what has come, writes it in one transaction, then tells everybody who waits.
+
+The queue is bounded. What is noted waits a little for somebody who waits; what is awaited is written at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from aibox.audit.ledger import Ledger
+from aibox.audit.receipt import Receipt
+from aibox.audit.receipts import make_receipt
+from aibox.audit.record import TERMINAL
+from aibox.audit.store import Conflict
+from aibox.errors import AIBoxError, ConfigError, IntegrityError, LimitError, StoreError
+from aibox.types import Scope
+
+BATCH = 1024
+LINGER_S = 0.05
+QUEUE = 65_536
+OPEN_TURNS = 10_000
+"""Turns whose entries are remembered until they are sealed; of more than that the oldest are forgotten, unsealed."""
+TRIES = 20
+
+
+@dataclass(slots=True)
+class Job:
+    """What somebody wants written. `waiter` None: nobody waits. A seal also wants the receipt of its turn."""
+
+    kind: str
+    scope: Scope
+    turn: str
+    detail: dict[str, Any]
+    seal: bool = False
+    waiter: asyncio.Future[Any] | None = None
+    loop: asyncio.AbstractEventLoop | None = None
+
+
+@dataclass(slots=True)
+class Call:
+    """An operator's act: runs alone, in a transaction of its own unless it says otherwise."""
+
+    act: Callable[[Ledger], Any]
+    done: Future[Any]
+    own_transaction: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    """A turn whose entries are written; its receipt waits for the end of the transaction's entries."""
+
+    tenant: str
+    turn: str
+    seqs: list[int]
+
+
+class Sequencer:
+    """Owns the ledger. Raises what opening it raises."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._queue: deque[Job | Call | None] = deque()
+        self._wake = threading.Event()
+        self._turns: OrderedDict[tuple[str, str], list[list[Any]]] = OrderedDict()
+        self._broken: set[tuple[str, str]] = set()
+        self.failed: AIBoxError | None = None
+        self.thread = threading.Thread(target=self._run, name="aibox-audit", daemon=True)
+        self.thread.start()
+
+    @property
+    def full(self) -> bool:
+        return len(self._queue) >= QUEUE
+
+    def put(self, job: Job | Call | None) -> None:
+        self._queue.append(job)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def _run(self) -> None:
+        while True:
+            batch, call, last = self._take()
+            if batch:
+                self._write(batch)
+            if call is not None:
+                self._call(call)
+            if not batch and call is None:
+                self._anchor()
+            if last:
+                self._anchor(now=True)
+                self._ledger.store.close()
+                return
+
+    def _take(self) -> tuple[list[Job], Call | None, bool]:
+        """What is to be written together; all empty when nothing has come for a second."""
+        batch: list[Job] = []
+        awaited = False
+        deadline = 0.0
+        while len(batch) < BATCH:
+            try:
+                job = self._queue.popleft()
+            except IndexError:
+                if awaited:
+                    break
+                self._wake.clear()
+                if self._queue:  # something came between the look and the clearing
+                    continue
+                if not self._wake.wait(max(0.0, deadline - time.monotonic()) if batch else 1.0):
+                    break
+                continue
+            if job is None:
+                return batch, None, True
+            if isinstance(job, Call):
+                return batch, job, False
+            if not batch:
+                deadline = time.monotonic() + LINGER_S
+            batch.append(job)
+            awaited = awaited or job.waiter is not None
+        return batch, None, False
+
+    def _write(self, batch: list[Job]) -> None:
+        for attempt in range(TRIES):
+            try:
+                with self._ledger.transaction():
+                    values = [self._apply(job) for job in batch]
+                    self._ledger.flush()
+                    values = [self._receipt(value) if isinstance(value, _Sealed) else value for value in values]
+            except Conflict:
+                self._forget(batch)
+                time.sleep(0.002 * attempt)
+                continue
+            except AIBoxError as error:
+                self._forget(batch)
+                self._refuse(batch, error)
+                return
+            self.failed = None
+            for job in batch:
+                if job.seal:
+                    self._turns.pop((job.scope.tenant, job.turn), None)
+            _tell([(job, value) for job, value in zip(batch, values, strict=True) if job.waiter is not None])
+            return
+        self._refuse(batch, StoreError("others write this log without a pause", retryable=True))
+
+    def _forget(self, batch: list[Job]) -> None:
+        """The transaction did not happen: what it added to open turns goes."""
+        for job in reversed(batch):
+            listed = self._turns.get((job.scope.tenant, job.turn), [])
+            while listed and listed[-1][2] is job:
+                listed.pop()
+
+    def _refuse(self, batch: list[Job], error: AIBoxError) -> None:
+        """Nothing of this batch was written: who waits is told; turns that lost an entry can never be sealed."""
+        failure = error
+        if not isinstance(error, StoreError | IntegrityError):
+            failure = StoreError(f"evidence could not be written: {error.message}", hint=error.hint)
+        for job in batch:
+            if job.waiter is None:
+                self.failed = failure
+                if job.turn:
+                    self._broken.add((job.scope.tenant, job.turn))
+        _tell([(job, failure) for job in batch if job.waiter is not None])
+
+    def _apply(self, job: Job) -> Any:
+        if not job.kind:
+            return None
+        key = (job.scope.tenant, job.turn)
+        if job.seal and key in self._broken:
+            return StoreError(f"an entry of turn {job.turn} could not be written; it cannot be sealed as a whole")
+        detail = job.detail
+        try:
+            if job.seal:
+                head = self._ledger.head(job.scope.tenant)
+                if self._ledger.store.turn(head.log, job.turn) is not None or any(
+                    turn == job.turn for turn, _ in head.turns
+                ):
+                    return ConfigError(f"the turn {job.turn} has been sealed already")
+                detail = {**detail, "entries": [listed[:2] for listed in self._turns.get(key, [])]}
+            entry = self._ledger.add(
+                job.kind, scope=job.scope, turn=job.turn, detail=detail, flags=TERMINAL if job.seal else 0
+            )
+        except ConfigError as error:
+            if job.waiter is None:
+                raise
+            return error
+        if job.turn:
+            self._turns.setdefault(key, []).append([entry.seq, entry.leaf.hex(), job])
+            while len(self._turns) > OPEN_TURNS:
+                self._broken.add(self._turns.popitem(last=False)[0])
+        if job.seal:
+            self._ledger.head(job.scope.tenant).turns.append((job.turn, entry.seq))
+            return _Sealed(job.scope.tenant, job.turn, [listed[0] for listed in self._turns[key]])
+        return entry
+
+    def _receipt(self, sealed: _Sealed) -> Receipt:
+        """The proofs of a turn to one checkpoint over all that this transaction holds."""
+        head = self._ledger.head(sealed.tenant)
+        note = head.note if head.pointed_size == head.size and head.note else self._ledger.checkpoint(head)
+        return make_receipt(self._ledger, head, sealed.turn, sealed.seqs, (head.size, note))
+
+    def _call(self, call: Call) -> None:
+        try:
+            if call.own_transaction:
+                value = call.act(self._ledger)
+            else:
+                with self._ledger.transaction():
+                    value = call.act(self._ledger)
+        except Conflict:
+            call.done.set_exception(StoreError("others write this log without a pause", retryable=True))
+        except Exception as error:  # noqa: BLE001 - handed to the caller, who waits for it on another thread
+            call.done.set_exception(error)
+        else:
+            call.done.set_result(value)
+
+    def _anchor(self, *, now: bool = False) -> None:
+        """Nothing is going on: sign what no checkpoint speaks for, and raise the mark."""
+        try:
+            if tenants := self._ledger.unanchored:
+                with self._ledger.transaction():
+                    for tenant in tenants:
+                        self._ledger.checkpoint(self._ledger.head(tenant))
+            self._ledger.raise_mark(now=now)
+        except Conflict:
+            return  # the other writer anchors
+        except AIBoxError as error:
+            self.failed = error
+
+
+def refuse_when_full(sequencer: Sequencer) -> None:
+    if sequencer.full:
+        raise LimitError(
+            f"{QUEUE} entries wait to be written", hint="the disk is slower than the work; do less at once"
+        )
+
+
+def _tell(results: list[tuple[Job, Any]]) -> None:
+    """One call into each event loop, however many wait there."""
+    loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+    for job, value in results:
+        assert job.loop is not None
+        assert job.waiter is not None
+        loops.setdefault(job.loop, []).append((job.waiter, value))
+    for loop, waiting in loops.items():
+        try:
+            loop.call_soon_threadsafe(_settle, waiting)
+        except RuntimeError:
+            continue  # that loop is closed: nobody waits there any more
+
+
+def _settle(waiting: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    for waiter, value in waiting:
+        if waiter.done():
+            continue  # cancelled
+        if isinstance(value, AIBoxError):
+            # Each its own object: a traceback grows on what is raised.
+            waiter.set_exception(_again(value))
+        else:
+            waiter.set_result(value)
+
+
+def _again(error: AIBoxError) -> AIBoxError:
+    if isinstance(error, StoreError):
+        return StoreError(error.message, hint=error.hint, retryable=error.retryable)
+    return type(error)(error.message, hint=error.hint)
