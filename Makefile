@@ -7,7 +7,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --no-input
 SERVED := .venv-vllm
 NODE := .node
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-live check format lock bench bench-turn bench-demo-homes clean
+.PHONY: help setup demo test test-live check format lock bench bench-turn bench-audit bench-demo-homes clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -54,9 +54,11 @@ $(SERVED)/.ready: tests/live/install_vllm.py tests/live/weights.py
 	@$(PYTHON) tests/live/install_vllm.py $(SERVED)
 	@touch $@
 
-bench: bench-turn ## all benchmarks, against bench/goals.toml
+bench: bench-turn bench-audit ## all benchmarks, against bench/goals.toml
 bench-demo-homes: setup ## the demo's first step in 40 homes with random keys (a minute)
 	@$(PY) bench/demo_homes.py $(ARGS)
+bench-audit: setup ## durable appends beside fdatasync, raw SQLite and PostgreSQL; verifying; proofs
+	@$(PY) bench/audit.py $(ARGS)
 bench-turn: setup ## a turn through Agent against the backend alone
 	@$(PY) bench/turn.py $(ARGS)
 

@@ -104,11 +104,13 @@ class Box:
 
     @cached_property
     def keys(self) -> Keyring:
-        return Keyring(self.settings.home / "keys")
+        return Keyring(self.settings.home / "keys", signer=self.settings.audit.signer)
 
     @cached_property
     def audit(self) -> AuditChain:
-        chain: AuditChain = self._keep(AuditChain(self._place(self.settings.audit.url, "audit.db"), keys=self.keys))
+        url = self._place(self.settings.audit.url, "audit.db")
+        mark = self.settings.audit.high_water
+        chain: AuditChain = self._keep(AuditChain(url, keys=self.keys, high_water=mark))
         return chain
 
     @cached_property

@@ -163,7 +163,11 @@ class MemorySettings(_Section):
 
 class AuditSettings(_Section):
     url: str | None = None
-    """A file. Default: `audit.db` in the data folder."""
+    """A file, or `postgresql://...`. Default: `audit.db` in the data folder."""
+    high_water: Path | None = None
+    """Where the high-water mark lies, best on another disk. Default: beside the keys."""
+    signer: Path | None = None
+    """The socket of `aibox audit signer`. None: the signing key lies in the data folder."""
 
 
 class SandboxSettings(_Section):

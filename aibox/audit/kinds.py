@@ -49,12 +49,16 @@ OPERATOR = frozenset({RATCHETED, ROTATED, RESTORED, ERASED, PRUNED, HELD, RELEAS
 """Acts on the log itself. They hold nothing of a person and are written in the open; only the chain writes them."""
 
 
+_NONE: frozenset[str] = frozenset()
+
+
 def split(kind: str, detail: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The open and the sealed part of a detail."""
-    allowed = OPEN.get(kind, frozenset())
     if kind in OPERATOR:
         return dict(detail), {}
-    return (
-        {name: value for name, value in detail.items() if name in allowed},
-        {name: value for name, value in detail.items() if name not in allowed},
-    )
+    allowed = OPEN.get(kind, _NONE)
+    shown: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
+    for name, value in detail.items():
+        (shown if name in allowed else kept)[name] = value
+    return shown, kept

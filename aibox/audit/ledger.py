@@ -87,7 +87,7 @@ class Ledger:
         self.keys = keys
         self.mark = mark
         self.epochs = EpochKeys(keys)
-        self.signer = keys.signer()
+        self.use_signer()
         self._origins = keys.secret("origin")
         self._keks = keys.secret("subjects")
         self._heads: OrderedDict[str, Head] = OrderedDict()
@@ -97,9 +97,14 @@ class Ledger:
         self._moment = 0
         self._hold_key()
 
+    def use_signer(self) -> None:
+        """The signer that the keyring has now."""
+        self.signer = self.keys.signer()
+        self.public_key = public_key(self.signer)
+
     def _hold_key(self) -> None:
         known = self.store.meta("public_key")
-        mine = public_key(self.signer)
+        mine = self.public_key
         if known is None:
             with self.store.transaction():
                 self.store.set_meta("public_key", mine)
@@ -187,10 +192,10 @@ class Ledger:
         elif head.moment != self._moment:
             self._catch_up(head)
             head.moment = self._moment
-        if head.public_key != public_key(self.signer):
+        if head.public_key != self.public_key:
             # Another process has rotated the key.
-            self.signer = self.keys.signer()
-            if head.public_key != public_key(self.signer):
+            self.use_signer()
+            if head.public_key != self.public_key:
                 raise ConfigError(f"the log of {tenant} goes on under a key that is not in {self.keys.folder}")
         self._touched[tenant] = head
         return head
@@ -205,7 +210,7 @@ class Ledger:
     def _load(self, tenant: str, *, put_back: bool = False) -> Head:
         origin = self.origin(tenant)
         log = log_id(origin)
-        mine = public_key(self.signer)
+        mine = self.public_key
         name = self.store.log_named(log)
         row = self.store.head(log) if name else None
         if name is None or row is None:

@@ -70,8 +70,8 @@ def rotate(ledger: Ledger) -> str:
                 ledger.checkpoint(head)
             head.public_key = public_key(new)
     ledger.keys.retire()
-    ledger.signer = ledger.keys.signer()
-    return public_key(ledger.signer)
+    ledger.use_signer()
+    return ledger.public_key
 
 
 def finish_rotation(ledger: Ledger) -> None:

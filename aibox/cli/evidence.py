@@ -9,10 +9,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
 
+from aibox.audit.keys import Keyring
 from aibox.audit.receipt import Receipt
 from aibox.audit.verify import verify as verify_evidence
-from aibox.errors import IntegrityError
+from aibox.errors import ConfigError, IntegrityError
 
 KeyOption = Annotated[
     Path | None,
@@ -21,20 +24,43 @@ KeyOption = Annotated[
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(help="An audit.db, or a receipt (.json).")],
+    path: Annotated[str, typer.Argument(help="An audit.db, postgresql://..., or a receipt (.json).")],
     key: KeyOption = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="The folder with epoch keys and high-water mark; `keys` beside the log.")
+    ] = None,
+    checkpoint: Annotated[
+        list[Path] | None, typer.Option(help="A signed checkpoint that was kept elsewhere. More than once.")
+    ] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's log.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole report as one line of JSON.")] = False,
 ) -> None:
     """Check that recorded evidence still holds. Exit code 0: it holds; 1: it does not; 2: it could not be read."""
     console = Console(highlight=False)
     try:
-        report = verify_evidence(path, key=key.read_text("utf-8") if key else None)
+        notes = [file.read_text("utf-8") for file in checkpoint or ()]
+        pinned = key.read_text("utf-8") if key else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error}") from None
+    shown = Progress(transient=True, disable=as_json, console=Console(stderr=True))
+    try:
+        with shown:
+            task = shown.add_task("entries", total=None)
+            report = verify_evidence(
+                path,
+                key=pinned,
+                keys=Keyring(keys) if keys else None,
+                tenant=tenant,
+                checkpoints=notes,
+                progress=lambda done: shown.update(task, completed=done, description=f"{done:,} entries"),
+            )
     except IntegrityError as error:
+        broken = getattr(error, "report", None)
         if as_json:
-            broken = getattr(error, "report", None)
             print(json.dumps(broken.as_dict() if broken else {"ok": False, "cause": error.message}))
         else:
-            console.print(f"[red]does not hold:[/] {error.message}", soft_wrap=True)
+            for cause in map(str, broken.problems) if broken else [error.message]:
+                console.print(f"[red]does not hold:[/] {escape(cause)}", soft_wrap=True)
         raise typer.Exit(1) from None
     if as_json:
         print(json.dumps(report.as_dict()))
@@ -66,7 +92,11 @@ def sentences(proof: Receipt) -> list[str]:
 
 def _sentence(kind: str, detail: dict[str, Any]) -> str:
     speak = _SENTENCES.get(kind)
-    return speak(detail) if speak else f"{kind}: {json.dumps(detail, sort_keys=True)}"
+    try:
+        return str(speak(detail)) if speak else f"{kind}: {json.dumps(detail, sort_keys=True)}"
+    except KeyError:
+        # The part that the sentence needs is sealed, and its key was taken out of the receipt or destroyed.
+        return f"{kind}: {json.dumps(detail, sort_keys=True)}; the rest is withheld."
 
 
 def _decided(detail: dict[str, Any]) -> str:
@@ -134,5 +164,10 @@ _SENTENCES: dict[str, Any] = {
         f"The door kept a text marked {d['label']} from {d['model']} at {d['host']}: {d['reason']}"
     ),
     "turn.sealed": _sealed,
+    "subject.erased": lambda d: (
+        f"{d['by']} erased a person ({d['reason'] or 'no reason given'}): {len(d['subjects'])} key destroyed"
+        + "".join(f", {count} removed from {name}" for name, count in d["stores"].items())
+        + "."
+    ),
     "turn.failed": lambda d: f"The turn failed ({d['code']}).",
 }
