@@ -7,10 +7,10 @@ PIP := $(PY) -m pip --disable-pip-version-check --no-input
 SERVED := .venv-vllm
 NODE := .node
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-live check format lock bench bench-turn bench-audit bench-demo-homes clean
+.PHONY: help setup demo test test-live check format lock bench clean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: $(VENV)/.ready ## .venv with the locked dependencies and the demo model (about a minute)
 
@@ -54,13 +54,10 @@ $(SERVED)/.ready: tests/live/install_vllm.py tests/live/weights.py
 	@$(PYTHON) tests/live/install_vllm.py $(SERVED)
 	@touch $@
 
-bench: bench-turn bench-audit ## all benchmarks, against bench/goals.toml
-bench-demo-homes: setup ## the demo's first step in 40 homes with random keys (a minute)
-	@$(PY) bench/demo_homes.py $(ARGS)
-bench-audit: setup ## durable appends beside fdatasync, raw SQLite and PostgreSQL; verifying; proofs
-	@$(PY) bench/audit.py $(ARGS)
-bench-turn: setup ## a turn through Agent against the backend alone
-	@$(PY) bench/turn.py $(ARGS)
+BENCHES := $(patsubst bench/%.py,bench-%,$(filter-out bench/report.py,$(wildcard bench/*.py)))
+bench: $(BENCHES) ## all benchmarks, against bench/goals.toml
+bench-%: setup ## one of them, such as bench-turn: make bench-turn ARGS='--quick --json'
+	@$(PY) bench/$*.py $(ARGS)
 
 lock: setup ## resolve the dependencies anew
 	@$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
