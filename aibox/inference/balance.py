@@ -12,9 +12,8 @@ from typing import Any, Protocol, TypeVar
 
 PREFIX_CHARS = 4096
 """Of the system message and of the first of the user: with them a conversation is known again."""
-FACTOR = 1.25
 SLACK = 2.0
-"""A replica is overloaded from FACTOR times the mean load and SLACK requests more."""
+"""A replica is overloaded that has this many requests more than the mean: measured in bench/router.py."""
 
 _MASK = (1 << 64) - 1
 
@@ -48,7 +47,7 @@ def choose(replicas: Sequence[R], key: int | None) -> R:
     if len(replicas) == 1:
         return replicas[0]
     if key is not None:
-        bound = FACTOR * sum(replica.load for replica in replicas) / len(replicas) + SLACK
+        bound = sum(replica.load for replica in replicas) / len(replicas) + SLACK
         for replica in sorted(replicas, key=lambda r: _mix(key ^ r.seed), reverse=True):
             if replica.load <= bound:
                 return replica

@@ -17,7 +17,7 @@ from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo, Price,
 from aibox.errors import BackendError, ConfigError, EgressError
 from aibox.inference.accounts import Call
 from aibox.inference.attempts import RETRY_BURST, Retries
-from aibox.inference.balance import FACTOR, SLACK, choose, prefix_key
+from aibox.inference.balance import SLACK, choose, prefix_key
 from aibox.inference.replica import MAX_OPEN_S, Circuit, Replica
 from aibox.inference.router import Router
 from aibox.policy.egress import EgressRules
@@ -166,7 +166,7 @@ def test_no_replica_gets_more_than_its_bound(loads: list[int], key: int) -> None
     """Affinity gives way: whoever is chosen had no more than the bound, or the least of all."""
     replicas = [Loaded(f"r{i}", load) for i, load in enumerate(loads)]
     chosen = choose(replicas, key)
-    bound = FACTOR * sum(loads) / len(loads) + SLACK
+    bound = sum(loads) / len(loads) + SLACK
     assert chosen.load <= bound or chosen.load == min(loads)
     assert choose(replicas, None).load == min(loads)
 
