@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from aibox import __version__
-from aibox.cli import audit, chat, demo, doctor, evidence, keys, models, new, serve, skills
+from aibox.cli import audit, chat, demo, doctor, egress, evidence, keys, models, new, serve, skills
 from aibox.cli.say import say
 from aibox.errors import AIBoxError, ConfigError
 
@@ -38,6 +38,7 @@ app.command("doctor")(doctor.doctor)
 app.command("models")(models.models)
 app.command("new")(new.new)
 app.add_typer(audit.app, name="audit")
+app.add_typer(egress.app, name="egress")
 app.add_typer(keys.app, name="keys")
 app.add_typer(skills.app, name="skills")
 

@@ -1,0 +1,70 @@
+"""`aibox egress report` answers from the evidence, and only from evidence that holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import aibox
+from aibox.chat import ModelInfo, Price
+from aibox.cli.app import run as main
+from aibox.errors import EgressError
+from aibox.inference.router import Router
+from aibox.policy.egress import EgressRules
+from aibox.policy.policy import Policy
+from aibox.testing.scripted import ScriptedBackend
+from aibox.types import Scope
+
+pytestmark = pytest.mark.anyio
+
+
+class Priced(ScriptedBackend):
+    async def models(self) -> tuple[ModelInfo, ...]:
+        return (ModelInfo(id="big", backend=self.name, external=True, price=Price(1_000_000, 1_000_000)),)
+
+
+async def _leave(path: Path) -> None:
+    policy = Policy(egress=EgressRules(models=frozenset({"*"})))
+    async with aibox.AuditChain(path) as chain:
+        router = Router(Priced("one two", "three", name="out", external=True), policy=policy, audit=chain)
+        for tenant in ("acme", "rival"):
+            await router.complete("Hi", model="out/big", scope=Scope(tenant=tenant, user="eva"), label="public")
+        with pytest.raises(EgressError):
+            await router.complete("Hi", model="out/big", scope=Scope(tenant="acme", user="ben"), label="restricted")
+        await router.close()
+
+
+async def test_the_report_says_what_left_and_what_was_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One row a tenant, model, label and policy, with sums that are those of the calls; nobody's text is in it."""
+    await _leave(tmp_path / "audit.db")
+    assert main(["egress", "report", str(tmp_path / "audit.db"), "--json"]) == 0
+    flows = json.loads(capsys.readouterr().out)["flows"]
+    assert [(f["tenant"], f["label"], f["allowed"], f["denied"], f["tokens"], f["cost_usd"]) for f in flows] == [
+        ("acme", "public", 1, 0, 3, "3.000000000"),
+        ("acme", "restricted", 0, 1, 0, "0"),
+        ("rival", "public", 1, 0, 2, "2.000000000"),
+    ]
+    assert flows[1]["users"] == ["ben"]
+    assert main(["egress", "report", str(tmp_path / "audit.db"), "--tenant", "rival"]) == 0
+    out = capsys.readouterr().out
+    assert "rival" in out
+    assert "acme" not in out
+
+
+async def test_no_report_is_made_from_evidence_that_does_not_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A changed byte is exit code 1 and no table."""
+    path = tmp_path / "audit.db"
+    await _leave(path)
+    raw = path.read_bytes()
+    at = raw.index(b"egress.denied")
+    path.write_bytes(raw[:at] + b"egress.allowd" + raw[at + 13 :])
+    for side in ("-wal", "-shm"):
+        Path(f"{path}{side}").unlink(missing_ok=True)
+    assert main(["egress", "report", str(path)]) == 1
+    assert "does not hold" in capsys.readouterr().out
