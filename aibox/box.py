@@ -26,6 +26,7 @@ from aibox.inference.accounts import Accounts
 from aibox.inference.configured import make_backend
 from aibox.inference.embedded import Embedded
 from aibox.inference.router import Router
+from aibox.inference.staging import ModelStore
 from aibox.memory.memory import Memory
 from aibox.policy.policy import PROFILES, Policy
 from aibox.protocols import Tool
@@ -123,11 +124,20 @@ class Box:
     def guardrail(self) -> Guardrail:
         return Guardrail(self.policy, pseudonyms=self.pseudonyms)
 
+    @property
+    def models(self) -> ModelStore | None:
+        """The models staged on this disk; None where the settings name none of them."""
+        if not any(table.staged for table in self.settings.backends):
+            return None
+        return ModelStore(self.settings.home / "models", keys=self.keys)
+
     @cached_property
     def router(self) -> Router:
         settings, routing = self.settings, self.settings.routing
         salt = self.keys.secret("cache-salt") if any(table.kind == "vllm" for table in settings.backends) else None
-        backends = [make_backend(backend, salt_secret=salt) for backend in settings.backends] or [Embedded()]
+        backends = [make_backend(backend, salt_secret=salt, store=self.models) for backend in settings.backends] or [
+            Embedded()
+        ]
         aliases = {"default": settings.default_model} if settings.default_model else {}
         router: Router = self._keep(
             Router(

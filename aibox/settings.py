@@ -59,6 +59,8 @@ class BackendSettings(_Section):
     """False when the server does not enforce `tool_choice`; tools are then emulated by constrained JSON."""
     context_tokens: int = Field(default=4096, gt=0)
     """embedded: the context to allocate."""
+    staged: str | None = None
+    """embedded: the name of a model that `aibox models stage` has put on this disk, instead of a path."""
     sha256: str | None = None
     """embedded: the digest that the file must have; the weights then count as verified."""
     tenants: frozenset[str] | None = None

@@ -10,11 +10,18 @@ from rich.table import Table
 
 import aibox.box
 from aibox.chat import ModelInfo
+from aibox.cli import staging
 from aibox.cli.options import ConfigOption, ModelOption, load_settings
 
+app = typer.Typer(help="Models: those that the configured backends offer, and those staged on this disk.")
+staging.add_to(app)
 
-def models(model: ModelOption = None, config: ConfigOption = None) -> None:
+
+@app.callback(invoke_without_command=True)
+def models(context: typer.Context, model: ModelOption = None, config: ConfigOption = None) -> None:
     """List the models that the configured backends offer."""
+    if context.invoked_subcommand is not None:
+        return
     settings, _ = load_settings(config=config, model=model)
 
     async def main() -> tuple[ModelInfo, ...]:

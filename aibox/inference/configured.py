@@ -16,15 +16,29 @@ from aibox.inference.embedded import Embedded
 from aibox.inference.embeddings import Embeddings
 from aibox.inference.openai_compatible import OpenAICompatible
 from aibox.inference.openrouter import BASE_URL, OpenRouter
+from aibox.inference.staging import ModelStore
 from aibox.inference.transport import Transport
 from aibox.inference.vllm import VLLM
 from aibox.protocols import Backend
 from aibox.settings import BACKENDS, BackendSettings
 
 
-def make_backend(settings: BackendSettings, *, salt_secret: bytes | None = None) -> Backend:
-    """Raises ConfigError for a package that cannot be loaded. `salt_secret` is VLLM's."""
+def make_backend(
+    settings: BackendSettings, *, salt_secret: bytes | None = None, store: ModelStore | None = None
+) -> Backend:
+    """Raises ConfigError for a package that cannot be loaded. `salt_secret` is VLLM's, `store` has staged models."""
     name = settings.name or settings.kind
+    if settings.kind == "embedded" and settings.staged is not None:
+        if store is None:
+            raise ConfigError("a staged model needs the store of a box")
+        path, sha256 = store.weights(settings.staged)
+        return Embedded(
+            path,
+            name=name,
+            context_tokens=settings.context_tokens,
+            verified_sha256=sha256,
+            model_id=settings.staged,
+        )
     if settings.kind == "embedded":
         return Embedded(
             settings.path, name=name, context_tokens=settings.context_tokens, verified_sha256=settings.sha256
