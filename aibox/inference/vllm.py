@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from pathlib import Path
 from typing import Any
 
 from aibox.chat import ChatRequest, Health, Weights
@@ -33,6 +34,16 @@ class VLLM(OpenAICompatible):
         super().__init__(base_url, **options)
         self._salt_secret = salt_secret or secrets.token_bytes(32)
         self._salts: dict[str, str] = {}
+
+    @staticmethod
+    async def launch(model_path: str | Path, **options: Any) -> VLLM:
+        """Start a server for a model folder on this machine, and return when it answers; closing stops it.
+
+        Options and errors are those of `aibox.inference.launch.launch`.
+        """
+        from aibox.inference.launch import launch
+
+        return await launch(model_path, **options)
 
     def outgoing(self, api: Api, request: ChatRequest, *, scope: Scope) -> ChatRequest:
         """With the tenant's salt, whatever the request asked for."""
