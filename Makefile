@@ -7,7 +7,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --no-input
 SERVED := .venv-vllm
 NODE := .node
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-live check format lock bench clean
+.PHONY: help setup demo test test-live test-docker check format lock bench clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,9 @@ format: setup ## format and fix what can be fixed
 test-live: setup $(SERVED)/.ready $(NODE)/.ready ## against real servers: vLLM on this machine's CPU, an OpenID provider
 	@AIBOX_TEST_VLLM_PYTHON="$(CURDIR)/$(SERVED)/bin/python" AIBOX_TEST_VLLM_MODEL="$(CURDIR)/$(SERVED)/smollm2" \
 		AIBOX_TEST_NODE_MODULES="$(CURDIR)/$(NODE)/node_modules" $(PY) -m pytest tests/live --force-enable-socket
+
+test-docker: setup ## the sandbox on a real Docker engine, installed and started for it (as root; some three minutes)
+	@$(PY) tests/docker/run_with_engine.py
 
 $(NODE)/.ready: Makefile
 	@npm install --silent --no-audit --no-fund --no-package-lock --prefix $(NODE) oidc-provider@9.13.3

@@ -30,9 +30,10 @@ from aibox.inference.staging import ModelStore
 from aibox.memory.memory import Memory
 from aibox.policy.policy import PROFILES, Policy
 from aibox.protocols import Tool
+from aibox.sandbox.configured import make_sandbox
 from aibox.sandbox.sandbox import Sandbox
 from aibox.sealing import seal, telemetry_off
-from aibox.settings import SandboxSettings, Settings
+from aibox.settings import Settings
 
 
 def open(  # noqa: A001 - the face of the library: `aibox.open`
@@ -178,7 +179,7 @@ class Box:
 
     @cached_property
     def sandbox(self) -> Sandbox:
-        sandbox: Sandbox = self._keep(make_sandbox(self.settings.sandbox, self.policy, audit=self.audit))
+        sandbox: Sandbox = self._keep(make_sandbox(self.settings.sandbox, limits=self.policy.sandbox, audit=self.audit))
         return sandbox
 
     def agent(
@@ -222,16 +223,3 @@ def load_policy(value: Policy | str) -> Policy:
     if isinstance(value, Policy):
         return value
     return Policy.profile(value) if value in PROFILES else Policy.load(value)
-
-
-def make_sandbox(settings: SandboxSettings, policy: Policy, *, audit: AuditChain | None) -> Sandbox:
-    """The sandbox that the settings describe, within the policy's limits."""
-    return Sandbox(
-        settings.driver,
-        limits=policy.sandbox,
-        audit=audit,
-        pool=settings.pool,
-        idle_s=settings.idle_s,
-        sessions=settings.sessions,
-        per_tenant=settings.per_tenant,
-    )

@@ -151,6 +151,11 @@ class Driver(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        """What stands in the evidence of a session besides the name: versions, digests, accepted risks."""
+        ...
+
     async def available(self) -> Health:
         """Whether isolation can really be had here, tried rather than guessed. Never raises."""
         ...

@@ -173,7 +173,16 @@ class AuditSettings(_Section):
 
 
 class SandboxSettings(_Section):
-    driver: Literal["auto", "bubblewrap"] = "auto"
+    driver: Literal["auto", "bubblewrap", "docker"] = "auto"
+    """`auto` is docker where an engine answers, has the image and no known way out; else bubblewrap."""
+    engine: str | None = None
+    """docker: the engine's address, such as `unix:///run/docker.sock`. None: the client's own default."""
+    image: str = "aibox-sandbox:latest"
+    """docker: the image that `aibox sandbox build` makes; it is used by its digest."""
+    gvisor: Literal["auto", "require", "off"] = "auto"
+    """docker: whether gVisor (`runsc`) stands between guests and the kernel."""
+    accept: tuple[str, ...] = ()
+    """docker: known ways out of the engine's runtime (`"CVE-..."`) that you accept; recorded with every session."""
     pool: int = Field(default=0, ge=0, le=64)
     """Guests to keep ready, so that a session starts at once; each holds some 10 MiB."""
     idle_s: float = Field(default=600.0, gt=0)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from aibox import __version__
-from aibox.cli import audit, chat, demo, doctor, egress, evidence, keys, models, new, serve, skills
+from aibox.cli import audit, chat, demo, doctor, egress, evidence, keys, models, new, sandbox, serve, skills
 from aibox.cli.say import say
 from aibox.errors import AIBoxError, ConfigError
 
@@ -39,6 +39,7 @@ app.command("new")(new.new)
 app.add_typer(audit.app, name="audit")
 app.add_typer(egress.app, name="egress")
 app.add_typer(models.app, name="models")
+app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(keys.app, name="keys")
 app.add_typer(skills.app, name="skills")
 

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from aibox import __version__
 from aibox.box import load_policy
 from aibox.cli.options import ConfigOption, load_settings
 from aibox.inference import demo_model
-from aibox.sandbox.sandbox import Sandbox
+from aibox.sandbox.configured import make_driver
+from aibox.sandbox.runtime import INSTALL
 from aibox.sealing import kernel_isolated
 from aibox.settings import Settings
 
@@ -54,7 +56,7 @@ def doctor(config: ConfigOption = None) -> None:
     table.add_column("part", no_wrap=True)
     table.add_column("found", overflow="fold")
     table.add_column("it gives, and the line that adds it", overflow="fold")
-    for row in (*_packages(), *_places(settings), asyncio.run(_sandbox(settings)), *_seal()):
+    for row in (*_packages(), *_places(settings), *asyncio.run(_sandbox(settings)), *_seal()):
         mark = {True: "[green]ok[/]", False: "[yellow]--[/]", None: ""}[row.ok]
         table.add_row(mark, row.part, row.found, row.gives if row.ok else f"{row.gives}\n{row.add}".strip("\n"))
     console.print(table)
@@ -87,14 +89,28 @@ def _places(settings: Settings) -> Iterator[Row]:
     )
 
 
-async def _sandbox(settings: Settings) -> Row:
-    sandbox = Sandbox(settings.sandbox.driver)
-    try:
-        health = await sandbox.available()
-    finally:
-        await sandbox.close()
-    add = 'apt install bubblewrap, or pip install "aibox-sdk\\[sandbox]"'
-    return Row("sandbox", health.ok, health.detail or "tried, and it isolates", "code of agents, isolated", add)
+async def _sandbox(settings: Settings) -> list[Row]:
+    """What runs code here, and then each driver by itself: tried, with what it found."""
+    wanted = settings.sandbox
+    rows = []
+    for name in dict.fromkeys((wanted.driver, "docker", "bubblewrap")):
+        driver = make_driver(wanted.model_copy(update={"driver": name}))
+        try:
+            health = await driver.available()
+        finally:
+            await driver.close()
+        first = name == wanted.driver
+        adds = {"docker": "apt install docker.io, then: aibox sandbox build", "bubblewrap": INSTALL}
+        gives = {"docker": "a container a session, with gVisor where it is installed", "bubblewrap": "namespaces"}
+        row = Row(
+            "sandbox" if first else f"sandbox: {name}",
+            health.ok if first or health.ok else None,
+            escape(health.detail),
+            "code of agents, isolated" if first else gives[name],
+            escape(adds.get(name, f"{adds['bubblewrap']}; or {adds['docker']}")),
+        )
+        rows.append(row)
+    return rows
 
 
 def _seal() -> Iterator[Row]:

@@ -11,9 +11,11 @@ import os
 import re
 import secrets
 import signal
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property, partial
 from io import FileIO
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -45,6 +47,10 @@ class Bubblewrap:
         self._runtime: Runtime | None = None
         self._groups: ControlGroups | None = None
         self._filter: bytes | None = None
+
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        return {"memory": "together" if self._bounds_memory else "each", "filtered": self._filter is not None}
 
     async def available(self) -> Health:
         """Run a program and look from inside whether it is isolated. A success is remembered."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from io import FileIO
 
@@ -33,8 +33,15 @@ class Pipes:
             os.set_blocking(pipe.fileno(), False)
 
     @classmethod
-    async def open(cls, command: Sequence[str], *, owner: int | None = None, passed: Sequence[int] = ()) -> Pipes:
-        """Start a process with an empty environment but for PATH; `owner` is the user that its pipes are given to."""
+    async def open(
+        cls,
+        command: Sequence[str],
+        *,
+        owner: int | None = None,
+        passed: Sequence[int] = (),
+        environment: Mapping[str, str] = {"PATH": "/usr/local/bin:/usr/bin:/bin"},
+    ) -> Pipes:
+        """Start a process with nothing of our environment; `owner` is the user that its pipes are given to."""
         with ExitStack() as theirs, ExitStack() as ours:
             stdin_r, stdin_w = pipe(theirs, ours, owner=owner)
             stdout_r, stdout_w = pipe(ours, theirs, owner=owner)
@@ -45,7 +52,7 @@ class Pipes:
                     stdin=stdin_r,
                     stdout=stdout_w,
                     stderr=stderr_w,
-                    env={"PATH": "/usr/local/bin:/usr/bin:/bin"},
+                    env=environment,
                     cwd="/",
                     pass_fds=passed,
                 )

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -136,7 +136,10 @@ class Sandbox:
             record("sandbox.ended", {})
 
         try:
-            record("sandbox.started", {"driver": self._driver.name, "limits": _recorded(self.limits)})
+            record(
+                "sandbox.started",
+                {"driver": self._driver.name, **self._driver.recorded, "limits": _recorded(self.limits)},
+            )
         except BaseException:
             await guest.close()
             raise
@@ -214,8 +217,15 @@ def _recorded(limits: Limits) -> dict[str, int]:
 
 def named_driver(name: str) -> Driver:
     """The driver of that name. Raises ConfigError when there is none."""
-    if name not in ("auto", "bubblewrap"):
-        raise ConfigError(f"no sandbox driver is called {name!r}", hint="auto or bubblewrap")
+    from aibox.sandbox.auto import Auto
     from aibox.sandbox.bubblewrap import Bubblewrap
+    from aibox.sandbox.docker import Docker
 
-    return Bubblewrap()
+    made: dict[str, Callable[[], Driver]] = {
+        "auto": lambda: Auto(Docker(), Bubblewrap()),
+        "bubblewrap": Bubblewrap,
+        "docker": Docker,
+    }
+    if name not in made:
+        raise ConfigError(f"no sandbox driver is called {name!r}", hint="auto, bubblewrap or docker")
+    return made[name]()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from typing import Any
 
 # linux/audit.h and asm/unistd.h. Per system call: its number on x86-64 and on aarch64.
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -69,6 +70,42 @@ _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24  # offsets in struct seccomp_data
 _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _X32 = 0x40000000
+
+
+# What Python, a shell and the usual tools need, and nothing besides: a container engine refuses the rest.
+_ALLOWED = """
+accept accept4 access alarm arch_prctl bind brk capget chdir chmod chown clock_getres clock_gettime clock_nanosleep
+close close_range connect copy_file_range creat dup dup2 dup3 epoll_create epoll_create1 epoll_ctl epoll_pwait
+epoll_pwait2 epoll_wait eventfd eventfd2 execve execveat exit exit_group faccessat faccessat2 fadvise64 fallocate
+fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl fdatasync fgetxattr flistxattr flock fork fstat fstatfs fsync
+ftruncate futex futex_waitv futimesat get_robust_list getcpu getcwd getdents getdents64 getegid geteuid getgid
+getgroups getitimer getpeername getpgid getpgrp getpid getppid getpriority getrandom getresgid getresuid getrlimit
+getrusage getsid getsockname getsockopt gettid gettimeofday getuid getxattr inotify_add_watch inotify_init
+inotify_init1 inotify_rm_watch ioctl kill lchown lgetxattr link linkat listen listxattr llistxattr lseek lstat madvise
+membarrier memfd_create mincore mkdir mkdirat mknod mknodat mmap mprotect mremap msync munmap nanosleep newfstatat
+open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 poll ppoll prctl pread64 preadv preadv2 prlimit64
+pselect6 pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv recvfrom recvmmsg recvmsg rename renameat
+renameat2 restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn
+rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min sched_getaffinity
+sched_getattr sched_getparam sched_getscheduler sched_setaffinity sched_yield select sendfile sendmmsg sendmsg sendto
+set_robust_list set_tid_address setitimer setpgid setpriority setrlimit setsid setsockopt shutdown sigaltstack
+signalfd signalfd4 socketpair splice stat statfs statx symlink symlinkat sync_file_range sysinfo tee tgkill time
+timer_create timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime
+times tkill truncate umask uname unlink unlinkat utime utimensat utimes vfork wait4 waitid write writev
+"""
+
+
+def profile() -> dict[str, Any]:
+    """The same for a container engine, in its JSON, and stricter: what is not named is refused."""
+    rules: list[dict[str, Any]] = [{"names": sorted(_ALLOWED.split()), "action": "SCMP_ACT_ALLOW"}]
+    for family in _FAMILIES:
+        equal = {"index": 0, "value": family, "op": "SCMP_CMP_EQ"}
+        rules.append({"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [equal]})
+    plain = {"index": 0, "value": _NEW_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}
+    rules.append({"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": [plain]})
+    rules.append({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS})
+    architectures = ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"]
+    return {"defaultAction": "SCMP_ACT_ERRNO", "architectures": architectures, "syscalls": rules}
 
 
 def program() -> bytes | None:

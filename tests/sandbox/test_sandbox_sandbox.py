@@ -112,7 +112,10 @@ async def test_where_user_namespaces_are_forbidden_nothing_runs() -> None:
     )
     command = [bwrap, "--unshare-user", "--disable-userns", "--uid", "7", "--gid", "7", "--dev-bind", "/", "/"]
     done = subprocess.run([*command, sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("False code cannot be isolated here, so none is run"), (done.stdout, done.stderr)
+    assert done.stdout.startswith("False bubblewrap: code cannot be isolated here, so none is run"), (
+        done.stdout,
+        done.stderr,
+    )
     assert "ran" not in done.stdout.split()
     assert "refused: " in done.stdout
     assert "apt install bubblewrap" in done.stdout
@@ -169,13 +172,15 @@ async def test_a_command_must_be_one(scope: Scope) -> None:
 
 def test_repr_says_driver_and_limits() -> None:
     """What a person sees in a notebook."""
-    text = repr(Sandbox(limits=Limits(memory_mib=64, pids=8, wall_s=2.5, output_kib=16, workspace_mib=32)))
+    text = repr(
+        Sandbox("bubblewrap", limits=Limits(memory_mib=64, pids=8, wall_s=2.5, output_kib=16, workspace_mib=32))
+    )
     assert text == "Sandbox(bubblewrap, memory 64 MiB, 8 processes, 2.5 s, output 16 KiB, workspace 32 MiB)"
 
 
 def test_an_unknown_driver_is_refused() -> None:
     """A mistyped name is a ConfigError that names the known ones."""
-    with pytest.raises(ConfigError, match="auto or bubblewrap"):
+    with pytest.raises(ConfigError, match="auto, bubblewrap or docker"):
         Sandbox("docker-ish")
 
 

@@ -1,0 +1,252 @@
+"""Isolation by a container engine: one container a session, started from nothing but what `hardened` says.
+
+The container's first process is the supervisor, and the engine's client carries its line. When the client loses its
+stdin, also because this process was killed, the supervisor ends, and the engine removes the container with everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+
+from aibox.chat import Health
+from aibox.errors import AIBoxError, SandboxError
+from aibox.execution import Limits, Usage
+from aibox.sandbox import command, program, seccomp
+from aibox.sandbox.engine import CLEAN, Engine, Facts
+from aibox.sandbox.escapes import UnsafeRuntime
+from aibox.sandbox.hardening import hardened
+from aibox.sandbox.line import Frames, Pipes
+from aibox.sandbox.runtime import NOBODY
+from aibox.sandbox.session import Session
+
+LABEL = "aibox.sandbox"
+DEFAULT_IMAGE = "aibox-sandbox:latest"
+GVISOR = "runsc"
+
+_START_S = 30.0
+_END_S = 3.0
+
+
+class Docker:
+    """The Driver that needs a Docker engine and an image; see `aibox sandbox build`.
+
+    `gvisor` "auto" uses it where the engine has it and it works, "require" refuses to run without. A runtime with a
+    known escape is refused, unless `accept` names each; what was accepted is recorded with every session.
+    """
+
+    name = "docker"
+
+    def __init__(
+        self,
+        *,
+        image: str = DEFAULT_IMAGE,
+        host: str | None = None,
+        gvisor: Literal["auto", "require", "off"] = "auto",
+        accept: UnsafeRuntime | None = None,
+    ) -> None:
+        self._engine = Engine(host)
+        self._image, self._gvisor = image, gvisor
+        self._accepted = frozenset(accept.cves if accept is not None else ())
+        self._trying = anyio.Lock()
+        self._chosen: tuple[Facts, str, str] | None = None
+        self._profile: Path | None = None
+
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        """What is recorded of it with every session."""
+        if self._chosen is None:
+            return {}
+        facts, runtime, image = self._chosen
+        accepted = sorted(self._accepted & {hole.cve for hole in facts.holes(runtime)})
+        return {"engine": facts.version, "runtime": runtime, "image": image, "accepted": accepted}
+
+    async def available(self) -> Health:
+        """Start a container and look from inside whether it is isolated. A success is remembered."""
+        try:
+            facts, runtime, image = await self._ensure()
+        except AIBoxError as error:
+            return Health(ok=False, detail=str(error))
+        accepted = f"; accepted: {', '.join(self.recorded['accepted'])}" if self.recorded["accepted"] else ""
+        shared = "" if runtime == GVISOR else ", and the kernel is shared"
+        return Health(
+            ok=True,
+            detail=f"docker {facts.version}, {runtime}, tried: it isolates{shared}; image {image[:19]}{accepted}",
+        )
+
+    async def start(self, *, limits: Limits, warm: bool = False) -> DockerGuest:
+        """A new container. Raises SandboxError where isolation cannot be had."""
+        facts, runtime, image = await self._ensure()
+        return await self._open(facts, runtime, image, limits, warm=warm)
+
+    async def close(self) -> None:
+        """Remove what all containers share. Closing twice is allowed."""
+        if self._profile is not None:
+            self._profile.unlink(missing_ok=True)
+            self._profile = None
+            self._chosen = None
+
+    async def _ensure(self) -> tuple[Facts, str, str]:
+        async with self._trying:
+            if self._chosen is None:
+                self._chosen = await self._choose()
+            return self._chosen
+
+    async def _choose(self) -> tuple[Facts, str, str]:
+        facts = await self._engine.facts()
+        if not facts.seccomp:
+            raise SandboxError("this engine does not filter system calls, so no code is run in it")
+        image = await self._engine.image_id(self._image)
+        await self._sweep()
+        if self._profile is None:
+            descriptor, path = tempfile.mkstemp(prefix="aibox-seccomp-", suffix=".json")
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(seccomp.profile(), file)
+            self._profile = Path(path)
+        runtimes = {"auto": (GVISOR, "runc"), "require": (GVISOR,), "off": ("runc",)}[self._gvisor]
+        reasons = []
+        for runtime in runtimes:
+            try:
+                self._gate(facts, runtime)
+                await self._try(facts, runtime, image)
+            except SandboxError as error:
+                reasons.append(f"{runtime}: {error.message}")
+            else:
+                return facts, runtime, image
+        await self.close()
+        raise SandboxError(
+            f"code cannot be isolated by this engine, so none is run: {'; '.join(reasons)}",
+            hint="update it, or accept what is known with UnsafeRuntime",
+        )
+
+    def _gate(self, facts: Facts, runtime: str) -> None:
+        if runtime not in facts.runtimes:
+            raise SandboxError("the engine does not have it")
+        if left := [hole for hole in facts.holes(runtime) if hole.cve not in self._accepted]:
+            named = ", ".join(f"{hole.cve} ({hole.what})" for hole in left)
+            raise SandboxError(f"known ways out of this version: {named}")
+
+    async def _try(self, facts: Facts, runtime: str, image: str) -> None:
+        limits = Limits(memory_mib=256, pids=8, wall_s=10, output_kib=4, workspace_mib=1)
+        session = Session(await self._open(facts, runtime, image, limits, warm=False), limits=limits)
+        try:
+            # gVisor filters system calls of the host; the guest's own kernel has no say in it.
+            trial = command.TRIAL.format(filtered=runtime != GVISOR)
+            result = await session.bash(f"exec python3 -I -S -c '{trial}'")
+        finally:
+            await session.close()
+        if not result.ok or result.stdout:
+            said = result.stdout + result.stderr
+            raise SandboxError(", ".join(said.split("\n")).strip(", ") or "the trial program was stopped")
+
+    async def _open(self, facts: Facts, runtime: str, image: str, limits: Limits, *, warm: bool) -> DockerGuest:
+        # Another user for each session: what the kernel counts by user is then counted by session.
+        uid = NOBODY if facts.maps_users else 0x10000000 + secrets.randbelow(0x60000000)
+        name = f"aibox-{os.getpid()}-{secrets.token_hex(8)}"
+        assert self._profile is not None
+        words = hardened(
+            limits, image=image, name=name, uid=uid, seccomp=str(self._profile), runtime=runtime,
+            labels={LABEL: _owner()},
+        )  # fmt: skip
+        guest = DockerGuest(self._engine, name)
+        # The engine counts processes of the container itself; by user it would count those of others as well.
+        greeting = program.greeting(limits, count_processes=False, per_process_memory=False, warm=warm)
+        try:
+            with anyio.fail_after(_START_S):
+                await guest.begin(words)
+                await Frames(guest).greet(program.body(), greeting)
+        except BaseException as error:
+            said = guest.said()
+            await guest.close()
+            if isinstance(error, SandboxError | TimeoutError):
+                raise SandboxError(f"no session could be made: {said or error}") from None
+            raise
+        return guest
+
+    async def _sweep(self) -> None:
+        """Remove containers of processes of this machine that are gone."""
+        rows = await self._engine.ask(
+            "ps", "-a", "--filter", f"label={LABEL}", "--format", f'{{{{.ID}}}} {{{{.Label "{LABEL}"}}}}'
+        )
+        gone = [row.split()[0] for row in rows.splitlines() if len(row.split()) == 2 and _is_gone(row.split()[1])]
+        if gone:
+            with contextlib.suppress(SandboxError):  # another may have been quicker
+                await self._engine.ask("rm", "--force", *gone)
+
+
+class DockerGuest:
+    """A container, held by the client that carries its line."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self._engine, self.name = engine, name
+        self._pipes: Pipes | None = None
+        self._closed = False
+        self._closing = anyio.Lock()
+
+    async def begin(self, words: list[str]) -> None:
+        self._pipes = await Pipes.open(self._engine.command("run", *words), environment=CLEAN)
+
+    async def send(self, data: bytes) -> None:
+        assert self._pipes is not None
+        await self._pipes.send(data)
+
+    async def receive(self) -> bytes:
+        assert self._pipes is not None
+        return await self._pipes.receive()
+
+    def usage(self) -> Usage | None:
+        """The supervisor looks at its own control group, which the engine shows to it."""
+        return None
+
+    def said(self) -> str:
+        return self._pipes.said() if self._pipes is not None else ""
+
+    async def close(self) -> None:
+        """Hang up, so that all inside ends and the engine removes it; what is still there then is removed by force."""
+        with anyio.CancelScope(shield=True):
+            async with self._closing:
+                if self._closed or self._pipes is None:
+                    return
+                self._closed = True
+                self._pipes.hang_up()
+                with anyio.move_on_after(_END_S) as clock:
+                    await self._pipes.process.wait()
+                if clock.cancelled_caught:
+                    with contextlib.suppress(ProcessLookupError):
+                        self._pipes.process.kill()
+                    await self._pipes.process.wait()
+                    with contextlib.suppress(SandboxError):
+                        await self._engine.ask("rm", "--force", self.name)
+
+
+def _owner() -> str:
+    """This process, so that no other that gets its number later is taken for it."""
+    return f"{_boot()}:{os.getpid()}:{_started(os.getpid())}"
+
+
+def _is_gone(owner: str) -> bool:
+    """Whether it was a process of this machine that is no more. What another machine started is left alone."""
+    boot, _, rest = owner.partition(":")
+    pid, _, started = rest.partition(":")
+    if boot != _boot() or not pid.isdecimal():
+        return False
+    return _started(int(pid)) != started
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
+def _started(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
+    except OSError:
+        return ""

@@ -1,0 +1,61 @@
+"""What a container of ours is started with: one pure function, so that it can be held against every list there is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from aibox.execution import Limits
+from aibox.sandbox.paths import WORKSPACE
+from aibox.sandbox.program import COMMAND, ENVIRONMENT, OPEN_FILES
+
+_MIB = 1024 * 1024
+_OUR_PIDS = 2  # the supervisor and the interpreter
+INODES_A_MIB = 256
+
+
+def hardened(
+    limits: Limits,
+    *,
+    image: str,
+    name: str,
+    uid: int,
+    seccomp: str,
+    runtime: str = "",
+    labels: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Arguments of `docker run`, from `--rm` to the command. There is no way to add to them.
+
+    `image` is a digest or an id, never a tag; `uid` is the guest's user, not 0; `seccomp` is the path of our profile.
+    Comments name the recommendation of the CIS Docker Benchmark, section 5.
+    """
+    if not image.startswith("sha256:") and "@sha256:" not in image:
+        raise ValueError(f"an image is named by its digest, not {image!r}")
+    if uid == 0:
+        raise ValueError("a guest is never root")
+    size = limits.workspace_mib * _MIB
+    memory = f"{limits.memory_mib}m"
+    tmpfs = f"rw,nosuid,nodev,size={size},nr_inodes={limits.workspace_mib * INODES_A_MIB},uid={uid},gid={uid},mode=0755"
+    arguments = ["--rm", "--interactive", "--pull", "never", "--name", name, "--hostname", "sandbox"]
+    arguments += ["--network", "none"]  # 5.10 no host network, 5.8 no ports, 5.30 no bridge
+    arguments += ["--read-only"]  # 5.13
+    arguments += ["--cap-drop", "ALL"]  # 5.4
+    arguments += ["--security-opt", "no-new-privileges"]  # 5.26
+    arguments += ["--security-opt", f"seccomp={seccomp}"]  # 5.22
+    arguments += ["--user", f"{uid}:{uid}"]
+    arguments += ["--pids-limit", str(limits.pids + _OUR_PIDS)]  # 5.29
+    arguments += ["--memory", memory, "--memory-swap", memory]  # 5.11; as much as memory means: no swap
+    arguments += ["--cpus", f"{limits.cpus:g}"]  # 5.12
+    arguments += ["--ulimit", "core=0:0", "--ulimit", f"nofile={OPEN_FILES}:{OPEN_FILES}"]  # 5.19
+    arguments += ["--ulimit", f"fsize={size}:{size}"]
+    arguments += ["--tmpfs", f"{WORKSPACE}:{tmpfs},exec", "--tmpfs", f"/tmp:{tmpfs},noexec"]  # noqa: S108  the guest's
+    arguments += ["--shm-size", str(size)]
+    arguments += ["--ipc", "private", "--cgroupns", "private"]  # 5.17, 5.25
+    arguments += ["--restart", "no", "--no-healthcheck", "--log-driver", "none"]  # 5.15; output is not kept anywhere
+    arguments += ["--workdir", WORKSPACE]
+    for key, value in ENVIRONMENT.items():
+        arguments += ["--env", f"{key}={value}"]
+    for key, value in (labels or {}).items():
+        arguments += ["--label", f"{key}={value}"]
+    if runtime:
+        arguments += ["--runtime", runtime]
+    return [*arguments, "--entrypoint", COMMAND[0], image, *COMMAND[1:]]
