@@ -28,6 +28,7 @@ from aibox.inference.embedded import Embedded
 from aibox.inference.router import Router
 from aibox.inference.staging import ModelStore
 from aibox.memory.memory import Memory
+from aibox.memory.redis_buffer import RedisBuffer
 from aibox.policy.policy import PROFILES, Policy
 from aibox.protocols import Tool
 from aibox.sandbox.configured import make_sandbox
@@ -162,7 +163,18 @@ class Box:
     @cached_property
     def memory(self) -> Memory:
         place = self._place(self.settings.memory.url, "memory")
-        memory: Memory = self._keep(Memory(place, key=self.keys.secret("memory")))
+        wanted = self.settings.memory
+        url = wanted.buffer_url.get_secret_value() if wanted.buffer_url is not None else None
+        memory: Memory = self._keep(
+            Memory(
+                place,
+                key=self.keys.secret("memory"),
+                model=self.router if wanted.model is not None else None,
+                model_name=wanted.model or "default",
+                guardrail=self.guardrail,
+                buffer=RedisBuffer(url, key=self.keys.secret("buffer")) if url is not None else None,
+            )
+        )
         return memory
 
     @cached_property

@@ -161,6 +161,10 @@ class MemorySettings(_Section):
     url: str | None = None
     """A folder. Default: `memory` in the data folder."""
     enabled: bool = True
+    model: str | None = None
+    """The model that says what of a message is worth keeping, such as `default`. None: rules say it, in English."""
+    buffer_url: SecretStr | None = None
+    """A Redis or Valkey server for the last messages of each conversation. None: they are kept in this process."""
 
 
 class AuditSettings(_Section):

@@ -73,7 +73,7 @@ async def dispatch(tool: Tool, arguments_json: str, *, call_id: str, turn: TurnS
         if marked is not None:
             turn.touch(marked.because(f"tool {tool.name}"))
         turn.expose(exposure.of_tool(tool))
-    verdict = await turn.check(text, where="tool_result")
+    verdict = await turn.check(text, where="retrieved" if getattr(tool, "keeps", False) else "tool_result")
     if verdict.blocked:
         text, ok, outcome = f"The result of {tool.name} was withheld by a safety check.", False, "withheld"
     else:
@@ -128,7 +128,8 @@ async def _read(tool: Tool, arguments_json: str, *, turn: TurnState) -> dict[str
     if verdict.blocked:
         raise Refused(f"The arguments for {tool.name} were stopped by a safety check.", "blocked")
     text = verdict.text
-    if turn.guardrail is not None:
+    # What the turn keeps, it keeps as the model sees it: a tool over memory gets and gives pseudonyms.
+    if turn.guardrail is not None and not getattr(tool, "keeps", False):
         text = await turn.guardrail.restore(text, scope=turn.scope, unknown=_forged)
     try:
         arguments = msgspec.json.decode(text or "{}")

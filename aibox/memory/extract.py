@@ -41,6 +41,15 @@ def extract(message: str) -> list[Candidate]:
     return list(found.values())[:MAX_CANDIDATES]
 
 
+def refusal(text: str) -> str:
+    """Why a text must not become a memory, whoever proposes it; empty when it may."""
+    if _RULES.search(text):
+        return "it is an order about the assistant's own rules"
+    if _SECRET.search(text):
+        return "it holds a secret"
+    return ""
+
+
 def slot(text: str) -> str:
     """What a kept sentence gives the one value of, in lower case; empty when it may stand beside others like it."""
     match = _SLOT.match(text)
@@ -184,7 +193,7 @@ def _judge(sentence: str) -> Candidate | None:
     if told is not None:
         body = body[told.end() :]
     body = " ".join(body.split())
-    if len(body) < 6 or _RULES.search(sentence) or _SECRET.search(body):
+    if len(body) < 6 or refusal(sentence) or refusal(body):
         return None
     if body.endswith("?") or (told is None and _QUESTION.match(body)):
         return None

