@@ -11,7 +11,7 @@ from typing import Any
 
 _TURN_ENDS = frozenset({"outcome", "code", "label", "entries"})
 _STATE = frozenset({"outcome", "code"})
-_DOOR = frozenset({"host", "model", "backend", "label", "ceiling", "bytes", "code"})
+_DOOR = frozenset({"host", "model", "label", "policy", "bytes", "pseudonymised", "attempt"})
 
 OPEN: Mapping[str, frozenset[str]] = {
     "turn.started": frozenset({"agent", "policy", "label"}),
@@ -31,6 +31,7 @@ OPEN: Mapping[str, frozenset[str]] = {
     "documents.retrieved": _STATE,
     "egress.allowed": _DOOR,
     "egress.denied": _DOOR | {"reason"},
+    "egress.returned": frozenset({"model", "allowed", "outcome", "bytes", "input_tokens", "output_tokens", "cost_usd"}),
     "approval.requested": frozenset({"tool", "label"}),
     "approval.given": frozenset({"tool", "label"}),
     "approval.refused": frozenset({"tool", "label"}),

@@ -6,15 +6,14 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from aibox.audit.record import Header, read_body
-from aibox.audit.sqlite import SqliteLog
+from aibox.audit.record import Header, read_detail, read_open
+from aibox.audit.store import open_store
 from aibox.audit.verify import verify
 from aibox.cli.options import ConfigOption, load_settings
 from aibox.errors import IntegrityError
@@ -30,7 +29,9 @@ def egress() -> None:
 
 @app.command()
 def report(
-    path: Annotated[Path | None, typer.Argument(help="An audit.db; the configured one by default.")] = None,
+    path: Annotated[
+        str | None, typer.Argument(help="An audit.db or postgresql://...; the configured one by default.")
+    ] = None,
     tenant: Annotated[str | None, typer.Option(help="One tenant only.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
     config: ConfigOption = None,
@@ -39,7 +40,8 @@ def report(
     console = Console(highlight=False)
     if path is None:
         settings, _ = load_settings(config=config)
-        path = settings.home / (settings.audit.url or "audit.db")
+        url = settings.audit.url or "audit.db"
+        path = url if "://" in url else str(settings.home / url)
     try:
         held = verify(path)
     except IntegrityError as error:
@@ -53,7 +55,7 @@ def report(
         console.print(f"Nothing has left, and nothing tried to. ({held})", soft_wrap=True)
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("tenant", "model", "host", "label", "sent", "refused", "bytes", "tokens", "USD", "users", "last",
+    for heading in ("tenant", "model", "host", "label", "sent", "refused", "bytes", "tokens", "USD", "last",
                     "policy"):  # fmt: skip
         table.add_column(heading, overflow="fold")
     for flow in found:
@@ -67,7 +69,6 @@ def report(
             f"{flow.sent_bytes} out, {flow.returned_bytes} in",
             str(flow.tokens),
             f"{flow.cost_usd:f}",
-            str(len(flow.users)),
             datetime.fromtimestamp(flow.last_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M"),
             flow.policy.removeprefix("sha256:")[:12],
         )
@@ -77,14 +78,15 @@ def report(
     console.print(str(held), markup=False, soft_wrap=True)
 
 
-def _attempts(path: Path, tenant: str | None) -> Iterator[Attempt]:
-    with closing(SqliteLog(path, read_only=True)) as log:
-        for log_id, owner, _ in log.logs():
-            if tenant not in (None, owner):
+def _attempts(path: str, tenant: str | None) -> Iterator[Attempt]:
+    with closing(open_store(path, read_only=True)) as store:
+        for name in store.logs():
+            if tenant not in (None, name.tenant):
                 continue
-            for row in log.entries(log_id):
-                body = read_body(row.body)
-                header = Header.unpack(row.header)
-                yield Attempt(
-                    owner, body["actor"]["user"], header.seq, header.ts_us, str(body["action"]), body["detail"]
-                )
+            for row in store.entries(name.log):
+                if not row.open:
+                    continue  # past its retention: that it was there is known, what it said is not
+                kind = read_open(row.open).action
+                if kind.startswith("egress."):
+                    header = Header.unpack(row.header)
+                    yield Attempt(name.tenant, header.seq, header.ts_us, kind, read_detail(row.open))

@@ -1,4 +1,7 @@
-"""An auditor's question in one table: what has left, where to, for whom, under which policy; and what was refused."""
+"""An auditor's question in one table: what has left, where to, for which tenant, under which policy; what was refused.
+
+It is made of the open parts of entries: who asked, and digests of what was said, are sealed under that person's key.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,6 @@ class Flow:
     returned_bytes: int = 0
     tokens: int = 0
     cost_usd: Decimal = field(default_factory=Decimal)
-    users: set[str] = field(default_factory=set)
     reasons: set[str] = field(default_factory=set)
     first_us: int = 0
     last_us: int = 0
@@ -35,7 +37,7 @@ class Flow:
             "tenant": self.tenant, "model": self.model, "host": self.host, "label": self.label, "policy": self.policy,
             "pseudonymised": self.pseudonymised, "allowed": self.allowed, "denied": self.denied,
             "sent_bytes": self.sent_bytes, "returned_bytes": self.returned_bytes, "tokens": self.tokens,
-            "cost_usd": str(self.cost_usd), "users": sorted(self.users), "reasons": sorted(self.reasons),
+            "cost_usd": str(self.cost_usd), "reasons": sorted(self.reasons),
             "first_us": self.first_us, "last_us": self.last_us,
         }  # fmt: skip
 
@@ -45,7 +47,6 @@ class Attempt:
     """One entry about the door, as the log has it."""
 
     tenant: str
-    user: str
     seq: int
     ts_us: int
     kind: str
@@ -72,7 +73,6 @@ def flows(attempts: Iterable[Attempt]) -> list[Flow]:
             bool(detail.get("pseudonymised")),
         )  # fmt: skip
         flow = found.setdefault(key, Flow(*key, first_us=attempt.ts_us))
-        flow.users.add(attempt.user)
         flow.last_us = attempt.ts_us
         if attempt.kind == "egress.allowed":
             flow.allowed += 1

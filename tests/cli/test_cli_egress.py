@@ -48,7 +48,7 @@ async def test_the_report_says_what_left_and_what_was_refused(
         ("acme", "restricted", 0, 1, 0, "0"),
         ("rival", "public", 1, 0, 2, "2.000000000"),
     ]
-    assert flows[1]["users"] == ["ben"]
+    assert "ben" not in json.dumps(flows)
     assert main(["egress", "report", str(tmp_path / "audit.db"), "--tenant", "rival"]) == 0
     out = capsys.readouterr().out
     assert "rival" in out

@@ -29,7 +29,7 @@ class Chat:
     def type(self, keys: bytes) -> None:
         os.write(self.terminal, keys)
 
-    def until(self, wanted: bytes, *, timeout_s: float = 60) -> bytes:
+    def until(self, wanted: bytes, *, timeout_s: float = 180) -> bytes:
         """What is shown until `wanted` is; b"" as `wanted` means the end of the program."""
         shown, deadline = b"", time.monotonic() + timeout_s
         while not wanted or wanted not in shown:
@@ -75,5 +75,5 @@ def test_at_the_prompt_it_leaves_at_once(chat: Chat) -> None:
     """Ctrl-C where nothing is being answered ends the program with 130, without another Enter."""
     chat.until(PROMPT)
     chat.type(CTRL_C)
-    chat.until(b"", timeout_s=10)
+    chat.until(b"", timeout_s=30)
     assert chat.exit_code() == 130
