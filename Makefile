@@ -7,7 +7,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --no-input
 SERVED := .venv-vllm
 NODE := .node
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-live test-docker check format lock bench clean
+.PHONY: help setup demo test test-live test-docker check format lock mutate-verify test-faults bench clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -56,6 +56,12 @@ $(SERVED)/.ready: tests/live/install_vllm.py tests/live/weights.py
 	@echo "setting up $(SERVED): vLLM for the CPU and weights for it, some minutes and 3 GB"
 	@$(PYTHON) tests/live/install_vllm.py $(SERVED)
 	@touch $@
+
+mutate-verify: setup ## take out the verifier's checks one at a time: a test must fail each time (minutes)
+	@$(PY) tools/mutate_verify.py $(ARGS)
+
+test-faults: setup ## fail every system call on the audit log's files once, under strace (minutes)
+	@AIBOX_TEST_FAULTS=all $(PY) -m pytest -s tests/audit/test_audit_faults.py tests/audit/test_audit_chain.py
 
 BENCHES := $(patsubst bench/%.py,bench-%,$(filter-out bench/report.py,$(wildcard bench/*.py)))
 bench: $(BENCHES) ## all benchmarks, against bench/goals.toml

@@ -10,12 +10,14 @@ import hashlib
 import math
 import os
 import shutil
+import signal
 import sqlite3
 import statistics
 import subprocess
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +69,7 @@ class RawGroupCommit:
 
     def __init__(self, write: Callable[[list[bytes]], None]) -> None:
         self._write = write
-        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._waiting: deque[tuple[bytes, asyncio.Future[None]]] = deque()
         self._loop = asyncio.get_running_loop()
         self._wake = threading.Event()
         self._ended = False
@@ -84,7 +86,7 @@ class RawGroupCommit:
         while not self._ended:
             self._wake.wait()
             self._wake.clear()
-            batch, self._waiting = self._waiting, []
+            batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
             if batch:
                 self._write([data for data, _ in batch])
                 self._loop.call_soon_threadsafe(
@@ -152,7 +154,7 @@ def postgres() -> Iterator[str | None]:
     try:
         yield f"postgresql://owner@/postgres?host={folder}"
     finally:
-        server.terminate()
+        server.send_signal(signal.SIGINT)  # ends sessions; SIGTERM would wait for them
         server.wait()
         shutil.rmtree(folder, ignore_errors=True)
 

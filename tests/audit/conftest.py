@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import uuid
@@ -46,7 +47,7 @@ def postgres_server() -> Iterator[str]:
             assert server.poll() is None, server.stderr and server.stderr.read()
         yield str(folder)
     finally:
-        server.terminate()
+        server.send_signal(signal.SIGINT)  # ends sessions; SIGTERM would wait for them
         server.wait(30)
         if server.stderr:
             server.stderr.close()
