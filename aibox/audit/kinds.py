@@ -12,6 +12,8 @@ from typing import Any
 _TURN_ENDS = frozenset({"outcome", "code", "label", "entries"})
 _STATE = frozenset({"outcome", "code"})
 _DOOR = frozenset({"host", "model", "label", "policy", "bytes", "pseudonymised", "attempt"})
+_CAME = frozenset({"model", "allowed", "outcome", "bytes", "input_tokens", "output_tokens", "cost_usd"})
+_HELP = frozenset({"subagent", "label", "resumed"})
 
 OPEN: Mapping[str, frozenset[str]] = {
     "turn.started": frozenset({"agent", "policy", "label"}),
@@ -31,12 +33,17 @@ OPEN: Mapping[str, frozenset[str]] = {
     "documents.retrieved": _STATE,
     "egress.allowed": _DOOR,
     "egress.denied": _DOOR | {"reason"},
-    "egress.returned": frozenset({"model", "allowed", "outcome", "bytes", "input_tokens", "output_tokens", "cost_usd"}),
-    "approval.requested": frozenset({"tool", "label"}),
+    "egress.returned": _CAME,
+    "approval.asked": frozenset({"tool", "label"}),
     "approval.given": frozenset({"tool", "label"}),
     "approval.refused": frozenset({"tool", "label"}),
-    "delegate.called": frozenset({"agent", "label"}),
-    "delegate.returned": frozenset({"agent", "label"}) | _STATE,
+    "skill.activated": frozenset({"skill", "digest", "subagent"}),
+    "skill.installed": frozenset({"skill", "digest"}),
+    "subagent.started": _HELP,
+    "subagent.paused": _HELP,
+    "subagent.returned": _HELP | _STATE,
+    "session.compacted": _STATE | {"messages", "left_out"},
+    "run.interrupted": _STATE,
 }
 
 RATCHETED = "key.ratcheted"

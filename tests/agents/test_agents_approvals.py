@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import subprocess
 import sys
@@ -93,7 +92,7 @@ async def test_a_run_pauses_and_goes_on_after_a_yes(
     assert [k for k in kinds if k.startswith(("approval.", "turn."))] == [
         "turn.started", "approval.asked", "turn.sealed", "approval.given", "turn.started", "turn.sealed",
     ]  # fmt: skip
-    called = [json.loads(e.body)["detail"] async for e in chain.entries(scope.tenant) if e.kind == "tool.called"]
+    called = [e.detail async for e in chain.entries(scope.tenant) if e.kind == "tool.called"]
     assert called[-1]["approved_by"] == ["boss"]
     for refused in (scope, BOSS):
         with pytest.raises(AccessError):

@@ -86,7 +86,7 @@ async def test_a_limit_of_time_ends_a_turn_with_what_was_said(scope: Scope, tmp_
         model = ScriptedBackend(call("step", {}), slow)
         agent = aibox.Agent("x", router=model, tools=[step], limits=TurnLimits(turn_s=0.3), audit=chain)
         reply = await agent.run("go", scope=scope)
-        bodies = [entry.body async for entry in chain.entries(scope.tenant)]
+        bodies = [entry.open async for entry in chain.entries(scope.tenant)]
     assert "0.3 s" in reply.stopped
     assert reply.tool_calls[0].text == "stepped"
     assert b'"outcome":"stopped"' in bodies[-1]
