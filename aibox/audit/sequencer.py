@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from aibox.audit import orphans
 from aibox.audit.ledger import Ledger
 from aibox.audit.receipt import Receipt
 from aibox.audit.receipts import make_receipt
@@ -70,6 +71,7 @@ class Sequencer:
         self._wake = threading.Event()
         self._turns: OrderedDict[tuple[str, str], list[list[Any]]] = OrderedDict()
         self._broken: set[tuple[str, str]] = set()
+        self._orphans: dict[tuple[str, str], tuple[orphans.Listed, int]] | None = None
         self.failed: AIBoxError | None = None
         self.thread = threading.Thread(target=self._run, name="aibox-audit", daemon=True)
         self.thread.start()
@@ -189,7 +191,7 @@ class Sequencer:
                 raise
             return error
         if job.turn:
-            self._turns.setdefault(key, []).append([entry.seq, entry.leaf.hex(), job])
+            self._turns.setdefault(key, []).append([entry.seq, entry.leaf.hex(), job, entry.ts_us])
             while len(self._turns) > OPEN_TURNS:
                 self._broken.add(self._turns.popitem(last=False)[0])
         if job.seal:
@@ -225,10 +227,28 @@ class Sequencer:
                     for tenant in tenants:
                         self._ledger.checkpoint(self._ledger.head(tenant))
             self._ledger.raise_mark(now=now)
+            if not now:
+                self._end_orphans()
         except Conflict:
             return  # the other writer anchors
         except AIBoxError as error:
             self.failed = error
+
+    def _end_orphans(self) -> None:
+        """Turns that have been silent for long, of this process and of those that died before it."""
+        if self._orphans is None:
+            self._orphans = {key: value for key, value in orphans.find(self._ledger).items() if key not in self._turns}
+        before_us = time.time_ns() // 1000 - round(orphans.TURN_S * 1e6)
+        silent = {key: listed for key, (listed, ts_us) in self._orphans.items() if ts_us < before_us}
+        silent |= {key: listed for key, listed in self._turns.items() if listed and listed[-1][3] < before_us}
+        if not silent:
+            return
+        with self._ledger.transaction():
+            for (tenant, turn), listed in silent.items():
+                orphans.end(self._ledger, tenant, turn, listed)
+        for key in silent:
+            self._orphans.pop(key, None)
+            self._turns.pop(key, None)
 
 
 def refuse_when_full(sequencer: Sequencer) -> None:

@@ -206,3 +206,38 @@ async def test_eight_processes_with_sixty_four_tasks_each_write_one_history(tmp_
     assert sorted(int(line.split()[0]) for line in lines) == list(range(8 * 64 * 5))
     await acknowledged_are_there(path, lines)
     sys.stdout.write(f"2,560 entries by 8 processes in {time.monotonic() - started:.0f} s, verified\n")
+
+
+async def test_a_turn_that_died_gets_exactly_one_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process is killed in the middle of a turn: the next one ends it once it has been silent, and never twice."""
+    from aibox.audit import orphans
+
+    path = tmp_path / "a.db"
+    code = (
+        "import asyncio, os, sys, aibox\n"
+        "async def main():\n"
+        "    chain = aibox.AuditChain(sys.argv[1])\n"
+        "    scope = aibox.Scope(tenant='acme', user='eva')\n"
+        "    for n in range(3):\n"
+        "        await chain.append('tool.called', scope=scope, turn='dead', detail={})\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "asyncio.run(main())\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=False, timeout=60)
+    async with AuditChain(path) as chain:
+        await chain.append("tool.called", scope=ACME, turn="alive", detail={})
+    assert aibox.verify(path).entries == 4
+    monkeypatch.setattr(orphans, "TURN_S", 0.0)
+    for _ in range(2):
+        async with AuditChain(path) as chain:
+            await chain.flush()
+            while len([entry async for entry in chain.entries("acme")]) < 6:  # it looks when a second was quiet
+                await asyncio.sleep(1.2)
+    async with AuditChain(path) as chain:
+        ended = [entry async for entry in chain.entries("acme") if entry.kind == "turn.failed"]
+        receipt = await chain.receipt("dead", scope=ACME)
+    assert sorted(entry.turn for entry in ended) == ["alive", "dead"]
+    assert ended[0].detail["code"] == "audit.turn_timeout"
+    receipt.verify()
+    assert [entry.kind for entry in receipt.entries] == ["tool.called"] * 3 + ["turn.failed"]
+    assert aibox.verify(path).entries == 6

@@ -210,6 +210,45 @@ def test_a_body_in_another_form_is_refused_by_both(
         assert both(value, tmp_path) == verdict, body
 
 
+def test_a_receipt_of_another_making(tmp_path: Path) -> None:
+    """Attack: a log of one's own is tied to a trusted key by a rotation that it never signed, or flags do not fit."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from aibox.audit.checkpoint import Checkpoint
+    from aibox.audit.record import SEALED, TERMINAL, Header, body_commit, leaf_hash, log_id
+    from aibox.audit.rotation import statement
+    from aibox.audit.signer import KeySigner, public_key, sign
+
+    trusted, mine = (KeySigner("aibox", Ed25519PrivateKey.generate()) for _ in range(2))
+    body = b'{"action":"a","detail":{"entries":[]},"id":"","tenant":"t","turn_id":"t","v":1}'
+
+    def receipt(flags: int, hidden: bytes, *rotations: dict[str, Any]) -> dict[str, Any]:
+        header = Header(flags, 0, 0, 0, log_id("o"), bytes(32), body_commit(body, hidden)).pack()
+        entry = {"header": header, "sealed": hidden, "key": b""}
+        texts = {name: base64.b64encode(part).decode() for name, part in entry.items()}
+        return {
+            "format": "aibox/receipt/v1", "turn": "t", "tenant": "t", "public_key": public_key(mine),
+            "rotations": list(rotations), "checkpoint": sign(mine, Checkpoint("o", 1, leaf_hash(header))),
+            "entries": [{**texts, "open": body.decode(), "proof": []}],
+        }  # fmt: skip
+
+    old, new = public_key(trusted), public_key(mine)
+    text = statement(log_id("o"), old, new, 1)
+    step = {"old": old, "new": new, "until": 1}
+    assert both(receipt(TERMINAL, b""), tmp_path, new) == 0
+    assert both(receipt(TERMINAL, b""), tmp_path, old) == 1
+    assert both(receipt(TERMINAL, b"", {**step, "signature": trusted.sign_bytes(text).hex()}), tmp_path, old) == 0
+    for signature in (mine.sign_bytes(text).hex(), "00" * 64, "", 7, None):
+        assert both(receipt(TERMINAL, b"", {**step, "signature": signature}), tmp_path, old) == 1
+    for until in ("1", None, 1.0, True, 2):
+        rotation = {**step, "until": until, "signature": trusted.sign_bytes(text).hex()}
+        assert both(receipt(TERMINAL, b"", rotation), tmp_path, old) == 1
+    assert both(receipt(TERMINAL | SEALED, b""), tmp_path) == 1
+    assert both(receipt(TERMINAL, b"x" * 80), tmp_path) == 1
+    assert both(receipt(TERMINAL | SEALED, b"x" * 80), tmp_path) == 0
+    assert both(receipt(0, b""), tmp_path) == 1
+
+
 # The command line.
 
 

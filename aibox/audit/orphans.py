@@ -1,0 +1,58 @@
+"""Turns that nobody ended: each gets its one terminal entry when it has been silent for long enough.
+
+A process that dies leaves turns behind without an end. Whoever opens the log next finds them at its tail; and a turn of
+this process that is forgotten is ended likewise. The wait lets a turn that is alive in another process go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aibox.audit.ledger import OPERATOR, Ledger
+from aibox.audit.record import TERMINAL, Header, leaf_hash, read_open
+from aibox.types import Scope
+
+TURN_S = 3600.0
+LOOK_BACK = 1024
+"""Entries at the tail of a log among which open turns are looked for."""
+MAX_LOGS = 64
+
+Listed = list[list[Any]]
+
+
+def find(ledger: Ledger) -> dict[tuple[str, str], tuple[Listed, int]]:
+    """(tenant, turn) to the turn's entries and the time of the last, for turns without an end at the tails of logs."""
+    found: dict[tuple[str, str], tuple[Listed, int]] = {}
+    for name in ledger.store.logs()[:MAX_LOGS]:
+        head = ledger.store.head(name.log)
+        if head is None:
+            continue
+        for row in ledger.store.entries(name.log, start=max(0, head.seq + 1 - LOOK_BACK)):
+            turn = read_open(row.open).turn_id if row.open else ""
+            if not turn:
+                continue
+            key = name.tenant, turn
+            if Header.unpack(row.header).flags & TERMINAL:
+                found.pop(key, None)
+            else:
+                listed, _ = found.setdefault(key, ([], 0))
+                listed.append([row.seq, leaf_hash(row.header).hex()])
+                found[key] = listed, Header.unpack(row.header).ts_us
+    return {key: value for key, value in found.items() if ledger.store.turn(ledger.log(key[0]), key[1]) is None}
+
+
+def end(ledger: Ledger, tenant: str, turn: str, entries: Sequence[Sequence[Any]]) -> bool:
+    """Inside a transaction. False where somebody has ended it meanwhile."""
+    head = ledger.head(tenant)
+    if ledger.store.turn(head.log, turn) is not None or any(ended == turn for ended, _ in head.turns):
+        return False
+    detail: Mapping[str, Any] = {
+        "outcome": "failed",
+        "code": "audit.turn_timeout",
+        "entries": [list(listed[:2]) for listed in entries],
+    }
+    scope = Scope(tenant=tenant, user=OPERATOR)
+    entry = ledger.add("turn.failed", scope=scope, turn=turn, detail=detail, flags=TERMINAL)
+    head.turns.append((turn, entry.seq))
+    return True
