@@ -35,6 +35,7 @@ MODULES = {
     "record": ["record"],
     "canonical": ["canonical"],
     "epochs": ["history"],
+    "spot": ["history"],
 }
 CALLS = {
     "verify_inclusion", "hold_rotation", "_hold_lengths", "_tag", "_lead_to", "_derived", "_people", "_checkpoints",

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from aibox.audit.escrow import seal_first
 from aibox.audit.keys import Keyring, check_random, read_key_file, why, write_new
 from aibox.errors import ConfigError, StoreError
 
@@ -65,9 +66,12 @@ class EpochKeys:
     def first(self, log: bytes) -> EpochKey:
         """K_0 of a log that has no entries yet; another process may have made it a moment ago."""
         if (known := self.known(log)) is None:
+            # For the auditor before it is used: once entries follow, it may be gone.
             write_new(self.path(log), f"0 {os.urandom(32).hex()}\n")
             known = self.known(log)
         assert known is not None
+        if known.epoch == 0:
+            seal_first(self._folder, log, known.key)
         return known
 
     def keep(self, log: bytes, key: EpochKey) -> None:

@@ -34,6 +34,7 @@ from aibox.audit.record import (
     make_parts,
     tag,
 )
+from aibox.audit.rotation import rotated_to
 from aibox.audit.signer import public_key, sign
 from aibox.audit.store import NODE_LEVELS, Act, LogName, Node, Store
 from aibox.audit.tree import StoredTree
@@ -390,13 +391,6 @@ class Ledger:
                 return sealed.entry_key(hidden, key)
         wrapped = self.store.subject_key(head.log, subject)
         return sealed.entry_key(hidden, sealed.unwrap(head.kek, subject, wrapped)) if wrapped else b""
-
-
-def rotated_to(row: Row) -> str:
-    """The key that an entry of rotation hands over to."""
-    from aibox.audit.record import read_detail
-
-    return str(read_detail(row.open or b"")["new"])
 
 
 _RESTORE = "if a backup was restored on purpose: aibox audit restore --reason ..."

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aibox.audit.checkpoint import public_bytes, verify_signature
+from aibox.audit.record import Row, read_detail
 
 
 def statement(log: bytes, old: str, new: str, until: int) -> bytes:
@@ -27,6 +28,11 @@ def hold_rotation(detail: Mapping[str, Any], log: bytes) -> None:
         verify_signature(old, signature, statement(log, old, new, until))
     except ValueError as error:
         raise ValueError(f"the rotation was not signed by the key before it: {error}") from None
+
+
+def rotated_to(row: Row) -> str:
+    """The key that an entry of rotation hands over to."""
+    return str(read_detail(row.open or b"")["new"])
 
 
 class KeyLine:

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from aibox.audit.escrow import new_auditor
 from aibox.audit.keys import Keyring
 from aibox.audit.receipt import ReceiptEntry
 from aibox.audit.record import leaf_hash
@@ -206,6 +207,14 @@ def signer(
         server.serve(lambda: print(public_key(key), flush=True))
     except KeyboardInterrupt:
         server.close()
+
+
+@app.command()
+def auditor(
+    private: Annotated[Path, typer.Argument(help="Where to write the private key: on the auditor's machine.")],
+) -> None:
+    """Make an auditor's key. Its public half, printed, goes into `keys/auditor.pub` before a log is begun."""
+    print(new_auditor(private))
 
 
 def _brief(entry: ReceiptEntry) -> dict[str, object]:

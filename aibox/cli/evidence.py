@@ -32,6 +32,12 @@ def verify(
     checkpoint: Annotated[
         list[Path] | None, typer.Option(help="A signed checkpoint that was kept elsewhere. More than once.")
     ] = None,
+    auditor: Annotated[
+        Path | None, typer.Option(help="The auditor's private key (`aibox audit auditor`): every tag is checked.")
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Draw so many entries of each log instead of reading all.")
+    ] = None,
     tenant: Annotated[str | None, typer.Option(help="Only this tenant's log.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole report as one line of JSON.")] = False,
 ) -> None:
@@ -52,6 +58,8 @@ def verify(
                 keys=Keyring(keys) if keys else None,
                 tenant=tenant,
                 checkpoints=notes,
+                auditor=auditor,
+                sample=sample,
                 progress=lambda done: shown.update(task, completed=done, description=f"{done:,} entries"),
             )
     except IntegrityError as error:

@@ -65,6 +65,12 @@ def test_odd_notes_are_refused(note: str) -> None:
         open_note(note, PUBLIC)
 
 
+def test_a_note_has_a_bounded_size() -> None:
+    """Attack: a note that is right in all but its size is refused before it is worked on."""
+    with pytest.raises(ValueError, match="too long"):
+        open_note(sign(SIGNER, Checkpoint("o" * 20_000, 1, bytes(32))), PUBLIC)
+
+
 def test_signatures_of_others_are_ignored_and_a_bad_one_of_the_known_key_is_not() -> None:
     """C2SP: an unknown key's line says nothing; one good line does not excuse a bad line of the same key."""
     other = KeySigner("witness", Ed25519PrivateKey.generate())

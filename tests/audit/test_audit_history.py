@@ -421,3 +421,44 @@ async def test_a_restore_does_not_bring_back_who_was_erased(tmp_path: Path, log:
 def test_epochs_end_by_number_and_by_time() -> None:
     """The limits that the page documents."""
     assert (epochs.EPOCH_ENTRIES, epochs.EPOCH_S) == (4096, 60.0)
+
+
+async def test_the_first_key_is_left_for_an_auditor(tmp_path: Path, short_epochs: None) -> None:
+    """With a public key in the folder first keys are sealed to it; its holder checks every tag, nobody else."""
+    from aibox.audit.escrow import AUDITOR, new_auditor
+    from aibox.errors import ConfigError
+
+    (tmp_path / "keys").mkdir(mode=0o700)
+    (tmp_path / "keys" / AUDITOR).write_text(new_auditor(tmp_path / "private"))
+    await write(tmp_path / "audit.db")
+    report = verify(tmp_path / "audit.db", auditor=tmp_path / "private")
+    assert (report.tagged, report.entries) == (report.entries, 26)
+    assert verify(tmp_path / "audit.db").tagged < 10
+    new_auditor(tmp_path / "other")
+    with pytest.raises(ConfigError, match="not sealed to"):
+        verify(tmp_path / "audit.db", auditor=tmp_path / "other")
+    with pytest.raises(ConfigError, match="there already"):
+        new_auditor(tmp_path / "other")
+    insider = Insider(tmp_path / "audit.db")
+    insider.know(EpochKeys(Keyring(tmp_path / "keys")).known(insider.log))
+    insider.relink(lambda rows: rename(rows, 3))
+    insider.checkpoints(tmp_path / "keys")
+    (tmp_path / "keys" / "highwater.json").unlink()
+    assert verify(tmp_path / "audit.db").ok
+    assert broken(tmp_path / "audit.db", "its tag does not fit", auditor=tmp_path / "private").problems[0].seq == 3
+
+
+async def test_a_spot_check_proves_what_it_draws(tmp_path: Path, log: Path) -> None:
+    """Entries drawn at random are proved under the last checkpoint, also after a rotation; a changed one is named."""
+    async with AuditChain(log) as chain:
+        await chain.rotate()
+        await chain.append("model.called", scope=ACME, detail={})
+    report = verify(log, sample=1000, key=(tmp_path / "keys" / "log.pub").read_text())
+    assert (report.sampled, report.entries, report.pinned) == (30, 30, True)
+    assert "30 entries drawn from" in str(report)
+    with by_hand(log) as db:
+        db.execute("UPDATE entries SET open = x'7b7d' WHERE seq = 4")
+    assert broken(log, "entry 4: its body is not the one", sample=1000).problems[0].tenant == "acme"
+    with by_hand(log) as db:
+        db.execute("DELETE FROM entries WHERE seq = 4")
+    broken(log, "lost node", sample=1000)

@@ -123,3 +123,12 @@ async def test_any_file_can_be_offered_as_a_receipt(tmp_path: Path) -> None:
         (tmp_path / "r.json").write_bytes(data)
         with pytest.raises(ConfigError, match="not a receipt"):
             Receipt.load(tmp_path / "r.json")
+
+
+async def test_a_receipt_has_a_bounded_size(receipts: list[Receipt], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attack: a file that is larger than any receipt is refused before it is read as JSON."""
+    data = json.dumps(receipts[0].as_dict()).encode()
+    assert Receipt.read(data) == receipts[0]
+    monkeypatch.setattr("aibox.audit.receipt.MAX_RECEIPT_BYTES", len(data) - 1)
+    with pytest.raises(ValueError, match="longer than"):
+        Receipt.read(data)
