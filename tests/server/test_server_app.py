@@ -13,8 +13,9 @@ import pytest
 import aibox
 from aibox.box import Box
 from aibox.errors import BackendError
-from aibox.server.app import MAX_BODY_BYTES, create_app
+from aibox.server.app import create_app
 from aibox.server.auth import Callers, LocalKey
+from aibox.server.hot import MAX_BODY_BYTES
 from aibox.settings import Settings
 from aibox.testing import ScriptedBackend, call
 from aibox.types import Scope
