@@ -38,7 +38,7 @@ async def second(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Laun
         python=os.environ["AIBOX_TEST_VLLM_PYTHON"],
         log=tmp_path_factory.mktemp("second") / "log",
         env={"VLLM_CPU_KVCACHE_SPACE": "1"},
-        options={"max_model_len": 2048},
+        options={"max_model_len": 2048, "enforce_eager": True},
         ready_s=600,
     )
     yield backend
