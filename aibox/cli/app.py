@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from aibox import __version__
-from aibox.cli import audit, chat, demo, doctor, egress, evidence, keys, models, new, sandbox, serve, skills
+from aibox.cli import audit, chat, demo, doctor, egress, evidence, keys, models, new, sandbox, seal, serve, skills
 from aibox.cli.say import say
 from aibox.errors import AIBoxError, ConfigError
 
@@ -36,6 +36,7 @@ app.command("verify")(evidence.verify)
 app.command("why")(evidence.why)
 app.command("doctor")(doctor.doctor)
 app.command("new")(new.new)
+app.command("seal")(seal.seal)
 app.add_typer(audit.app, name="audit")
 app.add_typer(egress.app, name="egress")
 app.add_typer(models.app, name="models")

@@ -31,7 +31,8 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         os.environ["AIBOX_TEST_VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server",
         "--model", os.environ["AIBOX_TEST_VLLM_MODEL"], "--served-model-name", "smollm2",
         "--host", "127.0.0.1", "--port", str(PORT), "--max-model-len", "2048",
-        "--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-prompt-tokens-details", "--enforce-eager",
+        "--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-prompt-tokens-details",
+        "--enforce-eager",
     ]  # fmt: skip
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=env) as server:
         try:
