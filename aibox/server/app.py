@@ -24,8 +24,8 @@ def create_app(box: Box, *, callers: Callers, agents: Mapping[str, Agent] | None
     api = InferenceAPI(box, agents=agents if agents is not None else {"default": box.agent()})
 
     async def models(request: Request) -> Response:
-        await callers.scope(request.headers.get("authorization", ""))
-        return JSONResponse(await api.models())
+        scope = await callers.scope(request.headers.get("authorization", ""))
+        return JSONResponse(await api.models(scope=scope))
 
     async def healthz(_: Request) -> Response:
         health = await box.router.health()

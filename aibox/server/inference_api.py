@@ -26,13 +26,13 @@ class InferenceAPI:
         self._box = box
         self._agents = agents
 
-    async def models(self) -> dict[str, Any]:
-        """The list of models, agents first."""
+    async def models(self, *, scope: Scope) -> dict[str, Any]:
+        """The list of models that the scope's tenant can ask for, agents first."""
         created = int(time.time())
         agents: list[dict[str, Any]] = [{"id": AGENT + name, "owned_by": "aibox"} for name in self._agents]
         found: list[dict[str, Any]] = [
             {"id": info.id, "owned_by": info.backend, "aibox": {"demo": info.demo, "weights": info.weights.known}}
-            for info in await self._box.router.models()
+            for info in await self._box.router.models(scope=scope)
         ]
         return {"object": "list", "data": [{"object": "model", "created": created, **m} for m in (*agents, *found)]}
 

@@ -17,6 +17,8 @@ from aibox.chat import ChatRequest, assemble
 from aibox.errors import BackendError, ConfigError
 from aibox.inference.addresses import is_inside
 from aibox.inference.openai_compatible import OpenAICompatible
+from aibox.inference.openrouter import OpenRouter
+from aibox.inference.router import Router
 from aibox.inference.sse import MAX_EVENT_BYTES, Events
 from aibox.inference.vllm import VLLM
 from aibox.sync import run_sync
@@ -35,6 +37,33 @@ class TestOpenAICompatible(BackendContract):
         backend = OpenAICompatible(upstream.url, name="server")
         yield backend
         await backend.close()
+
+
+@pytest.mark.loopback
+class TestVLLM(BackendContract):
+    @pytest.fixture
+    async def backend(self, upstream: Upstream) -> AsyncIterator[VLLM]:
+        backend = VLLM(upstream.url, name="vllm")
+        yield backend
+        await backend.close()
+
+
+@pytest.mark.loopback
+class TestOpenRouter(BackendContract):
+    @pytest.fixture
+    async def backend(self, upstream: Upstream) -> AsyncIterator[OpenRouter]:
+        backend = OpenRouter(api_key="sk-x", models=["a/b"], base_url=upstream.url)
+        yield backend
+        await backend.close()
+
+
+@pytest.mark.loopback
+class TestRouterOfReplicas(BackendContract):
+    @pytest.fixture
+    async def backend(self, upstream: Upstream) -> AsyncIterator[Router]:
+        router = Router(VLLM(upstream.url, name="one"), VLLM(upstream.url, name="two"))
+        yield router
+        await router.close()
 
 
 @pytest.fixture
