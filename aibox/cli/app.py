@@ -15,7 +15,22 @@ from rich.console import Console
 from rich.markup import escape
 
 from aibox import __version__
-from aibox.cli import audit, chat, demo, doctor, egress, evidence, keys, models, new, sandbox, seal, serve, skills
+from aibox.cli import (
+    audit,
+    chat,
+    demo,
+    doctor,
+    egress,
+    evidence,
+    keys,
+    memory,
+    models,
+    new,
+    sandbox,
+    seal,
+    serve,
+    skills,
+)
 from aibox.cli.say import say
 from aibox.errors import AIBoxError, ConfigError
 
@@ -42,6 +57,7 @@ app.add_typer(egress.app, name="egress")
 app.add_typer(models.app, name="models")
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(keys.app, name="keys")
+app.add_typer(memory.app, name="memory")
 app.add_typer(skills.app, name="skills")
 
 

@@ -163,6 +163,11 @@ _SENTENCES: dict[str, Any] = {
         if d["outcome"] == "written"
         else f"Memory could not be written ({d['code']})."
     ),
+    "memory.forget": lambda d: (
+        "Everything of the user was to be forgotten."
+        if d["everything"]
+        else f"{len(d['ids'])} memories were to be forgotten."
+    ),
     "model.called": lambda d: f"{d['bytes']} bytes marked {d['label']} were sent to model {d['model']}.",
     "model.answered": _answered,
     "tool.called": _called,

@@ -128,19 +128,22 @@ class Rows:
                 ).rowcount
                 if not updated:
                     record = replace(record, supersedes="")
-            values = {
-                **{name: getattr(record, name) for name in _CLEAR},
-                "agent": key.digest(f"agent|{record.agent}"),
-                "session": key.digest(f"session|{record.agent}|{record.session}"),
-                "digest": key.digest(record.text),
-                "label": str(record.label),
-                "sealed": _seal(record, key),
-                "embedder": self._embedder,
-                "vector": pack(vector),
-                "change": change,
-            }
-            self._db.execute(_INSERT, values)
+            self._insert(record, vector, key, change)
         return record
+
+    def _insert(self, record: Record, vector: Sequence[float], key: SubjectKey, change: int) -> None:
+        values = {
+            **{name: getattr(record, name) for name in _CLEAR},
+            "agent": key.digest(f"agent|{record.agent}"),
+            "session": key.digest(f"session|{record.agent}|{record.session}"),
+            "digest": key.digest(record.text),
+            "label": str(record.label),
+            "sealed": _seal(record, key),
+            "embedder": self._embedder,
+            "vector": pack(vector),
+            "change": change,
+        }
+        self._db.execute(_INSERT, values)
 
     def _met_again(self, kept: Record, record: Record, key: SubjectKey) -> Record:
         met = replace(kept, label=kept.label | record.label, confidence=max(kept.confidence, record.confidence))
