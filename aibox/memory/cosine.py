@@ -8,11 +8,16 @@ from typing import Any
 from aibox.errors import MissingExtraError
 
 
-def cosine(vector: Sequence[float], packed: bytes) -> float:
-    """Of a vector and a packed one (32-bit floats, native order); 0 where either is all zeros."""
+def cosines(vector: Sequence[float], packed: Sequence[bytes]) -> list[float]:
+    """Of a vector with each of the packed ones (32-bit floats, native order); 0 where either is all zeros."""
+    if not packed:
+        return []
     np = _numpy()
-    a, b = np.asarray(vector, np.float32), np.frombuffer(packed, np.float32)
-    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-9))
+    query = np.asarray(vector, np.float32)
+    matrix = np.frombuffer(b"".join(packed), np.float32).reshape(len(packed), -1)
+    lengths = np.sqrt(np.einsum("ij,ij->i", matrix, matrix)) * np.sqrt(query @ query)
+    found: list[float] = (matrix @ query / np.maximum(lengths, 1e-9)).tolist()
+    return found
 
 
 def nearest(vector: Sequence[float], rows: Sequence[tuple[int, bytes]], limit: int) -> list[int]:

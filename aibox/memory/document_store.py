@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from aibox.chat import Health
 from aibox.errors import AIBoxError, StoreError
-from aibox.memory.cosine import cosine, nearest
+from aibox.memory.cosine import cosines, nearest
 from aibox.memory.document import Document
 from aibox.memory.document_rows import DocumentRows
 from aibox.memory.folder import Folder, Worker
@@ -199,8 +199,8 @@ def fuse(
     """
     most = max(words.values(), default=0.0)
     hits = []
-    for n, candidate in found.items():
-        near = cosine(vector, candidate.vector)
+    nearness = cosines(vector, [candidate.vector for candidate in found.values()])
+    for (n, candidate), near in zip(found.items(), nearness, strict=True):
         shared = sum(1 for term in terms if term in candidate.terms) / len(terms) if terms else 0.0
         if near >= minimum or shared >= WORDS_FLOOR:
             score = (max(near, 0.0) + (words.get(n, 0.0) / most if most > 0 else 0.0)) / 2

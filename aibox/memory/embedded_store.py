@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aibox.chat import Health
 from aibox.errors import AIBoxError, ConfigError
-from aibox.memory.cosine import cosine, nearest
+from aibox.memory.cosine import cosines, nearest
 from aibox.memory.folder import Folder, Worker
 from aibox.memory.indexes import Indexes
 from aibox.memory.record import Hit, Record, RecordType, Within
@@ -153,7 +153,8 @@ class EmbeddedStore:
             if found is None:
                 numbers = nearest(vector, rows.vectors(scope, wanted), limit)
                 found = rows.records(numbers, scope, wanted)
-        scores = {n: cosine(vector, packed) for n, (_, packed) in found.items()}
+        near = cosines(vector, [packed for _, packed in found.values()])
+        scores = dict(zip(found, near, strict=True))
         best = sorted((n for n in found if scores[n] >= minimum), key=lambda n: (-scores[n], n))
         return [Hit(found[n][0], min(max(scores[n], 0.0), 1.0)) for n in best[:limit]]
 

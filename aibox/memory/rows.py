@@ -62,9 +62,9 @@ _SCHEMA = Schema(
 
 _CLEAR = ("id", "type", "tenant", "user", "confidence", "created_us", "valid_from_us", "valid_until_us", "supersedes")
 _SEALED = ("text", "agent", "session", "source")
-_COLUMNS = ", ".join((*_CLEAR, "label", "sealed"))
+_COLUMNS = ", ".join(f"records.{name}" for name in (*_CLEAR, "label", "sealed"))
 _MINE = "tenant = :tenant AND user = :user"
-_TYPES = "(:types IS NULL OR type IN (SELECT value FROM json_each(:types)))"
+_TYPES = "(:types IS NULL OR records.type IN (SELECT value FROM json_each(:types)))"
 _VALID = "valid_from_us <= :now AND (valid_until_us = 0 OR valid_until_us > :now)"
 _WITHIN = "(:agent IS NULL OR agent = :agent) AND (:session IS NULL OR session = :session)"
 
@@ -242,9 +242,10 @@ class Rows:
 
     def records(self, numbers: Sequence[int], scope: Scope, wanted: Wanted) -> dict[int, tuple[Record, bytes]]:
         """Records and vectors of the rows among `numbers` that a search of the scope may find."""
+        # CROSS JOIN binds SQLite to begin with the few numbers: it would rather read all of the user's rows.
         query = (
-            "SELECT n, vector, {columns} FROM records WHERE {mine} AND superseded = 0 AND embedder = :embedder "
-            "AND {types} AND {valid} AND {within} AND n IN (SELECT value FROM json_each(:numbers))"
+            "SELECT n, vector, {columns} FROM (SELECT value FROM json_each(:numbers)) CROSS JOIN records ON n = value "
+            "WHERE {mine} AND superseded = 0 AND embedder = :embedder AND {types} AND {valid} AND {within}"
         )
         with self._file.errors():
             key = self._keys.find(scope.tenant, scope.user)
