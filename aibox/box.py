@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from aibox.agents.agent import Agent
 from aibox.agents.shelf import Shelf
@@ -57,7 +58,13 @@ def open(  # noqa: A001 - the face of the library: `aibox.open`
     if sovereign not in ("", "strict"):
         raise ConfigError(f"AIBOX_SOVEREIGN is {sovereign!r}", hint='set it to "strict", or unset it')
     if sovereign:
-        seal((*settings.seal.allow, *(backend.url for backend in settings.backends if backend.url)))
+        urls = [backend.url for backend in settings.backends if backend.url]
+        if (
+            settings.memory.buffer_url is not None
+            and (host := urlsplit(settings.memory.buffer_url.get_secret_value())).hostname
+        ):
+            urls.append(f"{host.hostname}:{host.port or 6379}")
+        seal((*settings.seal.allow, *urls))
     return Box(settings, policy=policy)
 
 

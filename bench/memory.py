@@ -242,16 +242,13 @@ async def ingestion(report: Report, documents: int, folder: Path) -> None:
 
 
 MODULES = (
-    "argparse", "ast", "asyncio", "base64", "bisect", "calendar", "codecs", "collections", "concurrent.futures",
-    "configparser", "contextlib", "copy", "csv", "ctypes.util", "datetime", "decimal", "difflib", "dis", "email.utils",
-    "enum", "fileinput", "fnmatch", "fractions", "functools", "getpass", "gettext", "glob", "gzip", "heapq", "hmac",
-    "html", "http.client", "imaplib", "inspect", "io", "ipaddress", "itertools", "json", "keyword", "linecache",
-    "locale", "logging", "mailbox", "math", "mimetypes", "operator", "os", "pathlib", "pdb", "pickle", "pkgutil",
-    "platform", "plistlib", "pprint", "queue", "random", "re", "sched", "secrets", "shelve", "shlex", "shutil",
-    "signal", "smtplib", "socket", "socketserver", "sqlite3", "ssl", "stat", "statistics", "string", "struct",
-    "subprocess", "symtable", "tarfile", "tempfile", "textwrap", "threading", "timeit", "tokenize", "trace",
-    "traceback", "types", "typing", "unittest", "urllib.parse", "urllib.request", "uuid", "warnings", "wave", "weakref",
-    "xml.dom.minidom", "xml.etree.ElementTree", "xmlrpc.client", "zipapp", "zipfile", "zoneinfo",
+    "argparse", "asyncio", "base64", "bisect", "calendar", "codecs", "collections", "configparser", "contextlib", "copy",
+    "csv", "datetime", "decimal", "difflib", "email.utils", "enum", "fnmatch", "fractions", "functools", "glob", "heapq",
+    "hmac", "http.client", "imaplib", "inspect", "io", "ipaddress", "itertools", "json", "logging", "mailbox", "math",
+    "operator", "os", "pathlib", "pickle", "pprint", "queue", "random", "re", "secrets", "shlex", "shutil", "smtplib",
+    "socket", "sqlite3", "ssl", "statistics", "string", "struct", "subprocess", "tarfile", "tempfile", "textwrap",
+    "threading", "tokenize", "traceback", "types", "typing", "unittest", "urllib.parse", "urllib.request", "uuid",
+    "warnings", "weakref", "xml.dom.minidom", "xml.etree.ElementTree", "zipfile", "zoneinfo",
 )  # fmt: skip
 
 

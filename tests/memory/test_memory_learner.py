@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from memory_words import WordEmbedder
 
+import aibox
 from aibox.chat import ModelInfo
 from aibox.errors import BackendError
 from aibox.guardrails.guardrail import Guardrail
 from aibox.memory.learner import PROMPT
 from aibox.memory.memory import Memory
+from aibox.memory.redis_buffer import RedisBuffer
 from aibox.policy.policy import Policy
+from aibox.settings import MemorySettings, Settings
 from aibox.testing import ScriptedBackend
 from aibox.types import Label, Scope
 
@@ -128,3 +131,18 @@ async def test_the_model_sees_no_secret_above_the_conversation(tmp_path: Path, s
     assert "Heron" in str(request.body)
     assert "May" not in str(request.body)
     assert request.label == Label.parse("confidential")
+
+
+async def test_a_box_wires_what_the_settings_say(tmp_path: Path, scope: Scope) -> None:
+    """`model` and `buffer_url` under `[memory]` reach the memory; the url's password does not reach a repr."""
+    url = "redis://:hunter2@127.0.0.1:1/0"
+    settings = Settings(home=tmp_path / "home", memory=MemorySettings.model_validate({"model": "m", "buffer_url": url}))
+    async with aibox.open(settings=settings) as box:
+        assert isinstance(box.memory.buffer, RedisBuffer)
+        assert "learns by the model 'm'" in repr(box.memory)
+        assert "hunter2" not in f"{box.memory!r} {box.memory.buffer!r} {settings!r}"
+    async with aibox.open(settings=Settings(home=tmp_path / "other")) as box:
+        assert "learns by rules" in repr(box.memory)
+        await box.memory.remember("I like tea.", scope=scope)
+        assert not (tmp_path / "other" / "memory" / "keys").exists()
+        assert (tmp_path / "other" / "keys" / "memory.key").exists()
