@@ -135,7 +135,7 @@ class Bubblewrap:
         try:
             with anyio.fail_after(_START_S):
                 await guest.begin(self._command(runtime, limits, uid), uid=uid, filter_program=self._filter)
-                await Frames(guest).greet(program.body(), greeting)
+                await Frames(guest).greet(program.body(same=True), greeting)
         except BaseException as error:
             said = guest.said()
             await guest.close()
@@ -172,7 +172,7 @@ class BubblewrapGuest:
                 passed.append(number)
             passed += etc.values()
             words = [*make(etc=etc), *options, "--", *program.COMMAND]
-            self._pipes = await Pipes.open(words, owner=uid, passed=passed)
+            self._pipes = Pipes.open(words, owner=uid, passed=passed)
             kept.pop_all()
         self._status = status_r
         os.set_blocking(status_r.fileno(), False)
@@ -255,10 +255,9 @@ class BubblewrapGuest:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
                 await anyio.wait_readable(self._pidfd)
-            await pipes.process.wait()
+            await pipes.ended()
         if clock.cancelled_caught:
-            with contextlib.suppress(ProcessLookupError):
-                pipes.process.kill()
+            pipes.kill()
         return not clock.cancelled_caught
 
 

@@ -161,7 +161,7 @@ class Docker:
         greeting = program.greeting(limits, count_processes=False, per_process_memory=False, warm=warm)
         try:
             with anyio.fail_after(_START_S):
-                await guest.begin(words)
+                guest.begin(words)
                 await Frames(guest).greet(program.body(), greeting)
         except BaseException as error:
             said = guest.said()
@@ -191,8 +191,8 @@ class DockerGuest:
         self._closed = False
         self._closing = anyio.Lock()
 
-    async def begin(self, words: list[str]) -> None:
-        self._pipes = await Pipes.open(self._engine.command("run", *words), environment=CLEAN)
+    def begin(self, words: list[str]) -> None:
+        self._pipes = Pipes.open(self._engine.command("run", *words), environment=CLEAN)
 
     async def send(self, data: bytes) -> None:
         assert self._pipes is not None
@@ -218,11 +218,10 @@ class DockerGuest:
                 self._closed = True
                 self._pipes.hang_up()
                 with anyio.move_on_after(_END_S) as clock:
-                    await self._pipes.process.wait()
+                    await self._pipes.ended()
                 if clock.cancelled_caught:
-                    with contextlib.suppress(ProcessLookupError):
-                        self._pipes.process.kill()
-                    await self._pipes.process.wait()
+                    self._pipes.kill()
+                    await self._pipes.ended()
                     with contextlib.suppress(SandboxError):
                         await self._engine.ask("rm", "--force", self.name)
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from io import FileIO
 
 import anyio
-from anyio.abc import Process
 
 from aibox.errors import SandboxError
 from aibox.protocols import Guest
@@ -26,14 +26,14 @@ MAX_FRAME = 1024 * 1024
 class Pipes:
     """A started process and our ends of its standard streams."""
 
-    def __init__(self, process: Process, stdin: FileIO, stdout: FileIO, stderr: FileIO) -> None:
-        self.process = process
+    def __init__(self, process: subprocess.Popen[bytes], stdin: FileIO, stdout: FileIO, stderr: FileIO) -> None:
+        self._process = process
         self._stdin, self._stdout, self._stderr = stdin, stdout, stderr
         for pipe in (stdin, stdout, stderr):
             os.set_blocking(pipe.fileno(), False)
 
     @classmethod
-    async def open(
+    def open(
         cls,
         command: Sequence[str],
         *,
@@ -46,16 +46,16 @@ class Pipes:
             stdin_r, stdin_w = pipe(theirs, ours, owner=owner)
             stdout_r, stdout_w = pipe(ours, theirs, owner=owner)
             stderr_r, stderr_w = pipe(ours, theirs, owner=owner)
-            with anyio.CancelScope(shield=True):
-                process = await anyio.open_process(
-                    command,
-                    stdin=stdin_r,
-                    stdout=stdout_w,
-                    stderr=stderr_w,
-                    env=environment,
-                    cwd="/",
-                    pass_fds=passed,
-                )
+            # Not the event loop's own way, which starts a thread for each process to wait for it.
+            process = subprocess.Popen(  # noqa: S603 - words of ours
+                command,
+                stdin=stdin_r,
+                stdout=stdout_w,
+                stderr=stderr_w,
+                env=environment,
+                cwd="/",
+                pass_fds=passed,
+            )
             ours.pop_all()
         return cls(process, stdin_w, stdout_r, stderr_r)
 
@@ -83,6 +83,19 @@ class Pipes:
         with contextlib.suppress(OSError, ValueError):
             return (self._stderr.read(65536) or b"")[-1000:].decode(errors="replace").strip()
         return ""
+
+    async def ended(self) -> None:
+        """Wait until the process is over, and bury it."""
+        if self._process.returncode is None:
+            ending = os.pidfd_open(self._process.pid)
+            try:
+                await anyio.wait_readable(ending)
+            finally:
+                os.close(ending)
+            self._process.wait()
+
+    def kill(self) -> None:
+        self._process.kill()
 
     def hang_up(self) -> None:
         for file in (self._stdin, self._stdout, self._stderr):

@@ -47,12 +47,16 @@ OPEN_FILES = 1024
 
 
 @cache
-def body() -> bytes:
-    """What COMMAND reads before anything else: its length in four bytes, and the program."""
+def body(*, same: bool = False) -> bytes:
+    """What COMMAND reads before anything else: its length in four bytes, and the program.
+
+    `same` where the interpreter inside is known to be this one, so that the source need not travel.
+    """
     folder = resources.files(_PACKAGE)
     sources = [folder.joinpath(f"{name}.py").read_text("utf-8") for name in _MODULES]
-    codes = [compile(source, f"{_PACKAGE}.{name}", "exec") for name, source in zip(_MODULES, sources, strict=True)]
-    data = marshal.dumps((sys.version, marshal.dumps(codes), sources), 2)
+    named = [f"{_PACKAGE}.{name}" for name in _MODULES]
+    codes = [compile(source, name, "exec", optimize=2) for source, name in zip(sources, named, strict=True)]
+    data = marshal.dumps((sys.version, marshal.dumps(codes), [""] * len(sources) if same else sources), 2)
     return len(data).to_bytes(4, "big") + data
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+
+TYPE_CHECKING = False  # `typing` and `collections` would cost more time to import than all the rest
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _CHUNK = 256 * 1024
 _FAULTS = {

@@ -11,8 +11,11 @@ import _socket
 import builtins
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+
+TYPE_CHECKING = False  # `typing` and `collections` would cost more time to import than all the rest
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 _PIECE = 32 * 1024
 _VALUE_CHARACTERS = 20_000

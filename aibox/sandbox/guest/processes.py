@@ -51,12 +51,13 @@ def others(keep: int) -> set[int]:
 
 
 def dead(pid: int) -> bool:
-    """Gone, or waiting for a parent that is stopped to let go of it. proc(5)."""
+    """Gone, or waiting for a parent that is stopped to let go of it; what is ours to let go of is not. proc(5)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+            state, parent = file.read().rpartition(b")")[2].split()[:2]
     except OSError:
         return True
+    return state in (b"Z", b"X") and parent != b"1"
 
 
 def signal_one(pid: int, number: int) -> None:

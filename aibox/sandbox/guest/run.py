@@ -7,11 +7,14 @@ import _socket
 import os
 import select
 import time
-from collections.abc import Callable
-from typing import Any
 
 from aibox.sandbox.guest import line
 from aibox.sandbox.guest.processes import INTERRUPT, KILL
+
+TYPE_CHECKING = False  # `typing` and `collections` would cost more time to import than all the rest
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 PIECE = 32 * 1024
 GRACE_S = 0.5

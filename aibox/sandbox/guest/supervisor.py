@@ -14,7 +14,6 @@ import marshal
 import os
 import resource
 import sys
-from typing import Any
 
 from aibox.sandbox.guest import files, interpreter, line
 from aibox.sandbox.guest.processes import (
@@ -30,6 +29,10 @@ from aibox.sandbox.guest.processes import (
     sweep,
 )
 from aibox.sandbox.guest.run import GRACE_S, PIECE, Run, become
+
+TYPE_CHECKING = False  # `typing` and `collections` would cost more time to import than all the rest
+if TYPE_CHECKING:
+    from typing import Any
 
 _PRIVATE = 2
 """Processes that are ours: this one and the interpreter."""
