@@ -90,9 +90,10 @@ class Answer:
         if self.killed_for_memory:
             code = None if code == 137 else code
             hit.append(f"a process was stopped at {limits.memory_mib} MiB (memory limit); use less memory at a time")
-        if self.facts.get("error") == "irregular":
+        if (word := self.facts.get("error")) is not None:
             code = None
-            hit.append(f"nothing could be started: {limits.pids} processes exist (process limit)")
+            many = f"{limits.pids} processes exist (process limit)"
+            hit.append(f"nothing could be started: {many if word == 'processes' else word}")
         dropped = self.facts.get("dropped", "")
         for letter, name in _STREAMS.items():
             if letter.decode() in dropped:

@@ -23,14 +23,13 @@ from aibox.execution import Limits, Usage
 from aibox.sandbox import command, program, seccomp
 from aibox.sandbox.engine import CLEAN, Engine, Facts
 from aibox.sandbox.escapes import UnsafeRuntime
-from aibox.sandbox.hardening import hardened
+from aibox.sandbox.hardening import GVISOR, hardened
 from aibox.sandbox.line import Frames, Pipes
 from aibox.sandbox.runtime import NOBODY
 from aibox.sandbox.session import Session
 
 LABEL = "aibox.sandbox"
 DEFAULT_IMAGE = "aibox-sandbox:latest"
-GVISOR = "runsc"
 
 _START_S = 30.0
 _END_S = 3.0
@@ -158,7 +157,8 @@ class Docker:
         )  # fmt: skip
         guest = DockerGuest(self._engine, name)
         # The engine counts processes of the container itself; by user it would count those of others as well.
-        greeting = program.greeting(limits, count_processes=False, per_process_memory=False, warm=warm)
+        own_kernel = runtime == GVISOR
+        greeting = program.greeting(limits, count_processes=own_kernel, per_process_memory=False, warm=warm)
         try:
             with anyio.fail_after(_START_S):
                 guest.begin(words)

@@ -10,6 +10,8 @@ from aibox.sandbox.program import COMMAND, ENVIRONMENT, OPEN_FILES
 
 _MIB = 1024 * 1024
 _OUR_PIDS = 2  # the supervisor and the interpreter
+_GVISOR_PIDS = 256
+GVISOR = "runsc"
 INODES_A_MIB = 256
 
 
@@ -42,7 +44,8 @@ def hardened(
     arguments += ["--security-opt", "no-new-privileges"]  # 5.26
     arguments += ["--security-opt", f"seccomp={seccomp}"]  # 5.22
     arguments += ["--user", f"{uid}:{uid}"]
-    arguments += ["--pids-limit", str(limits.pids + _OUR_PIDS)]  # 5.29
+    # 5.29; the processes of gVisor's own kernel count here as well as the guest's, which it bounds by itself.
+    arguments += ["--pids-limit", str(limits.pids + (_GVISOR_PIDS if runtime == GVISOR else _OUR_PIDS))]
     arguments += ["--memory", memory, "--memory-swap", memory]  # 5.11; as much as memory means: no swap
     arguments += ["--cpus", f"{limits.cpus:g}"]  # 5.12
     arguments += ["--ulimit", "core=0:0", "--ulimit", f"nofile={OPEN_FILES}:{OPEN_FILES}"]  # 5.19

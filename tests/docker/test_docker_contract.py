@@ -40,6 +40,20 @@ class TestDockerContract(DriverContract):
         return docker(engine_host)
 
 
+class TestContractOfGVisor(DriverContract):
+    """Where the engine has gVisor and it starts; where it does not, the reason is the skip's."""
+
+    @pytest.fixture
+    async def driver(self, engine_host: str) -> Driver:
+        driver = Docker(host=engine_host, gvisor="require")
+        health = await driver.available()
+        if not health.ok:
+            await driver.close()
+            pytest.skip(f"gVisor was NOT tried: {health.detail}")
+        assert driver.recorded["runtime"] == "runsc"
+        return driver
+
+
 class TestAbuseOfDocker(Abuses):
     @pytest.fixture
     def driver(self, engine_host: str) -> Driver:

@@ -22,6 +22,7 @@ _FAULTS = {
     errno.ENOENT: "missing",
     errno.EACCES: "denied",
     errno.EPERM: "denied",
+    errno.EAGAIN: "processes",
 }
 
 

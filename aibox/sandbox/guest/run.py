@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 PIECE = 32 * 1024
+_LOOK_MS = 5
 GRACE_S = 0.5
 """Between asking a piece of code to stop and killing the interpreter with all its variables."""
 
@@ -91,12 +92,17 @@ class Run:
     def _watch(
         self, handlers: dict[int, Callable[[], None]], over: Callable[[], bool] = lambda: False, *, polite: bool = False
     ) -> None:
-        watched = os.pidfd_open(self._pid)
-        self._poll.register(watched, select.POLLIN)
+        try:
+            watched = os.pidfd_open(self._pid)
+            self._poll.register(watched, select.POLLIN)
+        except OSError:
+            watched = -1  # an older gVisor has none: look at it again and again
         deadline: float | None = None
         try:
             while not over():
                 wait_ms = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000))
+                if watched < 0:
+                    wait_ms = _LOOK_MS if wait_ms is None else min(wait_ms, _LOOK_MS)
                 ready = dict(self._poll.poll(wait_ms))
                 for descriptor in ready:
                     if descriptor in self._left:
@@ -109,19 +115,21 @@ class Run:
                         return
                     os.kill(self._pid, INTERRUPT)
                     deadline = time.monotonic() + GRACE_S
-                if watched in ready:
-                    self._over()
+                if (watched in ready or watched < 0) and self._over():
                     return
                 if deadline is not None and time.monotonic() >= deadline:
                     os.kill(self._pid, KILL)
                     deadline = None
         finally:
-            os.close(watched)
+            if watched >= 0:
+                os.close(watched)
 
-    def _over(self) -> None:
-        _, status = os.waitpid(self._pid, 0)
-        self.code = os.waitstatus_to_exitcode(status)
-        self.ended = True
+    def _over(self) -> bool:
+        pid, status = os.waitpid(self._pid, os.WNOHANG)
+        if pid:
+            self.code = os.waitstatus_to_exitcode(status)
+            self.ended = True
+        return self.ended
 
     def _pass_on(self, descriptor: int) -> bool:
         chunk = os.read(descriptor, 65536)
