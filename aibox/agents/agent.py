@@ -121,6 +121,11 @@ class Agent:
         """A digest over all that decides what the model is told and may do; a run goes on under the same only."""
         return self._parts.version
 
+    @property
+    def parts(self) -> Parts:
+        """What the agent is made of, for whoever has to say which agent it was."""
+        return self._parts
+
     async def run(
         self,
         input: str,  # noqa: A002 - the face of the library
