@@ -31,6 +31,7 @@ from aibox.cli import (
     serve,
     skills,
 )
+from aibox.cli import chat, demo, doctor, evals, evidence, keys, models, new, serve, skills
 from aibox.cli.say import say
 from aibox.errors import AIBoxError, ConfigError
 
@@ -56,6 +57,8 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(egress.app, name="egress")
 app.add_typer(models.app, name="models")
 app.add_typer(sandbox.app, name="sandbox")
+app.command("replay")(evals.replay)
+app.add_typer(evals.app, name="evals")
 app.add_typer(keys.app, name="keys")
 app.add_typer(memory.app, name="memory")
 app.add_typer(skills.app, name="skills")

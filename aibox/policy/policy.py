@@ -24,6 +24,7 @@ from aibox.policy.budgets import Budgets
 from aibox.policy.egress import EgressRules
 from aibox.policy.fields import DecisionField, Ladder, Part, join_ladders
 from aibox.policy.limits import TurnLimits
+from aibox.policy.reuse import ReuseRules
 from aibox.policy.tools import ToolRules
 from aibox.types import PLACES, Decision, Where
 from aibox.validation import explain_validation
@@ -50,6 +51,7 @@ class Policy(Part):
     tools: ToolRules = ToolRules()
     egress: EgressRules = EgressRules()
     limits: TurnLimits = TurnLimits()
+    reuse: ReuseRules = ReuseRules()
     budgets: Budgets = Budgets()
     sandbox: Limits = Limits()
 
@@ -95,6 +97,7 @@ class Policy(Part):
             tools=self.tools & other.tools,
             egress=self.egress & other.egress,
             limits=self.limits & other.limits,
+            reuse=self.reuse & other.reuse,
             budgets=self.budgets & other.budgets,
             sandbox=self.sandbox & other.sandbox,
         )
