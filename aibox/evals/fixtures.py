@@ -14,7 +14,7 @@ import pytest
 
 from aibox.agents.agent import Agent
 from aibox.audit.chain import AuditChain
-from aibox.errors import ConfigError
+from aibox.errors import ConfigError, IntegrityError
 from aibox.evals.budget import Budget
 from aibox.evals.cassette import Cassette, Mode
 from aibox.evals.judge import Judge
@@ -49,9 +49,15 @@ class AgentRun:
         return Agent(instructions, router=router, **{**parts, **options})
 
     async def __call__(self, agent: Agent, input: str, *, scope: Scope | None = None, **options: Any) -> Run:  # noqa: A002
-        """One turn, watched. Options are those of `Agent.stream`. Raises BudgetError when the budget is spent."""
+        """One turn, watched. Options are those of `Agent.stream`.
+
+        Raises BudgetError when the budget is spent, and what says that the test is wired wrongly or that evidence does
+        not hold (ConfigError, IntegrityError): these are no outcome of a turn.
+        """
         self.budget.require()
         ran = await run(agent, input, scope=scope or self.scope, audit=agent.parts.audit, **options)
+        if isinstance(ran.error, ConfigError | IntegrityError):
+            raise ran.error
         self._runs.append((agent, ran))
         self.budget.charge(ran)
         return ran

@@ -23,6 +23,7 @@ from aibox.evals.subject import digest_of, subject_of
 FATAL = (ConfigError, IntegrityError, BudgetError)
 DEFAULTS: dict[str, Any] = {"repeats": 14, "min_pass": 0.8, "confidence": 0.95, "stop_early": True}
 SHOWN_CHARS = 8000
+"""Of the first failure, from its end: what was raised stands there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ class _Repeated:
         report = failures[0][1] if outcome == "failed" and failures else self._calls[-1]
         report.outcome = outcome
         report.duration = sum(call.duration for call in self._calls)
-        first = f"\n\nrun {failures[0][0]}:\n{failures[0][1].longreprtext[:SHOWN_CHARS]}" if failures else ""
+        first = f"\n\nrun {failures[0][0]}:\n{failures[0][1].longreprtext[-SHOWN_CHARS:]}" if failures else ""
         report.longrepr = f"{sentence(result, gate)}{first}" if outcome == "failed" else None
         _attach(report, result, self._agents, gate)
         return report

@@ -64,7 +64,7 @@ def subject_of(agent: Agent, entries: Iterable[ReceiptEntry] = ()) -> Subject:
         model=parts.model,
         prompt=digest_of(parts.instructions),
         tools=digest_of(sorted(tools, key=lambda tool: str(tool["name"]))),
-        skills=digest_of([repr(skill) for skill in getattr(parts, "skills", ())]),
+        skills=digest_of([[skill.name, skill.digest] for skill in (*parts.skills, *parts.preloaded)]),
         policy=parts.policy.digest,
         settings=digest_of(dict(parts.settings)),
         weights=tuple(sorted({(str(d["model"]), str(d["weights"]), str(d["weights_sha256"])) for d in answered})),
