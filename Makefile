@@ -68,9 +68,16 @@ bench: $(BENCHES) ## all benchmarks, against bench/goals.toml
 bench-%: setup ## one of them, such as bench-turn: make bench-turn ARGS='--quick --json'
 	@$(PY) bench/$*.py $(ARGS)
 
+.PHONY: train-guards
+# liblinear is exact to the bit for one version of scikit-learn: the versions are part of the recipe.
+train-guards: setup ## the guardrail's heads anew, from the labelled text in DATA=DIR (a minute)
+	@test -d .venv-train || $(PYTHON) -m venv .venv-train
+	@.venv-train/bin/python -m pip install --quiet --only-binary :all: scikit-learn==1.9.1 scipy==1.17.1 numpy==2.4.6
+	@PYTHONPATH=. .venv-train/bin/python training/guards.py --data $(DATA)
+
 lock: setup ## resolve the dependencies anew
 	@$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --no-strip-extras --all-extras --group dev pyproject.toml -o requirements.lock
 
 clean: ## remove what was built
-	rm -rf $(VENV) $(SERVED) $(NODE) build dist .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SERVED) $(NODE) .venv-train build dist .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache

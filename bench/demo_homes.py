@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from report import Report, arguments
 from rich.console import Console
 
 from aibox.box import Box
@@ -31,17 +32,20 @@ async def home(model: Box, folder: Path) -> Step:
 
 
 async def main() -> int:
-    homes = int(sys.argv[1]) if len(sys.argv) > 1 else HOMES
+    options = arguments(__doc__)
+    homes = 8 if options.quick else HOMES
+    report = Report("the demo's first step in new homes")
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         async with Box(Settings(home=Path(folder) / "model")) as model:
             for number in range(homes):
                 step = await home(model, Path(folder) / str(number))
-                counts["holds" if step.holds else "FAILS"] += 1
+                counts["holds" if step.holds else "fails"] += 1
                 if not step.holds:
-                    print("\n".join(f"  {name}: {value}" for name, value in step.rows))
-    print(f"demo step 1 over {homes} random homes: {counts['holds']} hold, {counts['FAILS']} fail")
-    return int(counts["FAILS"] > 0)
+                    report.row(f"home {number}", "FAILS", "; ".join(f"{name}: {value}" for name, value in step.rows))
+    report.row(f"step 1 in {homes} random homes", f"{counts['holds']} hold", f"{counts['fails']} fail")
+    report.show(as_json=options.json)
+    return int(counts["fails"] > 0)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,11 @@ from rich.table import Table
 GOALS = Path(__file__).with_name("goals.toml")
 
 
-def arguments(description: str | None) -> argparse.Namespace:
+def arguments(description: str | None, *, data: str = "") -> argparse.Namespace:
+    """The options that every bench has; and `--data DIR` for one that says what it is for."""
     parser = argparse.ArgumentParser(description=description)
+    if data:
+        parser.add_argument("--data", type=Path, help=data)
     parser.add_argument("--quick", action="store_true", help="fewer rounds; at most 150 s")
     parser.add_argument("--json", action="store_true", help="exactly one line of JSON on standard output")
     return parser.parse_args()

@@ -10,9 +10,12 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 import anyio
 
 from aibox.errors import ConfigError, GuardrailError, IntegrityError
+from aibox.guardrails.injection import Injection
 from aibox.guardrails.jailbreak import Jailbreak
+from aibox.guardrails.links import Links
 from aibox.guardrails.pii import PII
 from aibox.guardrails.pseudonyms import Pseudonyms, Restorer, Unknown, placeholder, splice, with_look_alikes
+from aibox.guardrails.secrets import Secrets
 from aibox.guardrails.stream import CheckedStream, Decided, OutputFilter
 from aibox.policy.policy import Policy
 from aibox.protocols import Check
@@ -28,7 +31,8 @@ _FOREIGN: tuple[Where, ...] = ("input", "tool_result")
 class Guardrail:
     """Runs the checks that its policy asks for at a place and joins what follows. A Guardrail is a Check itself.
 
-    Built in are `jailbreak` and `pii`; `checks` adds others by name, or takes their place. On its way to a model
+    Built in are `jailbreak`, `injection`, `pii`, `secrets` and `links`; `checks` adds others by name, or takes their
+    place. On its way to a model
     personal data to be redacted becomes tokens of `pseudonyms` (None: kept in memory only) that `restore` turns back;
     anything else to be redacted becomes `[removed: ...]`.
     Raises ConfigError when the policy names a check that is not there.
@@ -37,7 +41,7 @@ class Guardrail:
     def __init__(
         self, policy: Policy, *, checks: Mapping[str, Check] | None = None, pseudonyms: Pseudonyms | None = None
     ) -> None:
-        self._checks: dict[str, Check] = {"jailbreak": Jailbreak(), "pii": PII(), **(checks or {})}
+        self._checks: dict[str, Check] = {**built_in(), **(checks or {})}
         unknown = sorted(set(policy.checks) - set(self._checks))
         if unknown:
             raise ConfigError(
@@ -178,6 +182,12 @@ class Guardrail:
             return "Guardrail(a policy without checks: allows everything)"
         checks = ", ".join(f"{name} at {'/'.join(rules)}" for name, rules in self._policy.checks.items())
         return f"Guardrail({self._policy.name or 'unnamed'}: {checks}; {self._pseudonyms})"
+
+
+def built_in() -> dict[str, Check]:
+    """The checks that need nothing but the base install, by name."""
+    parts: tuple[Check, ...] = (Jailbreak(), Injection(), PII(), Secrets(), Links())
+    return {check.name: check for check in parts}
 
 
 def _united(decided: Iterable[Decided]) -> list[tuple[int, int, list[Finding]]]:

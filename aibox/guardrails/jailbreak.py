@@ -14,6 +14,7 @@ from importlib import resources
 
 from anyio import to_thread
 
+from aibox.guardrails.encodings import views
 from aibox.guardrails.normalise import LONG_CHARS, normalise
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
 
@@ -85,16 +86,28 @@ def scan(text: str, *, sentences: bool = False) -> tuple[Finding, ...]:
     """All findings in a text; of those of one rule that overlap only the strongest."""
     normal = normalise(text)
     found: list[Finding] = []
-    for pattern in _patterns():
-        if any(anchor in normal.text for anchor in pattern.anchors):
-            for match in pattern.match.finditer(normal.text):
-                span = _sentence(normal.text, *match.span()) if sentences else match.span()
-                found.append(Finding("jailbreak", pattern.rule, normal.span(*span), pattern.score, pattern.reason))
+    for pattern, start, end in _matches(normal.text):
+        span = _sentence(normal.text, start, end) if sentences else (start, end)
+        found.append(Finding("jailbreak", pattern.rule, normal.span(*span), pattern.score, pattern.reason))
+    for view in views(text):
+        for pattern, _, _ in _matches(normalise(view.text).text):
+            reason = f"{pattern.reason}, in {view.how}"
+            found.append(Finding("jailbreak", pattern.rule, view.span, pattern.score, reason))
+        if view.deep:
+            reason = "hides a text under more encodings than are undone"
+            found.append(Finding("jailbreak", "encoded-payload", view.span, 0.9, reason))
     found += (
         Finding("jailbreak", "hidden-text", match.span(), 0.95, "carries text that no screen shows")
         for match in _TAGS.finditer(text)
     )
     return tuple(_strongest(found))
+
+
+def _matches(text: str) -> Iterator[tuple[_Pattern, int, int]]:
+    for pattern in _patterns():
+        if any(anchor in text for anchor in pattern.anchors):
+            for match in pattern.match.finditer(text):
+                yield pattern, *match.span()
 
 
 def _sentence(text: str, start: int, end: int) -> tuple[int, int]:

@@ -21,6 +21,11 @@ BEHIND_CHARS = 300
 AHEAD_CHARS = 100
 """How much must have come after a piece of a long sentence, so that nothing is cut in two."""
 
+RUN_CHARS = 4_096
+"""An unbroken run of plain signs, such as a link or a token, is not cut in two until it is as long as this."""
+_RUN_BEFORE = re.compile(r"[!-~]{1,4096}\Z")
+_RUN_AFTER = re.compile(r"[!-~]{0,4096}")
+
 # A full stop after one letter, a day of a month or a usual abbreviation ends no sentence; an empty line ends one.
 _ABBREVIATIONS = "mr|mrs|ms|dr|st|no|ext|tel|prof|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec"
 _NO_END = "".join(rf"(?<!\b{word})" for word in ("[a-z]", r"\d", r"\d\d", *_ABBREVIATIONS.split("|")))
@@ -50,7 +55,7 @@ class OutputFilter:
     """One text of a model on its way out. `push` and `finish` return what may be shown now: checked, then restored.
 
     `guardrail` None lets everything through. When `verdict.blocked`, nothing more comes. At most a sentence is held
-    back, or SEGMENT_CHARS + AHEAD_CHARS, and for pseudonyms TOKEN_CHARS more.
+    back, or SEGMENT_CHARS + AHEAD_CHARS (an unbroken run of RUN_CHARS), and for pseudonyms TOKEN_CHARS more.
     """
 
     def __init__(
@@ -123,7 +128,10 @@ class OutputFilter:
         if end is not None:
             cut = seen = end.end()
         elif len(self._pending) >= SEGMENT_CHARS + AHEAD_CHARS or (final and len(self._pending) > SEGMENT_CHARS):
-            cut, seen = SEGMENT_CHARS, SEGMENT_CHARS + AHEAD_CHARS
+            cut = _beside_run(self._pending, SEGMENT_CHARS)
+            seen = cut + AHEAD_CHARS
+            if cut > SEGMENT_CHARS and len(self._pending) < seen and not final:
+                return None
         elif final:
             cut = seen = len(self._pending)
         else:
@@ -186,6 +194,14 @@ def _clipped(decided: Sequence[Decided], cut: int) -> tuple[Decided, ...]:
     return tuple(
         (Finding(f.check, f.rule, (max(0, f.span[0]), min(cut, f.span[1])), f.score, f.reason), d) for f, d in decided
     )
+
+
+def _beside_run(text: str, cut: int) -> int:
+    """The cut, moved before the unbroken run that it would divide, or behind one that the text begins with."""
+    before = _RUN_BEFORE.search(text, 0, cut)
+    if before is None or not (after := _RUN_AFTER.match(text, cut)) or after.end() == cut:
+        return cut
+    return before.start() or min(after.end(), RUN_CHARS)
 
 
 def _beside(decided: Sequence[Decided], cut: int, limit: int) -> int:

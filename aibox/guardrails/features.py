@@ -1,0 +1,72 @@
+"""A text as a set of numbers that a linear head weighs: its words, runs of two and three words, and parts of words.
+
+Pure Python over CRC-32, so that a head needs nothing but the base install. Time is linear in the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from zlib import crc32
+
+BITS = 18
+"""Features are hashed into 2^BITS places."""
+WINDOW_WORDS = 200
+"""A longer text is weighed window by window, so that an order does not drown in what stands around it."""
+_STEP_WORDS = 120
+_WORD_BYTES = 24
+_PARTS = (3, 5)
+
+_WORD = re.compile(r"[^\W_]{1,64}|[^\w\s]")
+_SEGMENT_END = re.compile(r"(?<=[.!?])[\"')\]]{0,3}\s{1,8}|\n{1,8}")
+SEGMENT_CHARS = 1_000
+"""A sentence or line longer than this is weighed in pieces."""
+
+
+def features(words: list[str]) -> set[int]:
+    """The places, below 2^BITS, of the features of a text, given as its words in order."""
+    mask = (1 << BITS) - 1
+    encoded = [word.encode("utf-8", "surrogatepass")[:_WORD_BYTES] for word in words]
+    # Lists, not generators: this is the hottest loop of all checks.
+    found = {crc32(word) & mask for word in encoded}
+    found.update([crc32(b"%b %b" % pair) & mask for pair in pairwise(encoded)])
+    found.update([crc32(b"%b %b %b" % three) & mask for three in zip(encoded, encoded[1:], encoded[2:], strict=False)])
+    for word in set(encoded):
+        edged = b"^%b$" % word
+        for size in _PARTS:
+            # The size seeds the sum: a part and a whole word of the same letters are two features.
+            found.update([crc32(edged[at : at + size], size) & mask for at in range(len(edged) - size + 1)])
+    return found
+
+
+def words_of(text: str) -> list[str]:
+    """Words and signs of a normal form, in order."""
+    return _WORD.findall(text)
+
+
+def windows(text: str) -> Iterator[tuple[int, int, list[str]]]:
+    """(start, end, words) of overlapping windows of a text; one window where it is short."""
+    found = list(_WORD.finditer(text))
+    at = 0
+    while found:
+        part = found[at : at + WINDOW_WORDS]
+        yield part[0].start(), part[-1].end(), [word[0] for word in part]
+        if at + WINDOW_WORDS >= len(found):
+            return
+        at += _STEP_WORDS
+
+
+def segments(text: str) -> Iterator[tuple[int, int]]:
+    """(start, end) of sentences and lines, in order; none is longer than SEGMENT_CHARS."""
+    at = 0
+    for stop in _SEGMENT_END.finditer(text):
+        yield from _pieces(text, at, stop.start())
+        at = stop.end()
+    yield from _pieces(text, at, len(text))
+
+
+def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    for at in range(start, end, SEGMENT_CHARS):
+        if text[at : min(end, at + SEGMENT_CHARS)].strip():
+            yield at, min(end, at + SEGMENT_CHARS)

@@ -1,0 +1,73 @@
+"""Orders to the assistant, found by two trained heads: one for what users write, one for what documents say.
+
+They know English best, and who knows them gets round them. docs/guardrails.md has the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from anyio import to_thread
+
+from aibox.guardrails.encodings import views
+from aibox.guardrails.features import segments, windows, words_of
+from aibox.guardrails.heads import head
+from aibox.guardrails.normalise import LONG_CHARS, normalise
+from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
+
+FLOOR = 0.5
+"""Lower scores are no finding."""
+_REASONS = {"direct": "reads like an attempt to take over the assistant", "indirect": "a document that gives orders"}
+
+
+class Injection:
+    """Finds attempts to steer the assistant: a Check. Rules `direct` and `indirect`; scores as in `heads`.
+
+    In tool results and retrieved texts each sentence is weighed by itself, by the head for documents, and a finding
+    spans that sentence. Elsewhere windows of 200 words are weighed. Encoded text is weighed decoded too.
+    """
+
+    @property
+    def name(self) -> str:
+        return "injection"
+
+    async def check(self, text: str, *, where: Where = "input", scope: Scope, label: Label | None = None) -> Verdict:  # noqa: ARG002 - the protocol's arguments
+        """FLAG with findings in order, or ALLOW. The text is never changed."""
+        foreign = where in ("tool_result", "retrieved")
+        findings = (
+            scan(text, foreign=foreign)
+            if len(text) < LONG_CHARS
+            else await to_thread.run_sync(partial(scan, text, foreign=foreign), abandon_on_cancel=True)
+        )
+        return Verdict(Decision.FLAG if findings else Decision.ALLOW, text, findings, where=where)
+
+    def __repr__(self) -> str:
+        return "Injection()"
+
+
+def scan(text: str, *, foreign: bool = False, floor: float = FLOOR) -> tuple[Finding, ...]:
+    """All findings of at least `floor`, in order. `foreign`: the text is a document or a result, not a user's."""
+    normal = normalise(text)
+    found = [
+        Finding("injection", rule, normal.span(start, end), score, _REASONS[rule])
+        for start, end, rule, score in _weighed(normal.text, foreign=foreign)
+        if score >= floor
+    ]
+    for view in views(text):
+        scores = [(score, rule) for _, _, rule, score in _weighed(normalise(view.text).text, foreign=foreign)]
+        score, rule = max(scores, default=(0.0, "direct"))
+        if score >= floor:
+            found.append(Finding("injection", rule, view.span, score, f"{_REASONS[rule]}, in {view.how}"))
+    return tuple(sorted(found, key=lambda finding: finding.span))
+
+
+def _weighed(text: str, *, foreign: bool) -> Iterator[tuple[int, int, str, float]]:
+    if foreign:
+        indirect = head("indirect")
+        for start, end in segments(text):
+            yield start, end, "indirect", indirect.score(words_of(text[start:end]))
+        return
+    direct = head("direct")
+    for start, end, words in windows(text):
+        yield start, end, "direct", direct.score(words)

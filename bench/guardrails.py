@@ -1,0 +1,250 @@
+"""What the guardrail finds and what it costs, source by source: python bench/guardrails.py --data DIR.
+
+DIR holds a `sources.toml` that names each file's role and whether it was trained on; only other files count for goals.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import statistics
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from report import Report, arguments, p
+
+from aibox.guardrails import heads, injection, jailbreak, pii
+from aibox.guardrails.features import windows
+from aibox.guardrails.normalise import normalise
+
+Score = Callable[[str], float]
+FORMATS = {
+    "CREDIT_CARD": "CARD",
+    "EMAIL_ADDRESS": "EMAIL",
+    "IBAN_CODE": "IBAN",
+    "US_SSN": "SSN",
+    "IP_ADDRESS": "IP",
+}
+
+
+def direct(text: str) -> float:
+    """Rules and the head together, as one score of a user's text."""
+    found = (*jailbreak.scan(text), *injection.scan(text, floor=0))
+    return max((finding.score for finding in found), default=0.0)
+
+
+def rules(text: str) -> float:
+    return max((finding.score for finding in jailbreak.scan(text)), default=0.0)
+
+
+def trained(text: str) -> float:
+    """The head alone, on the text as it stands."""
+    return max((heads.head("direct").score(words) for _, _, words in windows(normalise(text).text)), default=0.0)
+
+
+def document(text: str) -> float:
+    found = (*jailbreak.scan(text, sentences=True), *injection.scan(text, foreign=True, floor=0))
+    return max((finding.score for finding in found), default=0.0)
+
+
+def peers(report: Report) -> dict[str, Score]:
+    """Other detectors, where they are installed."""
+    found: dict[str, Score] = {}
+    try:
+        guard = importlib.import_module("aicordon")
+        scan = guard.scan
+        found["aicordon"] = lambda text: float(getattr(scan(text), "score", 0.0))
+    except (ImportError, AttributeError) as error:
+        report.left_out.append(f"aicordon: {error}")
+    return found
+
+
+def above(scores: list[float], threshold: float) -> str:
+    """The share above a threshold with its 95 % interval (Wilson)."""
+    n, hits = len(scores), sum(score > threshold for score in scores)
+    if not n:
+        return "no rows"
+    z, share = 1.96, hits / n
+    middle, wide = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low, high = (middle - wide) / (1 + z * z / n), (middle + wide) / (1 + z * z / n)
+    return f"{share:6.1%} ({low:.0%} to {high:.0%}, n={n})"
+
+
+def share(scores: list[float], threshold: float) -> float | None:
+    return sum(score > threshold for score in scores) / len(scores) if scores else None
+
+
+def auc(positive: list[float], negative: list[float]) -> float | None:
+    """The chance that an attack scores above a benign text; ties count half."""
+    if not positive or not negative:
+        return None
+    ranked = sorted([(score, 1) for score in positive] + [(score, 0) for score in negative])
+    total, at = 0.0, 0
+    while at < len(ranked):
+        end = at
+        while end < len(ranked) and ranked[end][0] == ranked[at][0]:
+            end += 1
+        total += sum(label for _, label in ranked[at:end]) * (at + end + 1) / 2
+        at = end
+    n = len(positive)
+    return (total - n * (n + 1) / 2) / (n * len(negative))
+
+
+def threshold_of(benign: list[float]) -> float:
+    """At most 1 in 100 benign texts lies above."""
+    ranked = sorted(benign, reverse=True)
+    return ranked[len(ranked) // 100] if ranked else 1.0
+
+
+def read(folder: Path) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
+    files = tomllib.loads((folder / "sources.toml").read_text("utf-8"))["files"]
+    return {
+        name: (spec, [json.loads(line) for line in (folder / name).read_text("utf-8").split("\n") if line.strip()])
+        for name, spec in sorted(files.items())
+        if (folder / name).is_file()
+    }
+
+
+def detect(report: Report, folder: Path, *, quick: bool) -> None:
+    sources = {name: pair for name, pair in read(folder).items() if not pair[0]["train"]}
+    if quick:
+        sources = {name: (spec, rows[:: max(1, len(rows) // 400)]) for name, (spec, rows) in sources.items()}
+    for name, score in {"ours": direct, "rules alone": rules, "head alone": trained, **peers(report)}.items():
+        by: dict[tuple[str, int], list[float]] = {}
+        lines: list[tuple[str, str, int, list[float]]] = []
+        took: list[float] = []
+        for source, (spec, rows) in sources.items():
+            if spec["role"] == "indirect":
+                continue
+            for label in (0, 1):
+                scores = []
+                for row in rows:
+                    if row["label"] == label:
+                        started = time.perf_counter()
+                        scores.append(score(row["text"]))
+                        took.append((time.perf_counter() - started) * 1e3)
+                by.setdefault((spec["role"], label), []).extend(scores)
+                if scores:
+                    lines.append((source, spec["role"], label, scores))
+        benign = by.get(("benign", 0), [])
+        limit = threshold_of(benign)
+        for source, role, label, scores in lines:
+            kind = "attacks found" if label and role in ("attack", "explicit") else "flagged"
+            report.row(f"{name}: {source} ({role}, label {label})", above(scores, limit), kind)
+        attacks = by.get(("explicit", 1), []) + by.get(("attack", 1), [])
+        figure = auc(attacks, benign + by.get(("trigger_en", 0), []))
+        report.row(
+            f"{name}: AUC, attacks against benign and trigger words", "none" if figure is None else f"{figure:.3f}"
+        )
+        report.row(f"{name}: time a text", f"p50 {p(took, 50):.2f} ms", f"p95 {p(took, 95):.2f}")
+        if name == "ours":
+            note = f"threshold {limit:.3f} from {len(benign)} benign texts; files not trained on"
+            goals = {
+                "explicit_tpr_at_1pct_fpr": share(by.get(("explicit", 1), []), limit),
+                "pooled_tpr_at_1pct_fpr": share(attacks, limit),
+                "trigger_words_fpr_en": share(by.get(("trigger_en", 0), []), limit),
+                "over_refusal_fpr": share(by.get(("over_refusal", 0), []), limit),
+            }
+            for goal, got in goals.items():
+                report.goal(f"guardrails.{goal}", got, unit="", against="the same text's label", note=note)
+    indirect_goal(report, sources)
+
+
+def indirect_goal(report: Report, sources: dict[str, Any]) -> None:
+    scores: dict[int, list[float]] = {0: [], 1: []}
+    for spec, rows in sources.values():
+        if spec["role"] == "indirect":
+            for row in rows:
+                scores[row["label"]].append(document(row["text"]))
+    got = auc(scores[1], scores[0])
+    seen = json.loads(Path(heads.__file__).parent.joinpath("weights", "card.json").read_text("utf-8"))["heads"][
+        "indirect"
+    ]["auc_of_unseen_attack_kinds"]
+    note = (
+        "" if got is not None else f"no file of this role that was not trained on; kinds left out in training: {seen}"
+    )
+    report.goal("guardrails.indirect_auc", got, unit="", against="clean documents", note=note)
+
+
+def personal(report: Report, folder: Path) -> None:
+    path = folder.parent / "pii" / "presidio_synth_v2_first900.json"
+    if not path.is_file():
+        report.left_out.append("personal data: no file beside the data folder")
+        return
+    found: dict[str, list[bool]] = {}
+    false, chars = 0, 0
+    for row in json.loads(path.read_text("utf-8")):
+        text, spans = row["full_text"], row["spans"]
+        findings = pii.scan(text)
+        chars += len(text)
+        for span in spans:
+            start, end = span["start_position"], span["end_position"]
+            covered = sum(max(0, min(end, f.span[1]) - max(start, f.span[0])) for f in findings)
+            found.setdefault(span["entity_type"], []).append(covered >= 0.8 * (end - start))
+        false += sum(
+            not any(f.span[0] < s["end_position"] and s["start_position"] < f.span[1] for s in spans) for f in findings
+        )
+    for type_, hits in sorted(found.items()):
+        report.row(f"pii: {type_}", f"{sum(hits) / len(hits):6.1%}", f"n={len(hits)}, 80 % of the characters covered")
+    formats = [hit for type_ in FORMATS for hit in found.get(type_, [])]
+    against = "labelled spans"
+    got = sum(formats) / len(formats) if formats else None
+    report.goal("guardrails.pii_formats_recall", got, unit="", against=against, note=", ".join(FORMATS))
+    note = "there is no named-entity model in this version"
+    report.goal("guardrails.pii_person_recall", None, unit="", against=against, note=note)
+    report.goal(
+        "guardrails.pii_false_spans_per_kchar", 1000 * false / chars, unit="", against=against, note="formats and names"
+    )
+
+
+TEXT = (
+    "Dear team, the quarterly figures are attached. Please look at the table on page 4 before the meeting on Monday; "
+    "the second column was wrong last time. I asked Ms. Keller to send the corrected file to everyone by Friday. "
+)
+
+
+def hot(text: str) -> None:
+    jailbreak.scan(text)
+    injection.scan(text)
+    pii.scan(text)
+
+
+def cost(report: Report, *, quick: bool) -> None:
+    def cpu_ms(size: int, rounds: int) -> float:
+        text = (TEXT * (size // len(TEXT) + 1))[:size]
+        taken = []
+        for _ in range(rounds):
+            started = time.process_time()
+            hot(text)
+            taken.append((time.process_time() - started) * 1e3)
+        return statistics.median(taken)
+
+    at_2kb = cpu_ms(2048, 50 if quick else 300)
+    small, large = cpu_ms(1024, 50), cpu_ms(1 << 20, 1 if quick else 3)
+    report.row("rules, head and PII formats over 2 KB", f"p50 {at_2kb:.2f} ms", "CPU time")
+    against = "one core"
+    report.goal("guardrails.hot_2kb_p50_ms", at_2kb, unit="ms", against=against, note="CPU time, English prose")
+    growth = math.log(large / small) / math.log(1024)
+    note = f"{small:.2f} ms for 1 KB, {large:.0f} ms for 1 MB"
+    report.goal("guardrails.cost_growth_1kb_to_1mb", growth, unit="", against=against, note=note)
+
+
+def main() -> None:
+    options = arguments(__doc__, data="a folder with sources.toml and the files it names")
+    report = Report("guardrails")
+    cost(report, quick=options.quick)
+    if options.data is not None:
+        detect(report, options.data, quick=options.quick)
+        personal(report, options.data)
+    else:
+        report.left_out.append("what is found: give --data DIR")
+    report.left_out.append("grounding and the named-entity model, which are not in this version")
+    report.show(as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
