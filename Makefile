@@ -7,7 +7,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --no-input
 SERVED := .venv-vllm
 NODE := .node
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-live test-docker check format lock mutate-verify test-faults bench clean
+.PHONY: help setup demo test test-live test-docker test-faults mutate-verify train-guards check format lock bench clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -63,12 +63,11 @@ mutate-verify: setup ## take out the verifier's checks one at a time: a test mus
 test-faults: setup ## fail every system call on the audit log's files once, under strace (minutes)
 	@AIBOX_TEST_FAULTS=all $(PY) -m pytest -s tests/audit/test_audit_faults.py tests/audit/test_audit_chain.py
 
-BENCHES := $(patsubst bench/%.py,bench-%,$(filter-out bench/report.py,$(wildcard bench/*.py)))
+BENCHES := $(subst _,-,$(patsubst bench/%.py,bench-%,$(shell grep -l "arguments(__doc__)" bench/*.py)))
 bench: $(BENCHES) ## all benchmarks, against bench/goals.toml
 bench-%: setup ## one of them, such as bench-turn: make bench-turn ARGS='--quick --json'
-	@$(PY) bench/$*.py $(ARGS)
+	@$(PY) bench/$(subst -,_,$*).py $(ARGS)
 
-.PHONY: train-guards
 # liblinear is exact to the bit for one version of scikit-learn: the versions are part of the recipe.
 train-guards: setup ## the guardrail's heads anew, from the labelled text in DATA=DIR (a minute)
 	@test -d .venv-train || $(PYTHON) -m venv .venv-train

@@ -242,13 +242,14 @@ async def ingestion(report: Report, documents: int, folder: Path) -> None:
 
 
 MODULES = (
-    "argparse", "asyncio", "base64", "bisect", "calendar", "codecs", "collections", "configparser", "contextlib", "copy",
-    "csv", "datetime", "decimal", "difflib", "email.utils", "enum", "fnmatch", "fractions", "functools", "glob", "heapq",
-    "hmac", "http.client", "imaplib", "inspect", "io", "ipaddress", "itertools", "json", "logging", "mailbox", "math",
-    "operator", "os", "pathlib", "pickle", "pprint", "queue", "random", "re", "secrets", "shlex", "shutil", "smtplib",
-    "socket", "sqlite3", "ssl", "statistics", "string", "struct", "subprocess", "tarfile", "tempfile", "textwrap",
-    "threading", "tokenize", "traceback", "types", "typing", "unittest", "urllib.parse", "urllib.request", "uuid",
-    "warnings", "weakref", "xml.dom.minidom", "xml.etree.ElementTree", "zipfile", "zoneinfo",
+    "argparse", "asyncio", "base64", "bisect", "calendar", "codecs", "collections", "configparser",
+    "contextlib", "copy", "csv", "datetime", "decimal", "difflib", "email.utils", "enum", "fnmatch",
+    "fractions", "functools", "glob", "heapq", "hmac", "http.client", "imaplib", "inspect", "io", "ipaddress",
+    "itertools", "json", "logging", "mailbox", "math", "operator", "os", "pathlib", "pickle", "pprint", "queue",
+    "random", "re", "secrets", "shlex", "shutil", "smtplib", "socket", "sqlite3", "ssl", "statistics", "string",
+    "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tokenize", "traceback", "types",
+    "typing", "unittest", "urllib.parse", "urllib.request", "uuid", "warnings", "weakref", "xml.dom.minidom",
+    "xml.etree.ElementTree", "zipfile", "zoneinfo",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from aibox.cli import (
     demo,
     doctor,
     egress,
+    evals,
     evidence,
     keys,
     memory,
@@ -31,7 +32,6 @@ from aibox.cli import (
     serve,
     skills,
 )
-from aibox.cli import chat, demo, doctor, evals, evidence, keys, models, new, serve, skills
 from aibox.cli.say import say
 from aibox.errors import AIBoxError, ConfigError
 

@@ -6,6 +6,7 @@ what the turn really did.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from aibox.agents.events import (
 )
 from aibox.audit.chain import AuditChain
 from aibox.audit.receipt import ReceiptEntry
-from aibox.audit.record import read_body
 from aibox.chat import Usage
 from aibox.errors import AIBoxError, ConfigError
 from aibox.evals.trajectory import Called, Trajectory, hold
@@ -69,8 +69,8 @@ async def _entries(audit: AuditChain, scope: Scope, last: Event) -> tuple[Receip
     receipt = last.receipt if isinstance(last, Reply) else None
     found: list[ReceiptEntry] = []
     async for entry in audit.entries(scope.tenant, start=receipt.entries[0].seq if receipt else 0):
-        actor = read_body(entry.body)["actor"]
-        if (actor["user"], actor["session"]) != (scope.user, scope.session):
+        actor = entry.actor  # None: an act on the log itself, or of somebody who was erased
+        if actor is None or (actor["user"], actor["session"]) != (scope.user, scope.session):
             continue
         if receipt is None and entry.kind == "turn.started":
             found.clear()  # a turn that failed has no receipt: it is the last that began
@@ -283,7 +283,8 @@ class Evidence:
         """No entry of the turn contains any of these texts."""
         for text in texts:
             for entry in self.run.entries:
-                hold(text.encode() not in entry.body, f"{text!r} lies in entry {entry.seq}, {entry.kind}{self.run}")
+                held = entry.open.decode() + (json.dumps(entry.private, ensure_ascii=False) if entry.key else "")
+                hold(text not in held, f"{text!r} lies in entry {entry.seq}, {entry.kind}{self.run}")
 
 
 def _line(event: Event) -> str:
