@@ -165,9 +165,9 @@ async def test_a_model_gets_the_catalogue_first_and_the_body_on_demand(tmp_path:
     assert "references/rates.md" in model.requests[1].messages[-1]["content"]
     assert model.requests[2].messages[-1]["content"] == "19 %"
     assert [event.name for event in events if isinstance(event, SkillActivated)] == ["tax"]
-    activations = [entry.body for entry in kinds if entry.kind == "skill.activated"]
+    activations = [entry.detail for entry in kinds if entry.kind == "skill.activated"]
     assert len(activations) == 1
-    assert load(folder).digest.encode() in activations[0]
+    assert load(folder).digest in str(activations[0])
 
 
 async def test_allowed_tools_only_narrow(tmp_path: Path, scope: Scope) -> None:

@@ -173,7 +173,7 @@ async def test_tampered_evidence_is_no_pass(ran: Run) -> None:
         receipt,
         entries=(
             receipt.entries[0],
-            replace(entry, body=entry.body.replace(b"allow", b"alLow", 1) + b" "),
+            replace(entry, open=entry.open + b" "),
             *receipt.entries[2:],
         ),
     )
