@@ -134,10 +134,11 @@ def erase(
     certificate: Annotated[Path | None, typer.Option(help="Where to write the certificate.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Destroy a person's key and what memory and pseudonyms hold of them; a tombstone stays."""
+    """Destroy a person's key and what memory, pseudonyms and conversations hold of them; a tombstone stays."""
 
     async def act(box: Box) -> str:
         box.audit.register("pseudonyms", box.pseudonyms)
+        box.audit.register("conversations", box.state)
         if box.settings.memory.enabled:
             box.audit.register("memory", box.memory)
         receipt = await box.audit.erase(scope=Scope(tenant=tenant, user=by), subject=subject, reason=reason)

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aibox.audit.checkpoint import Checkpoint, open_note, public_bytes
+from aibox.audit.checkpoint import Checkpoint, open_note, public_bytes, verifier_key
 from aibox.audit.keys import Keyring
 from aibox.audit.signer import KeySigner, public_key, sign
 from aibox.errors import ConfigError
@@ -69,6 +69,31 @@ def test_a_note_has_a_bounded_size() -> None:
     """Attack: a note that is right in all but its size is refused before it is worked on."""
     with pytest.raises(ValueError, match="too long"):
         open_note(sign(SIGNER, Checkpoint("o" * 20_000, 1, bytes(32))), PUBLIC)
+
+
+@pytest.mark.parametrize(("origin", "says"), [("a\x00b", "control"), ("a\tb", "control"), ("a\nb", "not a checkpoint")])
+def test_a_text_that_is_signed_and_no_checkpoint(origin: str, says: str) -> None:
+    """A signature does not make a checkpoint of a text with control characters or with another number of lines."""
+    with pytest.raises(ValueError, match=says):
+        open_note(sign(SIGNER, Checkpoint(origin, 1, bytes(32))), PUBLIC)
+
+
+def test_a_key_of_a_kind_that_is_not_known() -> None:
+    """A key of another kind or length is refused although its check sum fits: it is not verified in some other way."""
+    for kind, key in ((4, bytes(32)), (1, bytes(31)), (1, b"")):
+        with pytest.raises(ValueError, match="known kind"):
+            public_bytes(verifier_key("x", kind, key))
+
+
+def test_base64_has_one_spelling() -> None:
+    """Attack: the bits that base64 leaves over are set, and the same signature is spelled in another way."""
+    head, _, last = NOTE.rstrip("\n").rpartition(" ")
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    assert last.endswith("=")
+    other = last[:-2] + alphabet[alphabet.index(last[-2]) | 1] + "="
+    assert base64.b64decode(other) == base64.b64decode(last)
+    with pytest.raises(ValueError, match="canonical"):
+        open_note(f"{head} {other}\n", PUBLIC)
 
 
 def test_signatures_of_others_are_ignored_and_a_bad_one_of_the_known_key_is_not() -> None:

@@ -185,3 +185,26 @@ def test_published_vectors(kind: str) -> None:
         except ValueError:
             refused = True
         assert refused == v["wantErr"], file
+
+
+def test_a_hash_that_is_cut_in_another_place() -> None:
+    """Attack: two hashes of 31 and 33 bytes join to the same bytes as two of 32; an empty leaf has no empty root."""
+    a, b = leaves_of(2)
+    verify_inclusion(a, 0, 2, [b], root([a, b]))
+    with pytest.raises(ValueError, match="32 bytes"):
+        verify_inclusion(a[:31], 0, 2, [a[31:] + b], root([a, b]))
+    with pytest.raises(ValueError, match="32 bytes"):
+        verify_consistency(1, 2, [a[31:] + b], a[:31], root([a, b]))
+    with pytest.raises(ValueError, match="32 bytes"):
+        verify_inclusion(b"", 0, 1, [], b"")
+
+
+def test_there_is_no_proof_of_what_is_not_there() -> None:
+    """A leaf beyond the tree has no inclusion proof, and an empty or larger tree is no beginning of a smaller one."""
+    node = nodes_over(leaves_of(4))
+    for index in (-1, 4):
+        with pytest.raises(ValueError, match="no leaf"):
+            inclusion_proof(index, 4, node)
+    for old in (0, 5):
+        with pytest.raises(ValueError, match="no consistency proof"):
+            consistency_proof(old, 4, node)
