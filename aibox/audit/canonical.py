@@ -19,7 +19,10 @@ _encoder = msgspec.json.Encoder(order="sorted")
 def dumps(value: Any) -> bytes:
     """The canonical bytes. Raises ValueError, naming the place, for what has no canonical form here."""
     _check(value, "$")
-    return _encoder.encode(value)
+    try:
+        return _encoder.encode(value)
+    except TypeError as error:
+        raise ValueError(f"$: {error}") from None
 
 
 def loads(data: bytes) -> Any:

@@ -393,4 +393,4 @@ class Ledger:
         return sealed.entry_key(hidden, sealed.unwrap(head.kek, subject, wrapped)) if wrapped else b""
 
 
-_RESTORE = "if a backup was restored on purpose: aibox audit restore --reason ..."
+_RESTORE = "if a backup was restored on purpose: aibox audit restore --reason ...; another store needs keys of its own"

@@ -89,3 +89,17 @@ def test_published_vectors() -> None:
         written += 1
         assert data == (folder / "output" / file.name).read_bytes()
     assert written
+
+
+def test_a_key_that_stands_twice_is_named_and_odd_texts_are_looked_at_too() -> None:
+    """The reason is given, and a text of a class of its own is held to what texts are held to."""
+
+    class Text(str):
+        __slots__ = ()
+
+    with pytest.raises(ValueError, match="twice"):
+        canonical.loads(b'{"a":1,"a":1}')
+    with pytest.raises(ValueError, match="unsupported"):
+        canonical.dumps(Text("é"))
+    with pytest.raises(ValueError, match="lone surrogate"):
+        canonical.dumps(Text("\ud800"))

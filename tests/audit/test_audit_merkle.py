@@ -197,6 +197,8 @@ def test_a_hash_that_is_cut_in_another_place() -> None:
         verify_consistency(1, 2, [a[31:] + b], a[:31], root([a, b]))
     with pytest.raises(ValueError, match="32 bytes"):
         verify_inclusion(b"", 0, 1, [], b"")
+    with pytest.raises(ValueError, match="too long"):
+        verify_inclusion(a, 0, 1, [b], root([a, b]))
 
 
 def test_there_is_no_proof_of_what_is_not_there() -> None:

@@ -152,6 +152,9 @@ def test_the_sealed_part_is_frozen() -> None:
     assert AESGCM(key).decrypt(bytes(12), blob[64:], None) == b"private"
     assert sealed.entry_key(blob, b"k" * 32) == key
     assert sealed.unseal(blob, key) == b"private"
+    for data, wrong in ((blob[:40], key), (blob, key[:31])):
+        with pytest.raises(ValueError, match="not a sealed part"):
+            sealed.unseal(data, wrong)
     for data, wrong in ((blob, bytes(32)), (blob, b""), (blob[:40], key), (blob[:-1] + b"?", key)):
         with pytest.raises(ValueError, match=r"sealed|key"):
             sealed.unseal(data, wrong)
@@ -161,3 +164,32 @@ def test_two_entries_of_one_fact_have_two_commitments() -> None:
     """Attack: whoever guesses what was recorded cannot confirm it by hashing: each sealed part is salted."""
     one, two = (sealed.seal(b"s" * 16, b"k" * 32, b"private") for _ in range(2))
     assert body_commit(b"open", one) != body_commit(b"open", two)
+
+
+def test_a_detail_is_read_only_out_of_a_body() -> None:
+    """What has a field too many is no body, also to who asks for its detail only; and a detail is an object."""
+    good = b'{"action":"a","detail":{"x":1},"id":"","tenant":"t","turn_id":"","v":1}'
+    assert read_detail(good) == {"x": 1}
+    for bad in (
+        good.replace(b'"v":1', b'"v":1,"w":1'),
+        good.replace(b'{"x":1}', b"[1]"),
+        good.replace(b'{"x":1}', b'"x"'),
+    ):
+        with pytest.raises(ValueError, match="not a body"):
+            read_detail(bad)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[]", b"1", b'{"actor":{"agent":"","session":"","user":""}}', b'{"actor":{},"detail":{}}',
+        b'{"actor":{"agent":"","session":"","user":""},"detail":[]}', b'{"actor":[],"detail":{}}',
+        b'{"actor":{"agent":"","session":"","user":"","x":""},"detail":{}}',
+        b'{"actor":{"agent":"","session":"","user":""},"detail":{},"more":1}',
+    ],
+)  # fmt: skip
+def test_the_schema_of_a_private_part_is_closed(data: bytes) -> None:
+    """Actor and detail, each with its own fields, and nothing else."""
+    assert read_private(b'{"actor":{"agent":"","session":"","user":""},"detail":{}}')["detail"] == {}
+    with pytest.raises(ValueError, match="not a private part"):
+        read_private(data)

@@ -100,7 +100,7 @@ async def test_evidence_is_part_of_a_run(ran: Run) -> None:
 
 async def test_a_receipt_of_another_log_does_not_pass(ran: Run, tmp_path: Path, scope: Scope) -> None:
     """A turn that was recorded elsewhere is not evidence of this run."""
-    async with aibox.AuditChain(tmp_path / "other.db") as other:
+    async with aibox.AuditChain(tmp_path / "other.db", keys=tmp_path / "other-keys") as other:
         elsewhere = await run(agent(other, "Done."), "x", scope=scope, audit=other)
     mixed = Run(input="x", events=elsewhere.events, entries=ran.entries, recorded=True)
     with pytest.raises(AssertionError, match="another log"):
