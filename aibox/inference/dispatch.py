@@ -296,12 +296,16 @@ def _posts(backend: Any, api: Api) -> Any:
     return backend
 
 
+_WORDS = ("content", "tool_calls", "reasoning", "reasoning_content", "refusal", "audio")
+"""What a delta says something with; anything else may be thrown away when another backend takes over."""
+
+
 async def _head(chunks: AsyncIterator[Chunk]) -> list[Chunk]:
     head: list[Chunk] = []
     async for chunk in chunks:
         head.append(chunk)
         delta = chunk.delta
-        if chunk.finish_reason or any(delta.get(key) for key in ("content", "tool_calls", "reasoning", "refusal")):
+        if chunk.finish_reason or any(delta.get(key) for key in _WORDS):
             break
         if "choices" not in chunk.body or "delta" not in (chunk.body["choices"] or [{}])[0]:
             break  # not a chat: its first event is its first word

@@ -158,7 +158,7 @@ class Registry:
             for replica in tier:
                 try:
                     models = await self._listing(replica)
-                except (BackendError, ConfigError) as error:
+                except AIBoxError as error:
                     errors.append(error)
                     continue
                 for info in models.values():
@@ -201,7 +201,7 @@ class Registry:
         listing = self._listings[replica.name]
         try:
             models = await replica.backend.models()
-        except (BackendError, ConfigError) as error:
+        except AIBoxError as error:
             listing.error, listing.fresh_until = error, time.monotonic() + RETRY_S
             return
         listing.models, listing.known, listing.error = {info.id: info for info in models}, True, None

@@ -133,7 +133,7 @@ async def test_a_server_that_dies_is_started_again(model: Path, monkeypatch: pyt
     backend = await VLLM.launch(model, **options(model))
     (first,) = started(model)
     os.kill(backend._server.pid, 9)  # type: ignore[attr-defined]
-    for _ in range(200):
+    for _ in range(1200):
         await asyncio.sleep(0.05)
         if len(started(model)) == 2 and (await backend.health()).ok:
             break

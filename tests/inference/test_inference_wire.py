@@ -68,7 +68,7 @@ class TestRouterOfReplicas(BackendContract):
 
 @pytest.fixture
 async def server(upstream: Upstream) -> AsyncIterator[OpenAICompatible]:
-    backend = OpenAICompatible(upstream.url, name="server", api_key=KEY, timeout_s=0.5)
+    backend = OpenAICompatible(upstream.url, name="server", api_key=KEY, timeout_s=10)
     yield backend
     await backend.close()
 
