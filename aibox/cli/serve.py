@@ -91,12 +91,21 @@ def _refuse_unguarded(server: ServerSettings) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # By its protocol's number: asyncio turns Nagle's algorithm off only where it reads that this is TCP. Else an answer
+    # in two writes waits for the caller's delayed acknowledgement: 48 ms instead of 8 were measured.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind((host, port))
+        listening.listen(2048)
     except OSError as error:
+        listening.close()
         raise ConfigError(
             f"cannot listen on {host}:{port}: {error.strerror}", hint="choose another: --port N, or 0 for a free one"
         ) from None
+    return listening
 
 
 def _agents(target: str, box: Box) -> Mapping[str, Agent]:
