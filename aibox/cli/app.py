@@ -27,6 +27,7 @@ from aibox.cli import (
     memory,
     models,
     new,
+    policy,
     sandbox,
     seal,
     serve,
@@ -56,6 +57,7 @@ app.command("seal")(seal.seal)
 app.add_typer(audit.app, name="audit")
 app.add_typer(egress.app, name="egress")
 app.add_typer(models.app, name="models")
+app.add_typer(policy.app, name="policy")
 app.add_typer(sandbox.app, name="sandbox")
 app.command("replay")(evals.replay)
 app.add_typer(evals.app, name="evals")
