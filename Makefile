@@ -63,7 +63,7 @@ mutate-verify: setup ## take out the verifier's checks one at a time: a test mus
 test-faults: setup ## fail every system call on the audit log's files once, under strace (minutes)
 	@AIBOX_TEST_FAULTS=all $(PY) -m pytest -s tests/audit/test_audit_faults.py tests/audit/test_audit_chain.py
 
-BENCHES := $(subst _,-,$(patsubst bench/%.py,bench-%,$(shell grep -l "arguments(__doc__)" bench/*.py)))
+BENCHES := $(subst _,-,$(patsubst bench/%.py,bench-%,$(shell grep -l "arguments.__doc__" bench/*.py)))
 bench: $(BENCHES) ## all benchmarks, against bench/goals.toml
 bench-%: setup ## one of them, such as bench-turn: make bench-turn ARGS='--quick --json'
 	@$(PY) bench/$(subst -,_,$*).py $(ARGS)
