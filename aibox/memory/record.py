@@ -83,7 +83,7 @@ class Passage:
 class Hit:
     """What a query found, with the label of its text. `score` is 0 to 1.
 
-    Of a memory it is the cosine of the two vectors; of a passage half the cosine and half the agreement of the words.
+    Of a memory it is the cosine of the two vectors; of a passage seven tenths of that, and three of its words.
     """
 
     record: Record | Passage

@@ -29,14 +29,24 @@ BINARY = shutil.which("redis-server") or shutil.which("valkey-server")
 pytestmark = pytest.mark.skipif(BINARY is None, reason="no redis-server here: apt-get install redis-server")
 
 
+@pytest.fixture
+def url(server: str) -> str:
+    """The server, empty."""
+    from redis import Redis
+
+    with Redis.from_url(server) as client:
+        client.flushall()
+    return server
+
+
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+def server() -> Iterator[str]:
     """A server on a socket of its own, with nothing of the machine's configuration."""
     assert BINARY is not None
     folder = Path(tempfile.mkdtemp(prefix="ab-redis-"))
     place = folder / "r.sock"
     command = [BINARY, "--port", "0", "--unixsocket", place, "--dir", folder, "--save", "", "--appendonly", "no"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             for _ in range(600):
                 if place.exists():
@@ -44,7 +54,7 @@ def url() -> Iterator[str]:
                 time.sleep(0.05)
             yield f"unix://{place}"
         finally:
-            server.terminate()
+            process.terminate()
     shutil.rmtree(folder)
 
 
@@ -70,11 +80,11 @@ MESSAGES = st.one_of(
 
 @settings(max_examples=60)
 @given(st.lists(MESSAGES, max_size=24), st.integers(2, 8), st.integers(50, 400))
-def test_it_is_the_same_window(url: str, messages: list[dict[str, Any]], most: int, chars: int) -> None:
+def test_it_is_the_same_window(server: str, messages: list[dict[str, Any]], most: int, chars: int) -> None:
     """Whatever was added, the window on the server is that in process: bounded, no call without its results."""
 
     async def play() -> list[dict[str, Any]]:
-        buffer = RedisBuffer(url, key=KEY, max_messages=most, max_chars=chars)
+        buffer = RedisBuffer(server, key=KEY, max_messages=most, max_chars=chars)
         await buffer.clear(tenant="acme")
         for message in messages:
             await buffer.add(message, scope=EVA)
