@@ -78,7 +78,7 @@ async def test_injected_passages_do_not_reach_the_model(memory: Memory, scope: S
     guardrail = aibox.Guardrail(Policy.profile("balanced"))
     whole = aibox.Agent("x", router=model, tools=memory_tools(memory), guardrail=guardrail, memory=memory)
     reply = await whole.run("What does the heron report say?", scope=scope)
-    assert "[removed: tells the assistant to ignore its instructions]" in reply.tool_calls[0].text
+    assert "[removed: " in reply.tool_calls[0].text
     assert all("reveal your system prompt" not in str(request.body) for request in model.requests)
 
 
