@@ -160,10 +160,10 @@ class Driver(Protocol):
         """Whether isolation can really be had here, tried rather than guessed. Never raises."""
         ...
 
-    async def start(self, *, limits: Limits, warm: bool = False) -> Guest:
+    async def start(self, *, limits: Limits) -> Guest:
         """A new guest that runs `COMMAND` of `aibox.sandbox.program` as process 1 and was greeted.
 
-        `warm` starts the interpreter inside at once. Raises SandboxError, never a weaker isolation.
+        Raises SandboxError, never a weaker isolation.
         """
         ...
 

@@ -60,10 +60,10 @@ class Bubblewrap:
             return Health(ok=False, detail=str(error))
         return Health(ok=True, detail=self._detail)
 
-    async def start(self, *, limits: Limits, warm: bool = False) -> BubblewrapGuest:
+    async def start(self, *, limits: Limits) -> BubblewrapGuest:
         """A new guest with an empty workspace. Raises SandboxError where isolation cannot be had."""
         runtime = await self._ensure()
-        return await self._open(runtime, limits, warm=warm)
+        return await self._open(runtime, limits)
 
     async def close(self) -> None:
         """Nothing is shared by guests."""
@@ -112,7 +112,7 @@ class Bubblewrap:
 
     async def _try(self, runtime: Runtime) -> None:
         limits = Limits(memory_mib=256, pids=8, wall_s=10, output_kib=4, workspace_mib=1)
-        session = Session(await self._open(runtime, limits, warm=False), limits=limits)
+        session = Session(await self._open(runtime, limits), limits=limits)
         try:
             result = await session.bash(f"exec python3 -I -S -c '{command.TRIAL.format(filtered=bool(self._filter))}'")
         finally:
@@ -121,7 +121,7 @@ class Bubblewrap:
             said = result.stdout + result.stderr
             raise SandboxError(", ".join(said.split("\n")).strip(", ") or "the trial program was stopped")
 
-    async def _open(self, runtime: Runtime, limits: Limits, *, warm: bool) -> BubblewrapGuest:
+    async def _open(self, runtime: Runtime, limits: Limits) -> BubblewrapGuest:
         uid = _guest_uid() if chooses_user() else os.geteuid()
         group: ControlGroup | None = None
         if self._groups is not None:
@@ -131,7 +131,7 @@ class Bubblewrap:
             except OSError as error:
                 raise SandboxError(f"no limits could be set: {error}") from None
         guest = BubblewrapGuest(group)
-        greeting = program.greeting(limits, count_processes=True, per_process_memory=not self._bounds_memory, warm=warm)
+        greeting = program.greeting(limits, count_processes=True, per_process_memory=not self._bounds_memory)
         try:
             with anyio.fail_after(_START_S):
                 await guest.begin(self._command(runtime, limits, uid), uid=uid, filter_program=self._filter)

@@ -10,8 +10,9 @@ import contextlib
 import json
 import os
 import secrets
-import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from aibox.sandbox import command, program, seccomp
 from aibox.sandbox.engine import CLEAN, Engine, Facts
 from aibox.sandbox.escapes import UnsafeRuntime
 from aibox.sandbox.hardening import GVISOR, hardened
-from aibox.sandbox.line import Frames, Pipes
+from aibox.sandbox.line import Frames, Pipes, pipe
 from aibox.sandbox.runtime import NOBODY
 from aibox.sandbox.session import Session
 
@@ -57,7 +58,6 @@ class Docker:
         self._accepted = frozenset(accept.cves if accept is not None else ())
         self._trying = anyio.Lock()
         self._chosen: tuple[Facts, str, str] | None = None
-        self._profile: Path | None = None
 
     @property
     def recorded(self) -> Mapping[str, Any]:
@@ -81,17 +81,13 @@ class Docker:
             detail=f"docker {facts.version}, {runtime}, tried: it isolates{shared}; image {image[:19]}{accepted}",
         )
 
-    async def start(self, *, limits: Limits, warm: bool = False) -> DockerGuest:
+    async def start(self, *, limits: Limits) -> DockerGuest:
         """A new container. Raises SandboxError where isolation cannot be had."""
         facts, runtime, image = await self._ensure()
-        return await self._open(facts, runtime, image, limits, warm=warm)
+        return await self._open(facts, runtime, image, limits)
 
     async def close(self) -> None:
-        """Remove what all containers share. Closing twice is allowed."""
-        if self._profile is not None:
-            self._profile.unlink(missing_ok=True)
-            self._profile = None
-            self._chosen = None
+        """Nothing is shared by containers."""
 
     async def _ensure(self) -> tuple[Facts, str, str]:
         async with self._trying:
@@ -105,11 +101,6 @@ class Docker:
             raise SandboxError("this engine does not filter system calls, so no code is run in it")
         image = await self._engine.image_id(self._image)
         await self._sweep()
-        if self._profile is None:
-            descriptor, path = tempfile.mkstemp(prefix="aibox-seccomp-", suffix=".json")
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(seccomp.profile(), file)
-            self._profile = Path(path)
         runtimes = {"auto": (GVISOR, "runc"), "require": (GVISOR,), "off": ("runc",)}[self._gvisor]
         reasons = []
         for runtime in runtimes:
@@ -120,7 +111,6 @@ class Docker:
                 reasons.append(f"{runtime}: {error.message}")
             else:
                 return facts, runtime, image
-        await self.close()
         raise SandboxError(
             f"code cannot be isolated by this engine, so none is run: {'; '.join(reasons)}",
             hint="update it, or accept what is known with UnsafeRuntime",
@@ -135,7 +125,7 @@ class Docker:
 
     async def _try(self, facts: Facts, runtime: str, image: str) -> None:
         limits = Limits(memory_mib=256, pids=8, wall_s=10, output_kib=4, workspace_mib=1)
-        session = Session(await self._open(facts, runtime, image, limits, warm=False), limits=limits)
+        session = Session(await self._open(facts, runtime, image, limits), limits=limits)
         try:
             # gVisor filters system calls of the host; the guest's own kernel has no say in it.
             trial = command.TRIAL.format(filtered=runtime != GVISOR)
@@ -146,19 +136,15 @@ class Docker:
             said = result.stdout + result.stderr
             raise SandboxError(", ".join(said.split("\n")).strip(", ") or "the trial program was stopped")
 
-    async def _open(self, facts: Facts, runtime: str, image: str, limits: Limits, *, warm: bool) -> DockerGuest:
+    async def _open(self, facts: Facts, runtime: str, image: str, limits: Limits) -> DockerGuest:
         # Another user for each session: what the kernel counts by user is then counted by session.
         uid = NOBODY if facts.maps_users else 0x10000000 + secrets.randbelow(0x60000000)
         name = f"aibox-{os.getpid()}-{secrets.token_hex(8)}"
-        assert self._profile is not None
-        words = hardened(
-            limits, image=image, name=name, uid=uid, seccomp=str(self._profile), runtime=runtime,
-            labels={LABEL: _owner()},
-        )  # fmt: skip
+        words = partial(hardened, limits, image=image, name=name, uid=uid, runtime=runtime, labels={LABEL: _owner()})
         guest = DockerGuest(self._engine, name)
         # The engine counts processes of the container itself; by user it would count those of others as well.
         own_kernel = runtime == GVISOR
-        greeting = program.greeting(limits, count_processes=own_kernel, per_process_memory=False, warm=warm)
+        greeting = program.greeting(limits, count_processes=own_kernel, per_process_memory=False)
         try:
             with anyio.fail_after(_START_S):
                 guest.begin(words)
@@ -191,8 +177,15 @@ class DockerGuest:
         self._closed = False
         self._closing = anyio.Lock()
 
-    def begin(self, words: list[str]) -> None:
-        self._pipes = Pipes.open(self._engine.command("run", *words), environment=CLEAN)
+    def begin(self, words: partial[list[str]]) -> None:
+        """Start it; the client reads our profile from a pipe, so that no file is left of it."""
+        with ExitStack() as given:
+            reader, writer = pipe(given, given, owner=None)
+            writer.write(json.dumps(seccomp.profile()).encode())
+            writer.close()
+            number = reader.fileno()
+            command_line = self._engine.command("run", *words(seccomp=f"/proc/self/fd/{number}"))
+            self._pipes = Pipes.open(command_line, passed=[number], environment=CLEAN)
 
     async def send(self, data: bytes) -> None:
         assert self._pipes is not None

@@ -60,7 +60,7 @@ def body(*, same: bool = False) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
-def greeting(limits: Limits, *, count_processes: bool, per_process_memory: bool, warm: bool) -> bytes:
+def greeting(limits: Limits, *, count_processes: bool, per_process_memory: bool) -> bytes:
     """The first frame: what the supervisor is to enforce itself, before anything of the guest has run.
 
     `count_processes` where the kernel counts the guest's processes by its user, that no other session has.
@@ -75,7 +75,6 @@ def greeting(limits: Limits, *, count_processes: bool, per_process_memory: bool,
             "output": limits.output_kib * 1024,
             "env": ENVIRONMENT,
             "packages": PACKAGES,
-            "warm": warm,
         },
         2,
     )

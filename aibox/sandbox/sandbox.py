@@ -122,7 +122,7 @@ class Sandbox:
         await self._make_room(scope)
         self._opening.append(scope.tenant)
         try:
-            guest = self._ready.pop() if self._ready else await self._start(warm=False)
+            guest = self._ready.pop() if self._ready else await self._start()
         finally:
             self._opening.remove(scope.tenant)
         id_ = secrets.token_urlsafe(16)
@@ -148,9 +148,9 @@ class Sandbox:
         self._look_after()
         return session
 
-    async def _start(self, *, warm: bool) -> Guest:
+    async def _start(self) -> Guest:
         async with self._starts:
-            return await self._driver.start(limits=self.limits, warm=warm)
+            return await self._driver.start(limits=self.limits)
 
     async def _make_room(self, scope: Scope) -> None:
         """Raises LimitError when there is none and nobody's idle conversation can give way."""
@@ -184,7 +184,7 @@ class Sandbox:
         """Fill the pool now and wait for it. Raises SandboxError."""
         async with self._filling:
             while len(self._ready) < self._pool:
-                self._ready.append(await self._start(warm=True))
+                self._ready.append(await self._start())
 
     async def _end_idle(self) -> None:
         while self._held:

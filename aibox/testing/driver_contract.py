@@ -248,8 +248,8 @@ class DriverContract:
     @pytest.mark.anyio
     async def test_nothing_keeps_running_after_a_run(self, session: Session) -> None:
         """A process that left its session, its parent and its output behind ends with the run; threads are stopped."""
-        daemon = "setsid sh -c 'while :; do date +%s%N > tick; sleep 0.02; done' </dev/null >/dev/null 2>&1 & sleep 0.3"
-        await session.bash(daemon)
+        daemon = "setsid sh -c 'while :; do date +%s%N > t; mv t tick; sleep 0.02; done' </dev/null >/dev/null 2>&1 &"
+        await session.bash(f"{daemon} sleep 0.5")
         before = await session.read("tick")
         assert before
         thread = (

@@ -94,9 +94,8 @@ class Supervisor:
         os.chdir(limits["top"])
         os.environ.clear()
         os.environ.update(limits["env"])
-        if limits["warm"]:
-            self._interpreter()
         self._done(code=0)
+        self._interpreter()  # while the host reads that
 
     # The interpreter.
 
