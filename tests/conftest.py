@@ -10,6 +10,9 @@ from hypothesis import settings
 
 from aibox.types import Scope
 
+# Runs pytest inside pytest, for the tests of our own plugin.
+pytest_plugins = ["pytester"]
+
 settings.register_profile("default", deadline=None, max_examples=100)
 settings.register_profile("ci", deadline=None, max_examples=300)
 settings.load_profile(os.environ.get("AIBOX_TEST_HYPOTHESIS", "default"))

@@ -44,6 +44,8 @@ OPEN: Mapping[str, frozenset[str]] = {
     "subagent.returned": _HELP | _STATE,
     "session.compacted": _STATE | {"messages", "left_out"},
     "run.interrupted": _STATE,
+    # Digests of a report and of what it is about: nothing of a person, and of use to whoever checks the report.
+    "eval.reported": frozenset({"report", "subject", "dataset", "outcome", "passed", "runs"}),
 }
 
 RATCHETED = "key.ratcheted"

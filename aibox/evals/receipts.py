@@ -177,8 +177,12 @@ def _changes(receipt: Receipt, held: Held, case: Case, now: Run, agent: Agent) -
 
 def _digests(receipt: Receipt) -> list[tuple[str, str]]:
     """Request and answer of each model call of the turn, as the chain recorded them."""
-    called = [str(entry.detail["sha256"]) for entry in receipt.entries if entry.kind == "model.called"]
-    answered = [str(entry.detail["answer_sha256"]) for entry in receipt.entries if entry.kind == "model.answered"]
+    called = [str(entry.detail.get("sha256", "")) for entry in receipt.entries if entry.kind == "model.called"]
+    answered = [str(e.detail.get("answer_sha256", "")) for e in receipt.entries if e.kind == "model.answered"]
+    if not all((*called, *answered)):
+        raise NotHeldError(
+            f"turn {receipt.turn}: its receipt was narrowed, and no longer says which calls were its own"
+        )
     return list(zip(called, answered, strict=False))
 
 

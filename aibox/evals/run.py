@@ -20,6 +20,7 @@ from aibox.agents.events import (
     ModelAnswered,
     ModelCalled,
     Reply,
+    Subagent,
     TextDelta,
     ToolCalled,
     ToolReturned,
@@ -70,7 +71,8 @@ async def _entries(audit: AuditChain, scope: Scope, last: Event) -> tuple[Receip
     found: list[ReceiptEntry] = []
     async for entry in audit.entries(scope.tenant, start=receipt.entries[0].seq if receipt else 0):
         actor = entry.actor  # None: an act on the log itself, or of somebody who was erased
-        if actor is None or (actor["user"], actor["session"]) != (scope.user, scope.session):
+        # A subagent works in a session without a name: what it sent out is this turn's too.
+        if actor is not None and (actor["user"] != scope.user or actor["session"] not in (scope.session, "")):
             continue
         if receipt is None and entry.kind == "turn.started":
             found.clear()  # a turn that failed has no receipt: it is the last that began
@@ -121,14 +123,20 @@ class Run:
         return self.reply.usage
 
     @property
+    def flat(self) -> tuple[Event, ...]:
+        """The events, with those of subagents among them as if they were the agent's own."""
+        return tuple(event.event if isinstance(event, Subagent) else event for event in self.events)
+
+    @property
     def model_calls(self) -> int:
-        return sum(isinstance(event, ModelCalled) for event in self.events)
+        """Calls of models, those of subagents included."""
+        return sum(isinstance(event, ModelCalled) for event in self.flat)
 
     @property
     def calls(self) -> tuple[Called, ...]:
-        """The tool calls in the order in which they began, each with what came of it."""
+        """The tool calls in the order in which they began, those of subagents included, each with what came of it."""
         begun: list[tuple[str, dict[str, Any] | None, ToolReturned | None]] = []
-        for event in self.events:
+        for event in self.flat:
             if isinstance(event, ToolCalled):
                 begun.append((event.name, event.arguments, None))
             elif isinstance(event, ToolReturned):
@@ -148,7 +156,7 @@ class Run:
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        return tuple(event.verdict for event in self.events if isinstance(event, Decided))
+        return tuple(event.verdict for event in self.flat if isinstance(event, Decided))
 
     # Assertions.
 
@@ -224,7 +232,7 @@ class Run:
 
     def __str__(self) -> str:
         lines = ["", f"the turn, {self.duration_s:.3f} s:", f"  user: {_short(self.input)}"]
-        lines += [f"  {line}" for event in self.events if (line := _line(event))]
+        lines += [f"  {line}" for event in self.flat if (line := _line(event))]
         return "\n".join(lines)
 
     def _repr_markdown_(self) -> str:

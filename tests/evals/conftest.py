@@ -9,8 +9,6 @@ import pytest
 
 import aibox
 
-pytest_plugins = ["pytester"]
-
 
 @pytest.fixture
 async def chain(tmp_path: Path) -> AsyncIterator[aibox.AuditChain]:
