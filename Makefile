@@ -41,7 +41,7 @@ format: setup ## format and fix what can be fixed
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix .
 
-test-live: setup $(SERVED)/.ready $(NODE)/.ready ## against real servers: vLLM on this machine's CPU, an OpenID provider
+test-live: setup $(SERVED)/.ready $(NODE)/.ready ## against real servers: vLLM on this machine's CPU, an OpenID provider, an MCP server
 	@AIBOX_TEST_VLLM_PYTHON="$(CURDIR)/$(SERVED)/bin/python" AIBOX_TEST_VLLM_MODEL="$(CURDIR)/$(SERVED)/smollm2" \
 		AIBOX_TEST_NODE_MODULES="$(CURDIR)/$(NODE)/node_modules" $(PY) -m pytest tests/live --force-enable-socket
 
@@ -49,7 +49,8 @@ test-docker: setup ## the sandbox on a real Docker engine, installed and started
 	@$(PY) tests/docker/run_with_engine.py
 
 $(NODE)/.ready: Makefile
-	@npm install --silent --no-audit --no-fund --no-package-lock --prefix $(NODE) oidc-provider@9.13.3
+	@npm install --silent --no-audit --no-fund --no-package-lock --prefix $(NODE) oidc-provider@9.13.3 \
+		@modelcontextprotocol/server-everything@2026.8.31
 	@touch $@
 
 $(SERVED)/.ready: tests/live/install_vllm.py tests/live/weights.py

@@ -115,7 +115,9 @@ class Delegate:
 
 def _inner(rules: ToolRules, parts: Parts) -> frozenset[str] | None:
     """The parent's allow-list, which need not name tools that only a child has for its own skills."""
-    return None if rules.allow is None else rules.allow | {t.name for t in parts.tools if hasattr(t, "call_in")}
+    return (
+        None if rules.allow is None else rules.allow | {t.name for t in parts.tools if getattr(t, "resumable", False)}
+    )
 
 
 def _parts_of(spec: SubagentSpec, *, parent: Parts, skills: Sequence[Skill], sandbox: Sandbox | None) -> Parts:
@@ -140,7 +142,7 @@ def _parts_of(spec: SubagentSpec, *, parent: Parts, skills: Sequence[Skill], san
 
 def _tools_of(spec: SubagentSpec, tools: Sequence[Tool]) -> tuple[Tool, ...]:
     """What the parent has and the file names. A name that is not there is an error, never a smaller child."""
-    offered = [tool for tool in tools if tool.name != NAME and not hasattr(tool, "call_in")]
+    offered = [tool for tool in tools if not getattr(tool, "resumable", False)]
     if spec.tools is not None:
         if missing := sorted(set(spec.tools) - {tool.name for tool in offered}):
             raise ConfigError(

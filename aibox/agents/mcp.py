@@ -1,0 +1,340 @@
+"""MCP servers as tools: over stdio, SSE and streamable HTTP, under names of their own, their descriptions held to.
+
+What a server says of a tool goes into a prompt, so a description that changed is held back until somebody looked. All
+that a server returns is a stranger's, and what it gets has left. The only file that imports `mcp`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import sqlite3
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from aibox.agents.dispatch import Refused
+from aibox.agents.evidence import digest
+from aibox.agents.passage import passage
+from aibox.agents.secret import Secret
+from aibox.agents.state import AgentState
+from aibox.agents.turn_state import TurnState
+from aibox.errors import ConfigError, MissingExtraError, UpstreamError
+from aibox.guardrails.guardrail import Guardrail
+from aibox.types import Label, Scope
+
+MAX_TEXT_CHARS = 64_000
+MAX_PAGES = 50
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
+_EVERYBODY = "*"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class McpServer:
+    """One server. `command` and `args` start one over stdio; `url` is one that runs, over `http` or `sse`.
+
+    A stdio server runs with the rights of this process: it is started only where the operator says `trusted`. Its
+    environment is `env` and a bare minimum. `allow` and `deny` filter tools by the server's own names. `headers` may
+    hold Secrets. `label` marks what its tools return; `sends` False says that nothing it is told can leave the box.
+    """
+
+    name: str
+    command: str = ""
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    url: str = ""
+    transport: Literal["stdio", "http", "sse"] = "http"
+    headers: Mapping[str, str | Secret] = field(default_factory=dict)
+    trusted: bool = False
+    allow: frozenset[str] | None = None
+    deny: frozenset[str] = frozenset()
+    approve: bool = False
+    sends: bool = True
+    label: Label | None = None
+    timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"not a name for an MCP server: {self.name!r}", hint="lower case letters, digits, hyphens"
+            )
+        if bool(self.command) == bool(self.url):
+            raise ConfigError(f"the MCP server {self.name} needs a command or a url, and not both")
+        if self.command and not self.trusted:
+            raise ConfigError(
+                f"the MCP server {self.name} would run with the rights of this process",
+                hint="trusted=True says that you know what it does; there is no sandbox for it in this version",
+            )
+
+
+class McpTool:
+    """One tool of a server, as `server__tool`."""
+
+    untrusted = True
+    side_effects = True
+
+    def __init__(self, connection: McpConnection, told: Any) -> None:
+        self._connection = connection
+        self.told_name: str = told.name
+        server = connection.server
+        self.server = server.name
+        self.name = f"{server.name}__{_UNSAFE.sub('_', told.name)}"[:64]
+        self.description = str(told.description or told.title or told.name)
+        self.schema: Mapping[str, Any] = told.input_schema
+        self.label = server.label
+        self.sends = server.sends
+        self.approve = server.approve
+        self.timeout_s = server.timeout_s
+
+    @property
+    def digest(self) -> str:
+        """Of all that a model is told of it."""
+        told = {"name": self.told_name, "description": self.description, "schema": self.schema}
+        return digest(msgspec.json.encode(told, order="deterministic"))
+
+    async def call(self, arguments: Mapping[str, Any], *, scope: Scope) -> str:  # noqa: ARG002 - Tool's face
+        raise Refused(f"{self.name} works inside a turn only.", "invalid")
+
+    async def call_in(self, arguments: Mapping[str, Any], *, call_id: str, turn: TurnState) -> str:  # noqa: ARG002
+        server = self._connection.server
+        if server.url and server.sends:
+            await passage(
+                urlsplit(server.url).hostname or "", what=self.name, text=json.dumps(dict(arguments)), turn=turn
+            )
+        return await self._connection.call(self, arguments)
+
+    def __repr__(self) -> str:
+        return f"<tool {self.name} of an MCP server>"
+
+
+class McpConnection:
+    """An open server: `tools` for an agent, and `held`, whose descriptions changed since they were accepted."""
+
+    def __init__(self, server: McpServer, *, state: AgentState | None, guardrail: Guardrail | None) -> None:
+        self.server = server
+        self.tools: tuple[McpTool, ...] = ()
+        self.held: dict[str, str] = {}
+        """A tool's name, and why it is not offered."""
+        self._state = state or AgentState()
+        self._guardrail = guardrail
+        self._session: Any = None
+        self._stale = False
+
+    async def call(self, tool: McpTool, arguments: Mapping[str, Any]) -> str:
+        """Raises UpstreamError for a server that fails, Refused for a tool that is held."""
+        if self._stale:
+            await self.refresh()
+        if tool.name in self.held:
+            raise Refused(f"{tool.name} is held back: {self.held[tool.name]}. Do without it.", "held")
+        from mcp import MCPError
+
+        try:
+            result = await self._session.call_tool(tool.told_name, dict(arguments), self.server.timeout_s)
+        except MCPError as error:
+            raise UpstreamError(f"the MCP server {self.server.name}: {str(error)[:500]}") from None
+        text = _text(result)
+        if result.is_error:
+            raise UpstreamError(text or "the server reported an error without words")
+        return text or "(nothing was returned)"
+
+    async def refresh(self) -> None:
+        """Ask for the tools anew, and hold back those that are told otherwise than they were accepted."""
+        self._stale = False
+        found: dict[str, McpTool] = {}
+        for told in await self._listed():
+            if told.name in self.server.deny or (self.server.allow is not None and told.name not in self.server.allow):
+                continue
+            tool = McpTool(self, told)
+            if tool.name in found:
+                raise ConfigError(f"the MCP server {self.server.name} has two tools that would be {tool.name}")
+            found[tool.name] = tool
+        known = await self._pins(found)
+        held = {}
+        for name, tool in found.items():
+            if known[name] != tool.digest:
+                held[name] = "its description is not the one that was accepted"
+            elif fault := await self._fault(tool):
+                held[name] = fault
+        # Under way a tool may vanish or change: what an agent holds of it must not be called as something else.
+        for tool in self.tools:
+            if tool.name not in found:
+                held[tool.name] = "its server offers it no more"
+        self.held = held
+        self.tools = tuple(tool for name, tool in found.items() if name not in held)
+
+    async def accept(self, name: str) -> None:
+        """Somebody looked at what a held tool says now, and agrees. An agent has it when it is built again."""
+        for told in await self._listed():
+            tool = McpTool(self, told)
+            if tool.name == name:
+                await self._pin(tool)
+        await self.refresh()
+
+    async def _listed(self) -> list[Any]:
+        from mcp.types import PaginatedRequestParams
+
+        found, cursor = [], None
+        for _ in range(MAX_PAGES):
+            page = await self._session.list_tools(params=PaginatedRequestParams(cursor=cursor) if cursor else None)
+            found += page.tools
+            cursor = page.next_cursor
+            if not cursor:
+                return found
+        raise UpstreamError(f"the MCP server {self.server.name} lists its tools without an end")
+
+    async def _pins(self, tools: Mapping[str, McpTool]) -> dict[str, str]:
+        """What was accepted of each tool. One that was never seen is accepted as it is."""
+
+        def work(db: sqlite3.Connection) -> dict[str, str]:
+            for name, tool in tools.items():
+                row = (_EVERYBODY, self.server.name, name, tool.digest)
+                db.execute("INSERT OR IGNORE INTO tools_seen VALUES (?,?,?,?)", row)
+            who = (_EVERYBODY, self.server.name)
+            return dict(db.execute("SELECT name, digest FROM tools_seen WHERE tenant=? AND server=?", who).fetchall())
+
+        return await self._state.store.run(work, durable=True)
+
+    async def _pin(self, tool: McpTool) -> None:
+        row = (_EVERYBODY, self.server.name, tool.name, tool.digest)
+        await self._state.store.run(
+            lambda db: db.execute("INSERT OR REPLACE INTO tools_seen VALUES (?,?,?,?)", row), durable=True
+        )
+
+    async def _fault(self, tool: McpTool) -> str:
+        if self._guardrail is None:
+            return ""
+        text = f"{tool.description}\n{json.dumps(dict(tool.schema))}"
+        verdict = await self._guardrail.check(text, where="tool_result", scope=Scope.local())
+        if verdict.text == text and not verdict.blocked:
+            return ""
+        return f"its description was found unfit: {'; '.join(verdict.reasons())}"
+
+    async def heard(self, message: Any) -> None:
+        """A notification of the server; only that its tools changed is of interest."""
+        root = getattr(message, "root", message)
+        if getattr(root, "method", "") == "notifications/tools/list_changed":
+            self._stale = True
+
+    async def opened(self, stack: AsyncExitStack) -> None:
+        """Connect inside a stack that the same task closes."""
+        try:
+            from mcp import ClientSession
+        except ImportError:
+            raise MissingExtraError("MCP", extra="all") from None
+        streams = await stack.enter_async_context(_transport(self.server, stack))
+        self._session = await stack.enter_async_context(
+            ClientSession(
+                streams[0],
+                streams[1],
+                read_timeout_seconds=self.server.timeout_s,
+                message_handler=self.heard,
+            )
+        )
+        await self._session.initialize()
+        await self.refresh()
+
+
+@asynccontextmanager
+async def connect(
+    server: McpServer, *, state: AgentState | None = None, guardrail: Guardrail | None = None
+) -> AsyncIterator[McpConnection]:
+    """An open connection: `async with connect(server, state=...) as mcp: box.agent(tools=mcp.tools)`.
+
+    `state` keeps what was accepted of each description over a restart; `guardrail` looks at descriptions. Raises
+    UpstreamError when the server cannot be reached, ConfigError for one that may not be started.
+    """
+    connection = McpConnection(server, state=state, guardrail=guardrail)
+    ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    leave = asyncio.Event()
+
+    async def hold() -> None:
+        # The client's task groups must be closed by the task that opened them, and callers come and go.
+        try:
+            async with AsyncExitStack() as stack:
+                await connection.opened(stack)
+                ready.set_result(None)
+                await leave.wait()
+        except BaseException as error:
+            if ready.done():
+                raise
+            ready.set_exception(_first(error))
+
+    task = asyncio.create_task(hold(), name=f"mcp {server.name}")
+    try:
+        try:
+            async with asyncio.timeout(server.timeout_s):
+                await asyncio.shield(ready)
+        except TimeoutError:
+            raise UpstreamError(f"the MCP server {server.name} did not answer in {server.timeout_s:g} s") from None
+        except (ConfigError, UpstreamError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a server or its protocol does is one thing to a caller
+            raise UpstreamError(f"the MCP server {server.name} could not be used: {error}") from None
+        yield connection
+    finally:
+        leave.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(task), 5.0)
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _first(error: BaseException) -> BaseException:
+    """What really went wrong, inside the groups that it came in."""
+    while isinstance(error, BaseExceptionGroup) and error.exceptions:
+        error = error.exceptions[0]
+    return error
+
+
+@asynccontextmanager
+async def _transport(server: McpServer, stack: AsyncExitStack) -> AsyncIterator[Any]:
+    headers = {
+        name: value.resolve(scope=Scope.local()).reveal() if isinstance(value, Secret) else value
+        for name, value in server.headers.items()
+    }
+    if server.command:
+        from mcp.client.stdio import StdioServerParameters, stdio_client
+
+        told = StdioServerParameters(command=server.command, args=list(server.args), env=dict(server.env))
+        # What a server says on its standard error is nobody's log line here.
+        with open(os.devnull, "w") as quiet:  # noqa: ASYNC230, PTH123 - a device, not a file
+            async with stdio_client(told, errlog=quiet) as streams:
+                yield streams
+    elif server.transport == "sse":
+        from mcp.client.sse import sse_client
+
+        async with sse_client(server.url, headers=headers, timeout=server.timeout_s) as streams:
+            yield streams
+    else:
+        import httpx2
+        from mcp.client.streamable_http import streamable_http_client
+
+        limit = httpx2.Timeout(server.timeout_s, read=300.0)
+        client = await stack.enter_async_context(httpx2.AsyncClient(headers=headers, trust_env=False, timeout=limit))
+        async with streamable_http_client(server.url, http_client=client) as streams:
+            yield streams
+
+
+def _text(result: Any) -> str:
+    """The words of a result. What is not text is named, and left out."""
+    said = []
+    for block in result.content:
+        kind = getattr(block, "type", "")
+        resource = getattr(block, "resource", None)
+        if kind == "text":
+            said.append(block.text)
+        elif resource is not None and hasattr(resource, "text"):
+            said.append(resource.text)
+        else:
+            said.append(f"[{kind or 'something'} left out]")
+    if not said and result.structured_content is not None:
+        said.append(json.dumps(result.structured_content))
+    return "\n".join(said)[:MAX_TEXT_CHARS]

@@ -1,0 +1,40 @@
+"""A real MCP server for the tests: `python mcp_server.py stdio` or `... http PORT`, with what a bad one would do."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from mcp.server.mcpserver import MCPServer
+
+server = MCPServer("tests")
+
+
+@server.tool(description=os.environ.get("ADD_DESCRIPTION", "Add two numbers."))
+def add(a: int, b: int) -> str:
+    return str(a + b)
+
+
+@server.tool()
+def boom() -> str:
+    """Always fails."""
+    raise ValueError("it went wrong")
+
+
+@server.tool()
+def environment() -> str:
+    """What the server can see of its surroundings."""
+    return ",".join(sorted(os.environ))
+
+
+@server.tool()
+def delete_everything() -> str:
+    """A tool that a filter should take away."""
+    return "gone"
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "stdio":
+        server.run("stdio")
+    else:
+        server.run({"http": "streamable-http", "sse": "sse"}[sys.argv[1]], host="127.0.0.1", port=int(sys.argv[2]))
