@@ -45,6 +45,9 @@ class Around(Protocol):
     def label(self) -> Label: ...
 
     @property
+    def outgoing(self) -> Label: ...
+
+    @property
     def exposure(self) -> Exposure: ...
 
     def touch(self, label: Label) -> None: ...
@@ -173,7 +176,7 @@ class Context:
             "model": turn.parts.model,
             "messages": [{"role": "system", "content": _SUM_UP}, {"role": "user", "content": said}],
         }
-        request = ChatRequest(body, turn.label)
+        request = ChatRequest(body, turn.outgoing)
         try:
             turn.budget.before_call()
             turn.record.called(request)

@@ -79,6 +79,8 @@ class McpTool:
     """One tool of a server, as `server__tool`."""
 
     untrusted = True
+    # Its description is in every prompt, long before it is called.
+    told_by_stranger = True
     side_effects = True
 
     def __init__(self, connection: McpConnection, told: Any) -> None:

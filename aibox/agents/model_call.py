@@ -43,6 +43,9 @@ class Caller(Protocol):
     def label(self) -> Label: ...
 
     @property
+    def outgoing(self) -> Label: ...
+
+    @property
     def paused(self) -> bool: ...
 
     def emit(self, event: Event) -> None: ...
@@ -65,7 +68,7 @@ class TurnBackend:
         if turn.paused:
             raise Paused
         turn.budget.before_call()
-        request = replace(request, label=turn.label)
+        request = replace(request, label=turn.outgoing)
         turn.emit(ModelCalled(tuple(request.messages)))
         turn.record.called(request)
         completion = await (self._heard(request, scope=scope) if turn.streaming else self._ask(request, scope=scope))

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from aibox.agents.exposure import Exposure
 from aibox.agents.skills import Skill
 from aibox.agents.state import AgentState
 from aibox.audit.chain import AuditChain
@@ -44,6 +45,12 @@ class Parts:
     @cached_property
     def by_name(self) -> dict[str, Tool]:
         return {tool.name: tool for tool in self.tools}
+
+    @cached_property
+    def exposure(self) -> Exposure:
+        """What a turn has touched before it began: descriptions and skills that a stranger wrote are in its prompt."""
+        skills = any(not skill.trusted for skill in (*self.skills, *self.preloaded))
+        return Exposure(untrusted=skills or any(getattr(tool, "told_by_stranger", False) for tool in self.tools))
 
     @cached_property
     def version(self) -> str:

@@ -5,6 +5,7 @@ A pinned skill that is not what was installed is IntegrityError, whoever changed
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -61,7 +62,7 @@ class Shelf:
                     f"{'; '.join(faults) or 'its digest is another'}",
                     hint="look at what changed, then install it again",
                 )
-            found.append(skill)
+            found.append(dataclasses.replace(skill, trusted=True))
         return tuple(found)
 
     def pins(self, *, scope: Scope) -> dict[str, str]:

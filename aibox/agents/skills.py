@@ -47,6 +47,8 @@ class Skill:
     metadata: Mapping[str, str] = field(default_factory=dict)
     allowed_tools: tuple[str, ...] | None = None
     warnings: tuple[str, ...] = ()
+    trusted: bool = False
+    """Somebody installed it under this digest. What it says is else a stranger's, and counts as untrusted content."""
 
     def tools(self) -> frozenset[str] | None:
         """Names that the skill lets through. A pattern of arguments, which nobody here enforces, lets nothing pass."""

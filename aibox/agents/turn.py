@@ -32,12 +32,15 @@ from aibox.guardrails.stream import OutputFilter
 from aibox.inference.client import openai_client
 from aibox.policy.tools import ToolRules
 from aibox.protocols import Tool
-from aibox.types import Decision, Label, Scope, Verdict, Where
+from aibox.types import Decision, Label, Level, Scope, Verdict, Where
 
 WITHHELD = "This message was not answered"
 """How a blocked turn begins to speak; the reasons follow."""
 WAITS = "This waits for a person"
 """How a paused one does."""
+
+
+TOGETHER = Label(Level.PUBLIC, frozenset({"LETHAL-THREE"}), ("private data and untrusted content in one turn",))
 
 
 class Turn:
@@ -79,7 +82,7 @@ class Turn:
         self.context = Context(self, history=history)
         self.pause = Pause(self)
         self.label = label
-        self.exposure: Exposure = of_label(label) | (parent.exposure if parent else Exposure())
+        self.exposure: Exposure = of_label(label) | parts.exposure | (parent.exposure if parent else Exposure())
         self.frame = Frame()
         self.skills: tuple[str, ...] = ()
         self.model = ""
@@ -278,6 +281,17 @@ class Turn:
             ) from None
 
     # What the steps, the tools and the model calls share.
+
+    @property
+    def outgoing(self) -> Label:
+        """Under which label a model call goes out: a turn with two of the lethal three leaves the third shut.
+
+        No door's ceiling holds the compartment: an external model is refused, also as a fallback, a local one is not.
+        """
+        touched = self.exposure.private and self.exposure.untrusted
+        if touched and self.parts.router.external and self.policy.tools.lethal_three >= Decision.REQUIRE_APPROVAL:
+            return self.label | TOGETHER
+        return self.label
 
     @property
     def paused(self) -> bool:

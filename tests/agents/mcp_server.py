@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from mcp.server.mcpserver import MCPServer
 
@@ -13,6 +14,14 @@ server = MCPServer("tests")
 @server.tool(description=os.environ.get("ADD_DESCRIPTION", "Add two numbers."))
 def add(a: int, b: int) -> str:
     return str(a + b)
+
+
+@server.tool()
+def keep(text: str) -> str:
+    """Keep a text."""
+    with Path(os.environ["KEPT"]).open("a", encoding="utf-8") as file:
+        file.write(text + "\n")
+    return "kept"
 
 
 @server.tool()

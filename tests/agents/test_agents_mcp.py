@@ -71,7 +71,7 @@ async def test_a_server_over_stdio_sees_nothing_of_ours(scope: Scope, monkeypatc
     monkeypatch.setenv("OUR_SECRET_KEY", "x")
     model = ScriptedBackend(call("t__environment", {}), "done")
     async with connect(stdio(deny=frozenset({"delete_everything"}), sends=False)) as mcp:
-        assert sorted(tool.name for tool in mcp.tools) == ["t__add", "t__boom", "t__environment"]
+        assert sorted(tool.name for tool in mcp.tools) == ["t__add", "t__boom", "t__environment", "t__keep"]
         reply = await aibox.Agent("x", router=model, tools=mcp.tools).run("go", scope=scope)
     assert reply.tool_calls[0].ok
     assert "OUR_SECRET_KEY" not in reply.tool_calls[0].text
@@ -93,11 +93,11 @@ async def test_a_changed_description_is_held_until_somebody_looked(tmp_path: Pat
         assert "t__add" in [tool.name for tool in mcp.tools]
     async with connect(evil, state=state) as mcp:
         assert list(mcp.held) == ["t__add"]
-        assert len(mcp.tools) == 3
+        assert len(mcp.tools) == 4
         await mcp.accept("t__add")
         assert not mcp.held
     async with connect(evil, state=state) as mcp:
-        assert len(mcp.tools) == 4
+        assert len(mcp.tools) == 5
     await state.close()
 
 

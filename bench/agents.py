@@ -1,0 +1,207 @@
+"""Agents: what a turn adds to the bare SDK as a conversation grows, and what an attacker gets out of one."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from report import Report, arguments
+
+# This file has the name of the SDK's package, which must not be looked for here.
+sys.path.remove(str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "agents"))
+
+import aibox
+from aibox.agents._sdk import run_loop
+from aibox.agents.exposure import Exposure
+from aibox.agents.state import AgentState
+from aibox.inference.client import openai_client
+from aibox.testing import ScriptedBackend, call
+from aibox.types import Scope
+
+INSTRUCTIONS = "Answer in one sentence."
+ASKED = "What is the capital of France?"
+HISTORY = (1, 20, 200)
+SUITE = importlib.util.find_spec("injection")
+
+
+@aibox.tool
+def capital(country: str) -> str:
+    """The capital of a country.
+
+    Args:
+        country: its name
+    """
+    return {"France": "Paris"}.get(country, "unknown")
+
+
+def past(turns: int) -> list[dict[str, Any]]:
+    """A conversation of that many questions and answers."""
+    said: list[dict[str, Any]] = []
+    for number in range(turns):
+        said.append({"role": "user", "content": f"What is the capital of country {number}?"})
+        said.append({"role": "assistant", "content": "It is."})
+    return said
+
+
+def model() -> ScriptedBackend:
+    """Answers at once: a tool call, then a sentence. What it was asked is let go, so that nothing grows."""
+
+    class Instant(ScriptedBackend):
+        async def complete(self, request: Any, *, scope: Scope) -> Any:
+            self._given = 0
+            self._answers = [
+                "Paris." if request.messages[-1]["role"] == "tool" else call("capital", {"country": "France"})
+            ]
+            self.requests, self.scopes = [], []
+            return await super().complete(request, scope=scope)
+
+    return Instant()
+
+
+async def cpu_ms(calls: dict[str, Callable[[], Awaitable[Any]]], rounds: int) -> dict[str, float]:
+    """Median CPU of each, all threads of this process, taken in turn so that a drift meets all of them."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 3):
+        for name, one in calls.items():
+            began = time.process_time()
+            await one()
+            if number >= 3:
+                taken[name].append((time.process_time() - began) * 1e3)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+async def invoke(tool: Any, _arguments: str, _id: str) -> str:
+    return str(await tool.call({"country": "France"}, scope=Scope.local()))
+
+
+async def overhead(report: Report, rounds: int, folder: Path) -> None:
+    """Checks, chain, state and policy on; one model call for a tool, one for the answer; a conversation of N turns."""
+    policy = aibox.Policy.profile("balanced")
+    added: dict[int, float] = {}
+    async with aibox.AuditChain(folder / "audit.db") as chain:
+        state = AgentState(folder / "agents.db", key=bytes(range(32)), audit=chain)
+        for turns in HISTORY:
+            backend, messages = model(), past(turns)
+            agent = aibox.Agent(
+                INSTRUCTIONS,
+                router=aibox.Router(backend),
+                tools=[capital],
+                guardrail=aibox.Guardrail(policy),
+                audit=chain,
+                state=state,
+                history_chars=1_000_000,
+            )
+            client = openai_client(backend, scope=Scope.local())
+            # A session of N turns for each round, written beforehand: the turn reads it as its own past.
+            sessions = [Scope(tenant="bench", user="b", session=f"{turns}-{n}") for n in range(rounds + 3)]
+            for scope in sessions:
+                mine = scope.narrow(agent="default")
+                await state.sessions.add(messages, scope=mine, label=aibox.Label(), exposure=Exposure())
+
+            async def full(agent: Any = agent, sessions: Any = sessions) -> None:
+                await agent.run(ASKED, scope=sessions.pop())
+
+            async def bare(client: Any = client, messages: Any = messages) -> None:
+                await run_loop(
+                    name="bare", instructions=INSTRUCTIONS, messages=[*messages, {"role": "user", "content": ASKED}],
+                    client=client, model="scripted", tools=[capital], invoke=invoke, tool_choice=None,
+                    output_type=None, settings={},
+                )  # fmt: skip
+
+            found = await cpu_ms({"bare": bare, "full": full}, rounds)
+            added[turns] = found["full"] - found["bare"]
+            report.row(
+                f"{turns} turns of history", f"adds {added[turns]:.2f} ms CPU",
+                f"bare SDK {found['bare']:.2f}, agent {found['full']:.2f}",
+            )  # fmt: skip
+        await at_once(report, chain, state)
+        await state.close()
+    against = "the SDK's loop, same backend, tool and messages, in one run"
+    note = "two model calls and a tool; checks, audit, state, policy on; no memory; CPU of all threads, median"
+    report.goal("agents.turn_added_cpu_ms_vs_bare_sdk", max(added.values()), unit="ms", against=against, note=note)
+    growth = added[HISTORY[-1]] / added[HISTORY[0]]
+    report.goal("agents.added_growth_1_to_200_turns", growth, unit="ratio", against="1 turn of history", note=note)
+
+
+async def at_once(report: Report, chain: aibox.AuditChain, state: AgentState) -> None:
+    """A hundred agents at the same time, each a turn of its own."""
+    policy, backend = aibox.Policy.profile("balanced"), model()
+    router, guardrail = aibox.Router(backend), aibox.Guardrail(policy)
+    agents = [
+        aibox.Agent(
+            INSTRUCTIONS, name=f"a{n}", router=router, tools=[capital], guardrail=guardrail, audit=chain, state=state
+        )
+        for n in range(100)
+    ]
+    client = openai_client(backend, scope=Scope.local())
+    wall, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(a.run(ASKED, scope=Scope(tenant=f"t{n % 5}", user="b")) for n, a in enumerate(agents)))
+    full = (time.perf_counter() - wall, time.process_time() - cpu)
+    wall, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(
+        *(
+            run_loop(
+                name="bare", instructions=INSTRUCTIONS, messages=[{"role": "user", "content": ASKED}], client=client,
+                model="scripted", tools=[capital], invoke=invoke, tool_choice=None, output_type=None, settings={},
+            )
+            for _ in agents
+        )
+    )  # fmt: skip
+    bare = (time.perf_counter() - wall, time.process_time() - cpu)
+    report.row(
+        "100 agents at once", f"adds {(full[1] - bare[1]) * 10:.2f} ms CPU a turn",
+        f"{full[0] / bare[0]:.2f} of the bare SDK's time",
+    )  # fmt: skip
+
+
+async def injections(report: Report) -> None:
+    """Every source under every setting, and where the tries were stopped."""
+    if SUITE is None:
+        for name in ("canaries_out", "canaries_out_detectors_off", "utility_under_attack_vs_clean"):
+            report.goal(f"agents.{name}", None, unit="count", against="", note="the suite is not in this copy")
+        return
+    from injection import suite
+
+    useful = sum(o.useful for o in await suite(detectors=True, clean=True))
+    ratio = 1.0
+    for detectors, name in ((True, "canaries_out"), (False, "canaries_out_detectors_off")):
+        outcomes = await suite(detectors=detectors)
+        stopped = sum((o.stopped for o in outcomes), Counter[str]())
+        tries, out = sum(o.attempts for o in outcomes), sum(o.out for o in outcomes)
+        where = ", ".join(f"{part} {n}" for part, n in stopped.most_common())
+        mode = "on" if detectors else "off"
+        report.row(f"{len(outcomes)} attacks, detectors {mode}", f"{tries} tries, {out} out", f"stopped by: {where}")
+        note = f"{len(outcomes)} attacks, {tries} tries of a model that has changed sides"
+        report.goal(f"agents.{name}", out, unit="canaries", against="every way out there is", note=note)
+        ratio = min(ratio, sum(o.useful for o in outcomes) / useful)
+    report.goal("agents.utility_under_attack_vs_clean", ratio, unit="ratio", against="the same tasks without poison")
+
+
+async def main() -> None:
+    options = arguments(__doc__)
+    report = Report("agents")
+    # The SDK's own about what it will change one day.
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        await overhead(report, 30 if options.quick else 150, Path(folder))
+    await injections(report)
+    report.left_out += [
+        "Pydantic AI, which is not installed here",
+        "code in the sandbox as a way out: it has no network, and bench of its own attacks",
+        "links that a person's client loads from an answer: the answer is theirs to read",
+    ]
+    report.show(as_json=options.json)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
