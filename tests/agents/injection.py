@@ -261,7 +261,9 @@ async def attack(
         }
     )
     scope = Scope(tenant="acme", user="eva", session="s1")
-    async with aibox.AuditChain(folder / f"{canary}.db") as chain, aibox.Memory() as memory:
+    # A chain for each attack, with keys of its own: a log that is not the one that its keys know was put back.
+    (folder / canary).mkdir()
+    async with aibox.AuditChain(folder / canary / "audit.db") as chain, aibox.Memory() as memory:
         if source == "memory":
             await memory.remember(f"About the invoice total: {carried}", scope=scope.narrow(agent="default"))
         if source == "document":

@@ -86,10 +86,10 @@ async def test_a_limit_of_time_ends_a_turn_with_what_was_said(scope: Scope, tmp_
         model = ScriptedBackend(call("step", {}), slow)
         agent = aibox.Agent("x", router=model, tools=[step], limits=TurnLimits(turn_s=0.3), audit=chain)
         reply = await agent.run("go", scope=scope)
-        bodies = [entry.open async for entry in chain.entries(scope.tenant)]
+        bodies = [entry.detail async for entry in chain.entries(scope.tenant)]
     assert "0.3 s" in reply.stopped
     assert reply.tool_calls[0].text == "stepped"
-    assert b'"outcome":"stopped"' in bodies[-1]
+    assert bodies[-1]["outcome"] == "stopped"
 
 
 async def test_a_call_with_an_idempotency_key_runs_once(scope: Scope, other_scope: Scope, tmp_path: Path) -> None:

@@ -73,12 +73,12 @@ async def test_a_page_is_read_through_the_door(scope: Scope, tmp_path: Path) -> 
             tools = [WebRead(http=Http(private_hosts=["127.0.0.1"]))]
             agent = aibox.Agent("x", router=model, tools=tools, policy=policy("127.0.0.1"), audit=chain)
             reply = await agent.run("go", scope=scope)
-            bodies = [(e.kind, e.body) async for e in chain.entries(scope.tenant)]
+            bodies = [(e.kind, e.detail) async for e in chain.entries(scope.tenant)]
         refused = await read(url, scope=scope, rules=policy("example.org"))
     assert "harbour master" in reply.tool_calls[0].text
     assert "Cookies" not in reply.tool_calls[0].text
     assert "egress.allowed" in [kind for kind, _ in bodies]
-    assert b"untrusted content" in next(body for kind, body in bodies if kind == "tool.returned")
+    assert "untrusted content" in next(d["exposure"] for kind, d in bodies if kind == "tool.returned")
     assert "does not open the door" in refused.tool_calls[0].text
     assert len(asked) == 1
 
