@@ -39,7 +39,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[McpServer]:
         port = probe.getsockname()[1]
     with subprocess.Popen([sys.executable, SERVER, request.param, str(port)], stderr=subprocess.DEVNULL) as process:
         try:
-            for _ in range(200):
+            for _ in range(2400):
                 with socket.socket() as probe:
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
                         break

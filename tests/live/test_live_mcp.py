@@ -44,7 +44,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[McpServer]:
     env = {"PATH": os.environ["PATH"], "PORT": str(port)}
     with subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while time.monotonic() < deadline:
                 with socket.socket() as probe:
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
