@@ -770,7 +770,7 @@ def test_a_thread_without_a_caller_names_what_it_runs() -> None:
         """
         s.seal()
         pool = __import__("concurrent.futures").futures.ThreadPoolExecutor()
-        report(outcome(pool.submit(socket.create_connection, ("192.0.2.1", 80)).result)["attempts"])
+        report(outcome(lambda: pool.submit(socket.create_connection, ("192.0.2.1", 80)).result())["attempts"])
         """
     )
     assert got == [["connect to", "192.0.2.1:80", "concurrent.futures.thread"]]

@@ -22,6 +22,7 @@ class Chat:
     """The program at the other end of a pseudo-terminal."""
 
     def __init__(self) -> None:
+        self.shown = b""
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
             os.execv(sys.executable, [sys.executable, "-m", "aibox", "chat"])
@@ -29,21 +30,21 @@ class Chat:
     def type(self, keys: bytes) -> None:
         os.write(self.terminal, keys)
 
-    def until(self, wanted: bytes, *, timeout_s: float = 180) -> bytes:
-        """What is shown until `wanted` is; b"" as `wanted` means the end of the program."""
-        shown, deadline = b"", time.monotonic() + timeout_s
-        while not wanted or wanted not in shown:
-            assert time.monotonic() < deadline, shown
+    def until(self, wanted: bytes, *, timeout_s: float = 180) -> None:
+        """Read up to `wanted`, and leave what comes after it; b"" means the end of the program."""
+        deadline = time.monotonic() + timeout_s
+        while not wanted or wanted not in self.shown:
+            assert time.monotonic() < deadline, self.shown
             if select.select([self.terminal], [], [], 0.1)[0]:
                 try:
                     piece = os.read(self.terminal, 4096)
                 except OSError:  # Linux's end of a pseudo-terminal
                     piece = b""
                 if not piece:
-                    assert not wanted, shown
-                    return shown
-                shown += piece
-        return shown
+                    assert not wanted, self.shown
+                    return
+                self.shown += piece
+        self.shown = self.shown.partition(wanted)[2]
 
     def exit_code(self) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
