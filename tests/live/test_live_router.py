@@ -68,6 +68,8 @@ async def test_two_servers_share_the_calls_and_a_conversation_stays(vllm: str, s
     spread = Counter(call.backend for call in calls)
     assert set(spread) == {"first", "second"}
     calls.clear()
+    # Another router, which has not seen the crowd: affinity gives way to load, and its view of load is seconds old.
+    router = Router(first, second, on_call=calls.append)
     talk: list[dict[str, Any]] = [{"role": "user", "content": "Remember this list: " + ", ".join(map(str, range(150)))}]
     before = {b.name: await metric(b, "vllm:prefix_cache_hits_total") for b in (first, second)}
     for _ in range(3):
