@@ -28,6 +28,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
         if name.startswith(("AIBOX_", "OPENAI_")) and not name.startswith("AIBOX_TEST_"):
             monkeypatch.delenv(name)
+    monkeypatch.delenv("CI", raising=False)  # cassettes behave differently there, which has tests of its own
     monkeypatch.setenv("AIBOX_HOME", str(tmp_path / "home"))
 
 

@@ -106,17 +106,16 @@ needs_mounts = pytest.mark.skipif(
 def on_a_small_disk(folder: Path, options: str, *steps: str) -> subprocess.CompletedProcess[str]:
     """Shell steps in a mount namespace of their own, with a disk of its own at `folder`, which is the data folder."""
     folder.mkdir()
-    run = f"{shlex.quote(sys.executable)} -m aibox"
     mount = f"mount -t tmpfs -o {options} tmpfs {shlex.quote(str(folder))}"
-    script = "\n".join((f"AIBOX='{run}'", mount, *steps))
-    env = {**os.environ, "AIBOX_HOME": str(folder), "AIBOX_SOVEREIGN": "strict"}
+    script = "\n".join(('aibox() { "$PYTHON" -m aibox "$@"; }', mount, *steps))
+    env = {**os.environ, "PYTHON": sys.executable, "AIBOX_HOME": str(folder), "AIBOX_SOVEREIGN": "strict"}
     return subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=120, env=env)
 
 
 @needs_mounts
 def test_a_data_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     """A read-only disk is found before anything is asked of a model, whoever asks."""
-    done = on_a_small_disk(tmp_path / "ro", "ro", "exec $AIBOX run hi")
+    done = on_a_small_disk(tmp_path / "ro", "ro", "aibox run hi")
     assert done.returncode == 2
     assert "cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
@@ -131,10 +130,10 @@ def test_a_full_disk_stops_the_turn_and_loses_nothing(kib: int, tmp_path: Path) 
     done = on_a_small_disk(
         full,
         f"size={kib}k",
-        "$AIBOX run 'Say hello.'; echo first=$?",
+        "aibox run 'Say hello.'; echo first=$?",
         f"mount -o remount,size=20m {shlex.quote(str(full))}",
-        "$AIBOX run 'Say hello.' >/dev/null; echo second=$?",
-        f"$AIBOX verify {shlex.quote(str(full / 'audit.db'))}; echo verified=$?",
+        "aibox run 'Say hello.' >/dev/null; echo second=$?",
+        f"aibox verify {shlex.quote(str(full / 'audit.db'))}; echo verified=$?",
     )
     assert "first=2" in done.stdout
     assert any(said in done.stderr for said in ("disk is full", "No space left", "disk I/O error")), done.stderr
@@ -194,10 +193,10 @@ def test_the_demo_holds_offline_and_its_evidence_verifies() -> None:
 @pytest.mark.skipif(not Path("/proc/self/ns/net").exists(), reason="network namespaces are Linux's")
 def test_the_demo_holds_with_no_network_at_all() -> None:
     """In a network namespace with nothing but loopback, it passes as well."""
-    inside = (
-        f"ip link set lo up 2>/dev/null || {sys.executable} -c '{_LOOPBACK_UP}'; exec {sys.executable} -m aibox demo"
+    inside = f'ip link set lo up 2>/dev/null || "$0" -c \'{_LOOPBACK_UP}\'; exec "$0" -m aibox demo'
+    done = subprocess.run(
+        ["unshare", "-rn", "sh", "-c", inside, sys.executable], capture_output=True, text=True, timeout=120
     )
-    done = subprocess.run(["unshare", "-rn", "sh", "-c", inside], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "5 of 5 hold" in done.stdout
 
@@ -278,12 +277,17 @@ def test_two_processes_share_a_data_folder() -> None:
     assert aibox("verify", str(home() / "audit.db")).returncode == 0
 
 
+def heeding_ctrl_c() -> None:
+    """Tests that were started in the background of a script have SIGINT ignored, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @needs_model
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_stopping_in_the_middle_of_a_turn_loses_nothing(how: signal.Signals) -> None:
     """Killed or interrupted while the model writes: the evidence verifies and the next start works."""
     command = [sys.executable, "-m", "aibox", "run", "Write a very long story about a lighthouse."]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heeding_ctrl_c)  # noqa: PLW1509 - sets one handler
     assert process.stdout is not None
     process.stdout.read(1)
     time.sleep(0.2)
