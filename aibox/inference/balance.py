@@ -34,9 +34,13 @@ def prefix_key(body: Mapping[str, Any], *, tenant: str) -> int:
     digest = hashlib.blake2b(tenant.encode(), digest_size=8)
     messages = body.get("messages")
     if isinstance(messages, list):
-        for message in messages[:2]:
-            content = message.get("content") if isinstance(message, Mapping) else None
-            digest.update(b"\0" + _beginning(content))
+        # Up to the first word of the user and no further: what comes after it differs from turn to turn.
+        for message in messages[:4]:
+            if not isinstance(message, Mapping):
+                break
+            digest.update(b"\0" + _beginning(message.get("content")))
+            if message.get("role") == "user":
+                break
     else:
         digest.update(b"\0" + _beginning(body.get("prompt", body.get("input"))))
     return int.from_bytes(digest.digest())

@@ -194,6 +194,10 @@ def test_a_conversation_is_known_by_its_beginning_and_its_tenant() -> None:
     asked = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     first = prefix_key({"messages": asked}, tenant="a")
     assert first == prefix_key({"messages": [*asked, {"role": "assistant", "content": "x"}]}, tenant="a")
+    for begin in ([], [{"role": "system", "content": "Be brief."}]):
+        turn = [*begin, {"role": "user", "content": "Hi"}]
+        later = [*turn, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Go on"}]
+        assert prefix_key({"messages": turn}, tenant="a") == prefix_key({"messages": later}, tenant="a")
     assert first != prefix_key({"messages": asked}, tenant="b")
     parts = [{"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "image_url", "image_url": {}}]}]
     assert prefix_key({"messages": parts}, tenant="a") != prefix_key({"messages": []}, tenant="a")
