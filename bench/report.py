@@ -16,6 +16,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+# The benches' own folder goes last: a bench may be called like a package that aibox imports (`agents`).
+sys.path.sort(key=lambda entry: Path(entry or ".").resolve() == Path(__file__).parent)
+
 GOALS = Path(__file__).with_name("goals.toml")
 
 
