@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import ipaddress
 import socket
-import sys
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 import aibox.box
-from aibox.agents.agent import Agent
-from aibox.box import Box
 from aibox.cli.options import ConfigOption, ModelOption, PolicyOption, load_settings
+from aibox.cli.target import agent
 from aibox.errors import ConfigError, MissingExtraError
 from aibox.settings import ServerSettings
 from aibox.types import Scope
@@ -59,8 +54,8 @@ def serve(
         ways += [Tokens(server.issuers)] if server.issuers else []
         callers = Callers(*(ways or [key]))
         async with aibox.box.open(settings=settings, policy=policy) as box:
-            agents = _agents(target, box) if target else {"default": box.agent(model=name)}
-            app = create_app(box, callers=callers, agents=agents)
+            served = agent(target, box) if target else box.agent(model=name)
+            app = create_app(box, callers=callers, agents={served.name: served})
             with _listen(server.host, server.port) as listening:
                 # A key is printed once: not before it is certain that there is a server to use it with.
                 fresh = None if ways else key.prepare(renew=new_key)
@@ -106,19 +101,3 @@ def _listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port}: {error.strerror}", hint="choose another: --port N, or 0 for a free one"
         ) from None
     return listening
-
-
-def _agents(target: str, box: Box) -> Mapping[str, Agent]:
-    """The agent that `module:attr` names, found as Python finds modules from the present folder."""
-    module_name, _, attribute = target.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Any = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"cannot serve {target}: {error}", hint="write it as module:attr") from None
-    if not isinstance(found, Agent) and callable(found):
-        found = found(box)
-    if not isinstance(found, Agent):
-        raise ConfigError(f"{target} is {type(found).__name__} and not an Agent")
-    return {found.name: found}
