@@ -46,18 +46,38 @@ def sweep(*, keep: int) -> None:
         time.sleep(0.001)
 
 
+def settle(pid: int) -> None:
+    """Stop a process and wait until it has stopped, or has died: a kill that was sent before takes its time to arrive.
+
+    Killed when it does neither within 3 s.
+    """
+    signal_one(pid, STOP)
+    until = time.monotonic() + _SWEEP_S
+    while state(pid)[0] not in (b"T", b"Z", b"X"):
+        if time.monotonic() > until:
+            signal_one(pid, KILL)
+            until += _SWEEP_S
+        time.sleep(0.0002)
+
+
 def others(keep: int) -> set[int]:
     return {int(name) for name in os.listdir("/proc") if name.isdecimal()} - {1, keep}
 
 
 def dead(pid: int) -> bool:
-    """Gone, or waiting for a parent that is stopped to let go of it; what is ours to let go of is not. proc(5)."""
+    """Gone, or waiting for a parent that is stopped to let go of it; what is ours to let go of is not."""
+    letter, parent = state(pid)
+    return letter in (b"Z", b"X") and parent != b"1"
+
+
+def state(pid: int) -> tuple[bytes, bytes]:
+    """The letter of its state and its parent, by proc(5); one that is gone is dead and has none."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            state, parent = file.read().rpartition(b")")[2].split()[:2]
+            letter, parent = file.read().rpartition(b")")[2].split()[:2]
     except OSError:
-        return True
-    return state in (b"Z", b"X") and parent != b"1"
+        return b"X", b""
+    return letter, parent
 
 
 def signal_one(pid: int, number: int) -> None:

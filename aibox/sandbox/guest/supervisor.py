@@ -26,6 +26,7 @@ from aibox.sandbox.guest.processes import (
     others,
     own_group,
     prctl,
+    settle,
     sweep,
 )
 from aibox.sandbox.guest.run import GRACE_S, PIECE, Run, become
@@ -175,7 +176,10 @@ class Supervisor:
 
     def _lost(self) -> bool:
         """Whether a command has ended the interpreter (`kill -9 -1` does); then it is no more."""
-        if not self._worker or os.waitpid(self._worker, os.WNOHANG)[0] == 0:
+        if not self._worker:
+            return False
+        settle(self._worker)
+        if os.waitpid(self._worker, os.WNOHANG)[0] == 0:
             return False
         self._forget()
         return True
