@@ -129,9 +129,10 @@ def test_a_full_disk_stops_the_turn_and_loses_nothing(kib: int, tmp_path: Path) 
     full = tmp_path / "small"
     done = on_a_small_disk(
         full,
-        f"size={kib}k",
+        "size=20m",
+        f"head -c {20 * 1024 - kib}K /dev/zero >{shlex.quote(str(full / 'ballast'))}",
         "aibox run 'Say hello.'; echo first=$?",
-        f"mount -o remount,size=20m {shlex.quote(str(full))}",
+        f"rm {shlex.quote(str(full / 'ballast'))}",
         "aibox run 'Say hello.' >/dev/null; echo second=$?",
         f"aibox verify {shlex.quote(str(full / 'audit.db'))}; echo verified=$?",
     )
