@@ -34,7 +34,7 @@ def test_a_python_block_runs(code: str, tmp_path: Path) -> None:
     script = tmp_path / "block.py"
     script.write_text(code, "utf-8")
     env = {**os.environ, "AIBOX_SOVEREIGN": "strict", "PYTHONWARNINGS": "error::RuntimeWarning"}
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

@@ -92,7 +92,7 @@ def child(code: str, *arguments: str, hosts: Path | None = None, path: Path | No
         if hosts:
             command = ["sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(hosts), *command]
         command = ["unshare", "-rnm", *command]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

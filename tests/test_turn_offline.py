@@ -50,6 +50,6 @@ def test_no_dependency_looks_up_or_connects_during_a_turn(loop: str, tmp_path: P
     """Model, tool, sandbox, memory and evidence, sealed: nothing was refused, because nothing was tried."""
     script = tmp_path / "turn.py"
     script.write_text(TURN)
-    done = subprocess.run([sys.executable, script, loop], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, script, loop], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "attempts ()"

@@ -292,7 +292,7 @@ def process(
     folder: Path, *, do: str, answers: str = "[]", approve: bool = False, crash: bool = False
 ) -> tuple[int, str]:
     code = textwrap.dedent(AGENT).format(do=do, answers=answers, approve=approve, crash=crash)
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode in (0, 9), done.stderr
     return done.returncode, done.stdout.strip()
 

@@ -122,7 +122,7 @@ async def test_several_work_at_once(scope: Scope) -> None:
         inside += 1
         if inside == 2:
             both.set()
-        await asyncio.wait_for(both.wait(), 5)
+        await asyncio.wait_for(both.wait(), 60)
         return f"answer to {request.messages[-1]['content']}"
 
     model = ScriptedBackend([delegate("one"), delegate("two")], child, child, "both done")
@@ -170,7 +170,7 @@ async def test_a_child_is_cancelled_with_its_parent(scope: Scope) -> None:
     agent = aibox.Agent("x", router=model, tools=[read], subagents=[reader()], limits=TurnLimits(turn_s=0.5))
     reply = await agent.run("go", scope=scope)
     assert "0.5 s" in reply.stopped
-    await asyncio.wait_for(ended.wait(), 5)
+    await asyncio.wait_for(ended.wait(), 60)
 
 
 async def test_a_childs_skills_are_loaded_in_full_and_narrow(scope: Scope, tmp_path: Path) -> None:

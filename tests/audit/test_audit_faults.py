@@ -60,7 +60,7 @@ def strace(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = ["strace", "-f", "-o", str(folder.parent / f"{folder.name}.trace"), *paths, *options]
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     run = [*command, sys.executable, "-c", WRITER, str(folder / "audit.db")]
-    return subprocess.run(run, capture_output=True, text=True, timeout=120, env=env)
+    return subprocess.run(run, capture_output=True, text=True, timeout=300, env=env)
 
 
 @cache

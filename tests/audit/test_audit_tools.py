@@ -155,7 +155,7 @@ def test_the_file_runs_alone(made: tuple[Path, dict[str, Any], list[str]], tmp_p
         ([], 2, "Exit code"),
     ):
         command = [sys.executable, "-I", "-c", hide, "v.py", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert (done.returncode, says in done.stdout) == (code, True), done.stdout + done.stderr
 
 

@@ -23,7 +23,7 @@ needs_model = pytest.mark.skipif(demo_model.find() is None, reason="the demo mod
 def aibox(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     options.setdefault("env", {**os.environ, "COLUMNS": "100", "AIBOX_SOVEREIGN": "strict"})
     command = [sys.executable, "-m", "aibox", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload,no-any-return]
 
 
 def home() -> Path:
@@ -81,7 +81,7 @@ def test_a_mistake_is_told_in_a_line_and_exits_2(arguments: list[str], says: str
 def test_input_that_is_not_utf8_is_told(tmp_path: Path) -> None:
     """Bytes that are no text are refused with the place of the first bad one."""
     command = [sys.executable, "-m", "aibox", "run", "-"]
-    done = subprocess.run(command, input=b"abc\xff", capture_output=True, timeout=60)
+    done = subprocess.run(command, input=b"abc\xff", capture_output=True, timeout=300)
     assert done.returncode == 2
     assert b"not UTF-8: byte 3" in done.stderr
 
@@ -109,7 +109,7 @@ def on_a_small_disk(folder: Path, options: str, *steps: str) -> subprocess.Compl
     mount = f"mount -t tmpfs -o {options} tmpfs {shlex.quote(str(folder))}"
     script = "\n".join(('aibox() { "$PYTHON" -m aibox "$@"; }', mount, *steps))
     env = {**os.environ, "PYTHON": sys.executable, "AIBOX_HOME": str(folder), "AIBOX_SOVEREIGN": "strict"}
-    return subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=120, env=env)
+    return subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=300, env=env)
 
 
 @needs_mounts
@@ -196,7 +196,7 @@ def test_the_demo_holds_with_no_network_at_all() -> None:
     """In a network namespace with nothing but loopback, it passes as well."""
     inside = f'ip link set lo up 2>/dev/null || "$0" -c \'{_LOOPBACK_UP}\'; exec "$0" -m aibox demo'
     done = subprocess.run(
-        ["unshare", "-rn", "sh", "-c", inside, sys.executable], capture_output=True, text=True, timeout=120
+        ["unshare", "-rn", "sh", "-c", inside, sys.executable], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "5 of 5 hold" in done.stdout
@@ -272,7 +272,7 @@ def test_two_processes_share_a_data_folder() -> None:
     command = [sys.executable, "-m", "aibox", "run", "Say hello."]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in both:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         assert out.strip()
     assert aibox("verify", str(home() / "audit.db")).returncode == 0
@@ -293,7 +293,7 @@ def test_stopping_in_the_middle_of_a_turn_loses_nothing(how: signal.Signals) -> 
     process.stdout.read(1)
     time.sleep(0.2)
     process.send_signal(how)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == (-signal.SIGKILL if how is signal.SIGKILL else 130)
     assert b"Traceback" not in err
     assert aibox("verify", str(home() / "audit.db")).returncode in ((0, 2) if how is signal.SIGKILL else (0,))

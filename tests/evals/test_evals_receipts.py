@@ -192,7 +192,7 @@ def worse(box):
 def command(folder: Path, *arguments: str) -> tuple[int, str]:
     env = {**os.environ, "COLUMNS": "200", "AIBOX_SOVEREIGN": "strict"}
     done = subprocess.run(
-        [sys.executable, "-m", "aibox", *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "aibox", *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=300
     )
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout + done.stderr

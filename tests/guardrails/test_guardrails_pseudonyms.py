@@ -234,7 +234,7 @@ async def test_two_processes_share_a_file(scope: Scope, tmp_path: Path) -> None:
     runs = [
         subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
-    one, two = (run.communicate(timeout=60)[0].split() for run in runs)
+    one, two = (run.communicate(timeout=300)[0].split() for run in runs)
     assert len(one) == 40
     assert one == two
 

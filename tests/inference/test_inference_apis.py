@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 from aiohttp import web
 from inference_parts import Upstream
+from waiting import until
 
 from aibox.chat import ChatRequest, assemble
 from aibox.errors import BackendError, ConfigError
@@ -270,8 +271,9 @@ async def test_a_fault_of_the_server_is_the_right_answer_or_the_right_error(
     assert bool(failed) == bool(error)
     assert error in failed
     await router.close()
-    await asyncio.sleep(0.05)
-    assert not {task for task in asyncio.all_tasks() - before if "aiohttp/web" not in repr(task.get_coro())}
+    await until(
+        lambda: not {task for task in asyncio.all_tasks() - before if "aiohttp/web" not in repr(task.get_coro())}
+    )
 
 
 async def test_a_stream_of_ten_thousand_chunks_adds_up(upstream: Upstream, router: Router, scope: Scope) -> None:

@@ -188,7 +188,7 @@ async def main():
 asyncio.run(main())
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, str(model_file)], capture_output=True, timeout=60, check=False
+        [sys.executable, "-c", program, str(model_file)], capture_output=True, timeout=300, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from aibox.errors import BackendError, ConfigError
 from aibox.inference import launch as launching
@@ -92,8 +93,7 @@ async def test_it_starts_offline_answers_and_ends_with_its_children(
     assert lives(how["child"])
     await backend.close()
     await backend.close()
-    await asyncio.sleep(0.1)
-    assert not lives(how["child"])
+    await until(lambda: not lives(how["child"]))
     assert (model.parent / "log").read_text()
 
 

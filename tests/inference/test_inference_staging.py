@@ -368,7 +368,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield f"http://127.0.0.1:{ports['s3']}"
         finally:
             server.kill()  # it takes its time to end in order, and nothing of it is kept
-            server.wait(timeout=20)
+            server.wait(timeout=300)
 
 
 def _free() -> int:

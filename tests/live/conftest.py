@@ -41,7 +41,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         finally:
             server.terminate()
             try:
-                server.wait(timeout=30)
+                server.wait(timeout=300)
             except subprocess.TimeoutExpired:
                 server.kill()
 

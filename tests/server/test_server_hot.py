@@ -28,12 +28,14 @@ class Model(ScriptedBackend):
         super().__init__(name="m")
         self.pieces = pieces
         self.waits = waits
+        self.asked = asyncio.Event()
         self.left = asyncio.Event()
 
     def _chunk(self, delta: dict[str, Any], end: str | None = None) -> Chunk:
         return Chunk({"id": "x", "choices": [{"index": 0, "delta": delta, "finish_reason": end}]}, "m")
 
     async def complete(self, request: ChatRequest, *, scope: Scope) -> Completion:
+        self.asked.set()
         try:
             await asyncio.sleep(60)
         finally:
@@ -45,6 +47,7 @@ class Model(ScriptedBackend):
             for number in range(self.pieces):
                 yield self._chunk({"content": f"{number}. "})
             if self.waits:
+                self.asked.set()
                 await asyncio.sleep(60)
             yield self._chunk({}, "stop")
         finally:
@@ -114,10 +117,10 @@ async def test_a_caller_who_goes_ends_the_call_upstream(box: aibox.Box, stream: 
     caller = served(box, model, stream=stream)
     before = asyncio.all_tasks()
     running = asyncio.create_task(caller.run())
-    await asyncio.sleep(0.1)
+    await model.asked.wait()
     assert not model.left.is_set()
     caller.leave.set()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         await running
         await model.left.wait()
     assert not asyncio.all_tasks() - before
