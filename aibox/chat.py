@@ -10,6 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import msgspec
+
+from aibox.errors import ConfigError
 from aibox.types import Label
 
 
@@ -118,6 +121,36 @@ class ChatRequest:
 
     body: dict[str, Any]
     label: Label = field(default_factory=Label)
+    came: Mapping[str, tuple[Any, msgspec.Raw]] = field(default_factory=dict, repr=False, compare=False)
+    """The fields of a request that was read from bytes: each value, and how it was written."""
+
+    @classmethod
+    def read(cls, data: bytes, label: Label | None = None) -> ChatRequest:
+        """From JSON. Fields that nobody replaces are sent on as the bytes they came in. Raises ConfigError."""
+        try:
+            fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+            came = {key: (msgspec.json.decode(raw), raw) for key, raw in fields.items()}
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ConfigError(f"the body is not JSON, or no object: {error}") from None
+        return cls({key: value for key, (value, _) in came.items()}, label or Label(), came)
+
+    def encoded(self) -> bytes:
+        """The bytes of the body as they go over the wire. Raises ConfigError for what JSON cannot say."""
+        body, came = self.body, self.came
+        if came:
+            nothing = (_NOTHING, None)
+            # By identity: bodies are replaced and never changed in place.
+            body = {
+                key: raw if value is kept else value
+                for key, value in body.items()
+                for kept, raw in (came.get(key, nothing),)
+            }
+        try:
+            return msgspec.json.encode(body)
+        except UnicodeEncodeError:
+            raise ConfigError("the request holds text that is not valid Unicode", hint="send UTF-8 text") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"the request cannot be written as JSON: {error}") from None
 
     @property
     def model(self) -> str:
@@ -150,6 +183,12 @@ class Completion:
     body: dict[str, Any]
     backend: str = ""
     weights: Weights = field(default_factory=Weights)
+    came: tuple[dict[str, Any], bytes] | None = field(default=None, repr=False, compare=False)
+    """The body as the server sent it, and its bytes."""
+
+    def encoded(self) -> bytes:
+        """The bytes of the body: those that the server sent, while nobody has replaced it."""
+        return _encoded(self.body, self.came)
 
     @property
     def message(self) -> dict[str, Any]:
@@ -189,6 +228,12 @@ class Chunk:
     body: dict[str, Any]
     backend: str = ""
     weights: Weights = field(default_factory=Weights)
+    came: tuple[dict[str, Any], bytes] | None = field(default=None, repr=False, compare=False)
+    """The body as the server sent it, and its bytes."""
+
+    def encoded(self) -> bytes:
+        """The bytes of the body: those that the server sent, while nobody has replaced it."""
+        return _encoded(self.body, self.came)
 
     @property
     def delta(self) -> dict[str, Any]:
@@ -223,6 +268,13 @@ class Health:
     detail: str = ""
     waiting: int = 0
     cache_used: float = 0.0
+
+
+_NOTHING = object()
+
+
+def _encoded(body: dict[str, Any], came: tuple[dict[str, Any], bytes] | None) -> bytes:
+    return came[1] if came is not None and came[0] is body else msgspec.json.encode(body)
 
 
 def assemble(chunks: Iterable[Chunk]) -> Completion:

@@ -1,57 +1,57 @@
-"""A model without an agent, under the same policy: messages checked, the answer restored, the call recorded.
+"""A model without an agent, under the same policy: texts checked, the answer restored, the call recorded.
 
-Each message is checked as what it is (a user's as input, a tool's as a tool result); the answer as output.
+Each text is checked as what it is (a user's as input, a tool's as a tool result); the answer as output.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
+from aibox.agents import bodies
 from aibox.agents.evidence import TurnRecord
+from aibox.agents.written import Choices, Response
 from aibox.audit.chain import AuditChain
-from aibox.chat import ChatRequest, Chunk, assemble
+from aibox.chat import ChatRequest, Chunk, Completion, assemble
 from aibox.errors import AIBoxError, BackendError, GuardrailError
 from aibox.guardrails.guardrail import Guardrail
+from aibox.guardrails.pseudonyms import find_tokens
 from aibox.guardrails.stream import OutputFilter
-from aibox.protocols import Backend
-from aibox.types import Decision, Label, Scope, Verdict, Where
-
-_PLACES: dict[str, Where] = {"user": "input", "tool": "tool_result", "function": "tool_result"}
+from aibox.inference.capabilities import Api
+from aibox.inference.router import Router
+from aibox.types import Decision, Scope, Verdict, Where
 
 
 class BareCall:
-    """One Chat Completions request, used once: `complete()` or `stream()`. Raises GuardrailError for a block."""
+    """One request of an OpenAI API, used once: `complete()` or `stream()`. Raises GuardrailError for a block."""
 
     def __init__(
         self,
-        body: dict[str, Any],
+        request: ChatRequest,
         *,
-        router: Backend,
+        api: Api = "chat",
+        router: Router,
         guardrail: Guardrail,
         audit: AuditChain | None,
         scope: Scope,
-        label: Label | None = None,
     ) -> None:
-        self._body = body
+        self._request = request
+        self._api = api
         self._router = router
         self._guardrail = guardrail
         self._scope = scope
-        self._label = label or Label()
+        self._label = request.label
         self._record = TurnRecord(audit, scope=scope)
+        self._restores = False
 
-    async def complete(self) -> dict[str, Any]:
+    async def complete(self) -> Completion:
         """The whole answer; the entry that ends the call is durable when it returns."""
         try:
-            completion = await self._router.complete(await self._prepare(), scope=self._scope)
-            self._record.answered(completion)
-            body = completion.body
-            if completion.text:
-                text = await self._check(completion.text, where="output")
-                text = await self._guardrail.restore(text, scope=self._scope)
-                choice = {**body["choices"][0], "message": {**completion.message, "content": text}}
-                body = {**body, "choices": [choice, *body["choices"][1:]]}
+            completion = await self._router.post(self._api, await self._prepare(), scope=self._scope)
+            self._record.answered(completion, said=_said(self._api, completion))
+            body = await bodies.answered(self._api, completion.body, self._show)
             await self._record.seal(outcome="answered", label=self._label)
         except AIBoxError as error:
             await self._record.fail(error, label=self._label)
@@ -59,13 +59,36 @@ class BareCall:
         except asyncio.CancelledError:
             await asyncio.shield(self._record.fail(BackendError("the caller has gone"), label=self._label))
             raise
-        return body
+        return completion if body is completion.body else replace(completion, body=body)
 
-    async def stream(self) -> AsyncIterator[dict[str, Any]]:
-        """Chunks as they come, text held back only as far as the output check needs. Leaving early is recorded."""
+    async def stream(self) -> AsyncGenerator[list[Chunk], None]:
+        """Chunks as they come, text held back only as far as the output check needs. Leaving early is recorded.
+
+        The end of the answer comes when the entry that ends the call is durable.
+        """
         try:
-            async for body in self._stream():
-                yield body
+            chunks: list[Chunk] = []
+            ending: list[Chunk] = []
+            batches = self._router.batches(self._api, await self._prepare(), scope=self._scope)
+            shows = self._guardrail_looks or self._restores
+            through = Response(self._filter) if self._api == "responses" else Choices(self._api, self._filter)
+            try:
+                async for batch in batches:
+                    chunks += batch
+                    shown = [new for chunk in batch for new in await _through(through, chunk)] if shows else batch
+                    if ending or any(_ends(chunk) for chunk in batch):
+                        ending += shown
+                    elif shown:
+                        yield shown
+            finally:
+                await batches.aclose()
+            if shows and chunks:
+                ending += [replace(chunks[-1], body=body) for body in await through.rest()]
+            completion = _assembled(self._api, chunks)
+            self._record.answered(completion, said=_said(self._api, completion))
+            await self._record.seal(outcome="answered", label=self._label)
+            if ending:
+                yield ending
         except AIBoxError as error:
             await self._record.fail(error, label=self._label)
             raise
@@ -73,47 +96,34 @@ class BareCall:
             await asyncio.shield(self._record.fail(BackendError("the caller has gone"), label=self._label))
             raise
 
-    async def _stream(self) -> AsyncIterator[dict[str, Any]]:
-        held = OutputFilter(self._guardrail, scope=self._scope, label=self._label)
-        chunks: list[Chunk] = []
-        async for chunk in self._router.stream(await self._prepare(), scope=self._scope):
-            chunks.append(chunk)
-            text = await held.push(chunk.text) if chunk.text else ""
-            if chunk.finish_reason:
-                text += await held.finish()
-            self._enforce(held.verdict)
-            if chunk.finish_reason:
-                # What ends the call is durable before the last byte of the answer is sent.
-                self._record.answered(assemble(chunks))
-                await self._record.seal(outcome="answered", label=self._label)
-            if text or not chunk.text or chunk.finish_reason:
-                yield _with_text(chunk, text)
-
     async def _prepare(self) -> ChatRequest:
-        messages = [await self._check_message(message) for message in self._body["messages"]]
-        request = ChatRequest({**self._body, "messages": messages}, self._label)
-        self._record.called(request)
+        policy = self._guardrail.policy
+        checked = bool(policy.checks_for("input") or policy.checks_for("tool_result"))
+        body = await bodies.asked(self._api, self._request.body, self._check, checked=checked)
+        request = replace(self._request, body=body)
+        data = request.encoded()
+        # A model that was shown no pseudonym has none to give back.
+        self._restores = bool(find_tokens(data.decode()))
+        self._record.called(request, data)
         return request
 
-    async def _check_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        where = _PLACES.get(message["role"])
-        content = message.get("content")
-        if where is None or not content:
-            return dict(message)
-        if isinstance(content, str):
-            return {**message, "content": await self._check(content, where=where)}
-        parts = [
-            {**part, "text": await self._check(part["text"], where=where)}
-            if isinstance(part.get("text"), str)
-            else part
-            for part in content
-        ]
-        return {**message, "content": parts}
+    @property
+    def _guardrail_looks(self) -> bool:
+        return bool(self._guardrail.policy.checks_for("output"))
 
-    async def _check(self, text: str, *, where: Where) -> str:
+    async def _check(self, text: str, where: Where) -> str:
         verdict = await self._guardrail.check(text, where=where, scope=self._scope, label=self._label)
         self._enforce(verdict)
         return verdict.text
+
+    async def _show(self, text: str, where: Where) -> str:
+        """A text of the model as it may be shown."""
+        if self._guardrail_looks:
+            text = await self._check(text, where)
+        return await self._guardrail.restore(text, scope=self._scope) if self._restores else text
+
+    def _filter(self) -> _Held:
+        return _Held(self, OutputFilter(self._guardrail, scope=self._scope, label=self._label))
 
     def _enforce(self, verdict: Verdict) -> None:
         if verdict.decision > Decision.ALLOW:
@@ -125,9 +135,63 @@ class BareCall:
             )
 
 
-def _with_text(chunk: Chunk, text: str) -> dict[str, Any]:
-    """The chunk as it came, but for the text that may be shown by now."""
-    choices = chunk.body.get("choices") or []
-    if not choices or (not text and not chunk.text):
-        return chunk.body
-    return {**chunk.body, "choices": [{**choices[0], "delta": {**chunk.delta, "content": text}}, *choices[1:]]}
+class _Held:
+    """A text of the model on its way out. What was decided about it is recorded when it ends, or when it is refused."""
+
+    def __init__(self, call: BareCall, through: OutputFilter) -> None:
+        self._call = call
+        self._through = through
+
+    @property
+    def text(self) -> str:
+        return self._through.text
+
+    async def push(self, text: str) -> str:
+        shown = await self._through.push(text)
+        if self._through.decision >= Decision.REQUIRE_APPROVAL:
+            self._call._enforce(self._through.verdict)  # noqa: SLF001 - one part in two classes
+        return shown
+
+    async def finish(self) -> str:
+        shown = await self._through.finish()
+        self._call._enforce(self._through.verdict)  # noqa: SLF001 - likewise
+        return shown
+
+
+async def _through(through: Response | Choices, chunk: Chunk) -> list[Chunk]:
+    made = await through.take(chunk.body)
+    return [chunk if body is chunk.body else replace(chunk, body=body) for body in made]
+
+
+_ENDS = ("response.completed", "response.incomplete", "response.failed")
+
+
+def _ends(chunk: Chunk) -> bool:
+    return bool(chunk.finish_reason) or chunk.body.get("type") in _ENDS
+
+
+def _assembled(api: Api, chunks: list[Chunk]) -> Completion:
+    """The whole answer that a stream amounts to, as far as its record needs it."""
+    if not chunks:
+        raise BackendError("the model's server sent nothing", retryable=True)
+    if api == "chat":
+        return assemble(chunks)
+    last = chunks[-1]
+    if api == "responses":
+        return Completion(last.body.get("response") or {}, last.backend, last.weights)
+    first = [(chunk.body.get("choices") or [{}])[0] for chunk in chunks]
+    text = "".join(choice.get("text") or "" for choice in first)
+    reason = next((choice["finish_reason"] for choice in first if choice.get("finish_reason")), None)
+    usage = next((chunk.body["usage"] for chunk in reversed(chunks) if chunk.body.get("usage")), None)
+    choices = [{"index": 0, "text": text, "finish_reason": reason}]
+    return Completion({**last.body, "choices": choices, "usage": usage}, last.backend, last.weights)
+
+
+def _said(api: Api, completion: Completion) -> Any:
+    """What the digest of the answer is of."""
+    body = completion.body
+    if api == "chat":
+        return completion.message
+    if api == "completions":
+        return (body.get("choices") or [{}])[0].get("text") or ""
+    return body.get("output") if api == "responses" else body.get("data", body.get("results"))

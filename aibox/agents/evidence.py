@@ -55,14 +55,15 @@ class TurnRecord:
         }
         self.note("guardrail.decided", detail)
 
-    def called(self, request: ChatRequest) -> None:
-        """A model call is about to be made, with a body of this digest."""
-        body = msgspec.json.encode(request.body)
+    def called(self, request: ChatRequest, body: bytes | None = None) -> None:
+        """A model call is about to be made, with a body of this digest; `body` is its encoding, where it is known."""
+        body = request.encoded() if body is None else body
         detail = {"model": request.model, "sha256": digest(body), "bytes": len(body), "label": str(request.label)}
         self.note("model.called", detail)
         self._started = time.perf_counter()
 
-    def answered(self, completion: Completion) -> None:
+    def answered(self, completion: Completion, *, said: Any = None) -> None:
+        """`said` is what the digest is of; None is the message."""
         weights, usage = completion.weights, completion.usage
         detail = {
             "model": completion.model,
@@ -73,7 +74,7 @@ class TurnRecord:
             "finish_reason": completion.finish_reason,
             "input_tokens": usage.input_tokens,
             "output_tokens": usage.output_tokens,
-            "answer_sha256": digest(msgspec.json.encode(completion.message)),
+            "answer_sha256": digest(msgspec.json.encode(completion.message if said is None else said)),
             "duration_us": round((time.perf_counter() - self._started) * 1e6),
         }
         self.note("model.answered", detail)

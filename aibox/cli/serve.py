@@ -31,7 +31,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 8420 by default.")] = None,
     new_key: Annotated[bool, typer.Option("--new-key", help="Replace the local key, and print the new one.")] = False,
 ) -> None:
-    """Serve /v1/chat/completions, /v1/models and /healthz. `agent:default` is the agent, a model id the bare model."""
+    """Serve chat, completions, responses, embeddings and models under /v1. `agent:default` is the agent."""
     settings, name = load_settings(config=config, model=model)
     changes = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     server = settings.server.model_copy(update=changes)

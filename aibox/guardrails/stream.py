@@ -82,6 +82,11 @@ class OutputFilter:
         self._shown: list[str] = []
 
     @property
+    def decision(self) -> Decision:
+        """That of `verdict`, without gathering the text."""
+        return self._decision
+
+    @property
     def verdict(self) -> Verdict:
         """What has been decided so far. `text` is what passed, with pseudonyms; spans are of the text as it came."""
         digest = self._guardrail.policy.digest if self._guardrail is not None else ""

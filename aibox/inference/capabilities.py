@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from aibox.chat import Capability, ModelInfo
-from aibox.errors import ConfigError
+from aibox.errors import ConfigError, EgressError
 
 Api = Literal["chat", "completions", "embeddings", "responses", "rerank"]
 
@@ -25,12 +25,8 @@ def needs(api: Api, body: Mapping[str, Any]) -> set[Capability]:
     found: set[Capability] = {api}
     if body.get("tools") and body.get("tool_choice") != "none":
         found.add("tools")
-    items = body.get("messages") if api == "chat" else body.get("input") if api == "responses" else None
-    if isinstance(items, list):
-        for item in items:
-            content = item.get("content") if isinstance(item, Mapping) else None
-            if isinstance(content, list):
-                found.update(_of_parts(content))
+    for parts in _contents(api, body):
+        found.update(_of_parts(parts))
     return found
 
 
@@ -47,6 +43,54 @@ def check(model: ModelInfo, api: Api, body: Mapping[str, Any]) -> None:
             f"the model {model.id} cannot do what is asked: {', '.join(sorted(missing))}",
             hint=f"it can do: {has}; `aibox models` lists the others",
         )
+
+
+_KEPT = ("previous_response_id", "conversation", "background", "prompt")
+_TOOLS = (None, "function", "custom")
+
+
+def hold_responses(body: Mapping[str, Any]) -> None:
+    """Raises ConfigError for what would need an answer that was kept, and EgressError for a tool of the server's own.
+
+    An answer kept by a model server belongs to whoever knows its id, of whatever tenant; and what a server runs by
+    itself (web search, MCP) carries text past the door.
+    """
+    if kept := [key for key in _KEPT if body.get(key)]:
+        raise ConfigError(
+            f"`{kept[0]}` cannot be used: nothing is kept between calls", hint="send the items themselves"
+        )
+    for tool in body.get("tools") or ():
+        kind = tool.get("type") if isinstance(tool, Mapping) else ""
+        if kind not in _TOOLS:
+            raise EgressError(
+                f"the tool {str(kind)[:40]!r} would be run by the model's server, past the door",
+                hint="give functions, and run them yourself",
+            )
+
+
+_ADDRESSES = ("image_url", "video_url", "audio_url", "file_url")
+
+
+def hold_addresses(api: Api, body: Mapping[str, Any]) -> None:
+    """Raises EgressError for a part that the model's server would have to fetch: an address carries text out too."""
+    for parts in _contents(api, body):
+        for part in parts:
+            for key in _ADDRESSES if isinstance(part, Mapping) else ():
+                place = part.get(key)
+                url = place.get("url") if isinstance(place, Mapping) else place
+                if url and not (isinstance(url, str) and url[:5].lower() == "data:"):
+                    raise EgressError(
+                        f"the model's server would fetch what `{key}` names, past the door",
+                        hint="send it inline, as a data: URL",
+                    )
+
+
+def _contents(api: Api, body: Mapping[str, Any]) -> Iterable[Sequence[Any]]:
+    items = body.get("messages") if api == "chat" else body.get("input") if api == "responses" else None
+    for item in items if isinstance(items, list) else ():
+        for key in ("content", "output"):
+            if isinstance(item, Mapping) and isinstance(item.get(key), list):
+                yield item[key]
 
 
 def _of_parts(parts: Iterable[Any]) -> Iterable[Capability]:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from aibox.chat import ChatRequest, Chunk, Completion
@@ -30,7 +31,9 @@ from aibox.types import Scope
 
 T = TypeVar("T")
 Target = Inside | Passage
-Head = tuple[list[Chunk], AsyncGenerator[Chunk, None]]
+Batches = AsyncGenerator[list[Chunk], None]
+"""The chunks of a stream; those that arrived together come together, so that many cost little more than one."""
+Head = tuple[list[list[Chunk]], Batches]
 """What a stream began with, up to its first word, and the rest of it."""
 
 
@@ -67,19 +70,19 @@ class Dispatch:
 
     async def stream(
         self, api: Api, request: ChatRequest, *, scope: Scope, policy: Policy | None, deadline_s: float | None = None
-    ) -> AsyncIterator[Chunk]:
+    ) -> Batches:
         """The answer as it comes. Leaving the iteration closes it upstream."""
         ends = None if deadline_s is None else time.monotonic() + deadline_s
 
         async def attempt(target: Target, sent: ChatRequest, emulates: ChatRequest | None) -> Head:
             if emulates is not None:
                 completion = await self._whole(api, target, sent, scope, emulates)
-                return list(chunks_of(completion, usage=True)), _nothing()
-            chunks = self._chunks(api, target, sent, scope)
+                return [list(chunks_of(completion, usage=True))], _nothing()
+            batches = self._batches(api, target, sent, scope)
             try:
-                return await _head(chunks), chunks
+                return await _head(batches), batches
             except BaseException:
-                await chunks.aclose()
+                await batches.aclose()
                 raise
 
         usage = api != "chat" or wants_usage(request)
@@ -88,16 +91,19 @@ class Dispatch:
                 api, request, attempt, scope=scope, policy=policy, deadline_s=deadline_s, streamed=True
             )
         try:
-            for chunk in head:
-                if usage or not _only_usage(chunk):
-                    yield chunk
+            for batch in head:
+                if shown := batch if usage else _without_usage(batch):
+                    yield shown
             while True:
-                async with _deadline(None if ends is None else ends - time.monotonic()):
+                if ends is None:
                     following = await anext(rest, None)
+                else:
+                    async with _deadline(ends - time.monotonic()):
+                        following = await anext(rest, None)
                 if following is None:
                     return
-                if usage or not _only_usage(following):
-                    yield following
+                if shown := following if usage else _without_usage(following):
+                    yield shown
         finally:
             # A generator that nobody closes would hold its connection until it is collected.
             await rest.aclose()
@@ -201,30 +207,24 @@ class Dispatch:
             completion = await target.disguise.inward(completion)
         return completion if emulates is None else envelope.unwrap(completion, emulates)
 
-    def _chunks(self, api: Api, target: Target, request: ChatRequest, scope: Scope) -> AsyncGenerator[Chunk, None]:
-        chunks = self._raw_chunks(api, target, request, scope)
+    def _batches(self, api: Api, target: Target, request: ChatRequest, scope: Scope) -> Batches:
+        batches = self._raw_batches(api, target, request, scope)
         if isinstance(target, Passage) and target.disguise is not None:
-            return _restored(chunks, target.disguise)
-        return chunks
+            return _restored(batches, target.disguise)
+        return batches
 
-    async def _raw_chunks(
-        self, api: Api, target: Target, request: ChatRequest, scope: Scope
-    ) -> AsyncGenerator[Chunk, None]:
+    async def _raw_batches(self, api: Api, target: Target, request: ChatRequest, scope: Scope) -> Batches:
         meter = Meter(target.model, request, digest=isinstance(target, Passage))
         backend = target.replica.backend
         outcome: Any = "failed"
         try:
             with target.replica.call():
-                if api == "chat":
-                    chunks = backend.stream(request, scope=scope)
-                else:
-                    chunks = _posts(backend, api).events(api, request, scope=scope)
+                batches = _sent(backend, api, request, scope)
                 try:
-                    async for chunk in chunks:
-                        yield meter.chunk(chunk)
+                    async for batch in batches:
+                        yield [meter.chunk(chunk) for chunk in batch]
                 finally:
-                    if (close := getattr(chunks, "aclose", None)) is not None:
-                        await close()
+                    await batches.aclose()
             outcome = "answered"
         except (asyncio.CancelledError, GeneratorExit):
             outcome = "left"
@@ -254,9 +254,13 @@ def _prepared(
     if body.get("n") not in (None, 1) or body.get("best_of") not in (None, 1):
         # Checks look at one answer; a second would pass them by.
         raise ConfigError("only one answer a call can be had: `n` must be 1")
+    capabilities.hold_addresses(api, body)
     if api in _BOUNDS:
         _bound(body, _BOUNDS[api], route.model.context_tokens, policy)
-    prepared = ChatRequest(body, request.label)
+    if api == "responses":
+        capabilities.hold_responses(body)
+        body["store"] = False
+    prepared = replace(request, body=body)
     if api == "chat" and not route.model.tools and body.get("tool_choice") == "none":
         # For a backend that cannot be told to leave its tools alone, they are left out.
         prepared = envelope.without_tools(prepared)
@@ -264,8 +268,9 @@ def _prepared(
         body = {**prepared.body, "stream": True}
         if api in ("chat", "completions"):
             # Asked for always: every call is accounted for. Who did not ask does not see it.
-            body["stream_options"] = {**(request.body.get("stream_options") or {}), "include_usage": True}
-        prepared = ChatRequest(body, request.label)
+            asked = request.body.get("stream_options") or {}
+            body["stream_options"] = asked if asked.get("include_usage") is True else {**asked, "include_usage": True}
+        prepared = replace(request, body=body)
     return prepared
 
 
@@ -300,31 +305,53 @@ _WORDS = ("content", "tool_calls", "reasoning", "reasoning_content", "refusal", 
 """What a delta says something with; anything else may be thrown away when another backend takes over."""
 
 
-async def _head(chunks: AsyncIterator[Chunk]) -> list[Chunk]:
-    head: list[Chunk] = []
-    async for chunk in chunks:
-        head.append(chunk)
-        delta = chunk.delta
-        if chunk.finish_reason or any(delta.get(key) for key in _WORDS):
+async def _head(batches: Batches) -> list[list[Chunk]]:
+    head: list[list[Chunk]] = []
+    async for batch in batches:
+        head.append(batch)
+        if any(_speaks(chunk) for chunk in batch):
             break
-        if "choices" not in chunk.body or "delta" not in (chunk.body["choices"] or [{}])[0]:
-            break  # not a chat: its first event is its first word
     return head
 
 
-def _only_usage(chunk: Chunk) -> bool:
-    return not chunk.body.get("choices") and "usage" in chunk.body
+def _speaks(chunk: Chunk) -> bool:
+    delta = chunk.delta
+    if chunk.finish_reason or any(delta.get(key) for key in _WORDS):
+        return True
+    # What is not a chat: its first event is its first word.
+    return "choices" not in chunk.body or "delta" not in (chunk.body["choices"] or [{}])[0]
 
 
-async def _restored(chunks: AsyncGenerator[Chunk, None], disguise: Disguise) -> AsyncGenerator[Chunk, None]:
+def _without_usage(batch: list[Chunk]) -> list[Chunk]:
+    return [chunk for chunk in batch if chunk.body.get("choices") or "usage" not in chunk.body]
+
+
+async def _sent(backend: Any, api: Api, request: ChatRequest, scope: Scope) -> Batches:
+    """The stream of a backend, in batches where it has them."""
+    chunks: Any
+    if hasattr(backend, "batches"):
+        chunks = backend.batches(api, request, scope=scope)
+    elif api == "chat":
+        chunks = backend.stream(request, scope=scope)
+    else:
+        chunks = _posts(backend, api).events(api, request, scope=scope)
     try:
-        async for chunk in disguise.inward_stream(chunks):
-            yield chunk
+        async for some in chunks:
+            yield [some] if isinstance(some, Chunk) else some
     finally:
-        await chunks.aclose()
+        if (close := getattr(chunks, "aclose", None)) is not None:
+            await close()
 
 
-async def _nothing() -> AsyncGenerator[Chunk, None]:
+async def _restored(batches: Batches, disguise: Disguise) -> Batches:
+    try:
+        async for chunk in disguise.inward_stream(chunk async for batch in batches for chunk in batch):
+            yield [chunk]
+    finally:
+        await batches.aclose()
+
+
+async def _nothing() -> Batches:
     return
     yield
 

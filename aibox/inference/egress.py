@@ -15,7 +15,6 @@ from aibox.errors import ConfigError, EgressError
 from aibox.inference.disguise import Concealer, Disguise
 from aibox.inference.registry import Outside
 from aibox.inference.replica import Replica
-from aibox.inference.wire import encode
 from aibox.policy.policy import Policy
 from aibox.protocols import Backend, Recorder
 from aibox.types import Scope
@@ -97,7 +96,7 @@ class Egress:
                 request = await disguise.outward(request)
             except EgressError as error:
                 refusal = error
-        body = encode(request.body)
+        body = request.encoded()
         detail = {
             "model": target,
             "host": str(getattr(backend, "host", "")) or backend.name,

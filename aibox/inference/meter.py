@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-import msgspec
-
 from aibox.chat import ChatRequest, Chunk, Completion, ModelInfo, Usage
 from aibox.inference.accounts import Call
 from aibox.types import Scope
@@ -37,7 +35,7 @@ class Meter:
 
     def whole(self, completion: Completion) -> Completion:
         """Count a whole answer; it comes back with its cost in `usage.cost`, where the price is known."""
-        self._hashed(completion.body)
+        self._hashed(completion)
         usage = completion.body.get("usage")
         if not isinstance(usage, Mapping):
             self._pieces = max(1, len(completion.text.encode("utf-8", "replace")) // BYTES_PER_TOKEN)
@@ -47,22 +45,23 @@ class Meter:
 
     def chunk(self, chunk: Chunk) -> Chunk:
         """Count a piece of a stream."""
-        self._hashed(chunk.body)
+        self._hashed(chunk)
         if self._first is None:
             self._first = time.monotonic()
         self._pieces += 1
-        usage = chunk.body.get("usage") or (chunk.body.get("response") or {}).get("usage")
+        body = chunk.body
+        usage = body.get("usage") or ("response" in body and (body["response"] or {}).get("usage"))
         if not usage:
             return chunk
         self._usage = self._priced(Usage.read(usage))
-        return replace(chunk, body=self._with_cost(chunk.body, usage)) if "usage" in chunk.body else chunk
+        return replace(chunk, body=self._with_cost(body, usage)) if "usage" in body else chunk
 
     @property
     def usage(self) -> Usage:
         """As the server counted, else as estimated: of a call that reached it, never nothing."""
         if self._usage is not None:
             return self._usage
-        asked = len(msgspec.json.encode(self._request.body)) // BYTES_PER_TOKEN
+        asked = len(self._request.encoded()) // BYTES_PER_TOKEN
         return self._priced(Usage(input_tokens=asked if self._pieces else 0, output_tokens=self._pieces))
 
     def call(
@@ -91,8 +90,8 @@ class Meter:
             return body
         return {**body, "usage": {**usage, "cost": self._usage.cost_usd}}
 
-    def _hashed(self, body: Mapping[str, Any]) -> None:
+    def _hashed(self, came: Completion | Chunk) -> None:
         if self._hash is not None:
-            data = msgspec.json.encode(body)
+            data = came.encoded()
             self.size += len(data)
             self._hash.update(data)

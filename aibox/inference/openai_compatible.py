@@ -6,7 +6,7 @@ An address of this machine or of a private network, and a name that only a priva
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -112,18 +112,34 @@ class OpenAICompatible:
 
     async def post(self, api: Api, request: ChatRequest, *, scope: Scope) -> Completion:
         """One whole answer of any of the server's APIs. Raises BackendError."""
-        body = self.outgoing(api, request, scope=scope).with_fields(stream=None, stream_options=None).body
-        return Completion(await self._wire.complete(body, path=PATHS[api]), self.name, self._weights())
+        sent = self.outgoing(api, request, scope=scope)
+        if "stream" in sent.body or "stream_options" in sent.body:
+            sent = sent.with_fields(stream=None, stream_options=None)
+        came = await self._wire.complete(sent.encoded(), path=PATHS[api])
+        return Completion(came[0], self.name, self._weights(), came)
 
     async def events(self, api: Api, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:
         """As `post`, streamed."""
-        weights = self._weights()
-        chunks = self._wire.stream(self.outgoing(api, request, scope=scope).body, path=PATHS[api])
+        batches = self.batches(api, request, scope=scope)
         try:
-            async for body in chunks:
-                yield Chunk(body, self.name, weights)
+            async for batch in batches:
+                for chunk in batch:
+                    yield chunk
         finally:
-            await chunks.aclose()
+            await batches.aclose()
+
+    async def batches(self, api: Api, request: ChatRequest, *, scope: Scope) -> AsyncGenerator[list[Chunk], None]:
+        """As `events`: those that arrived together, together."""
+        sent = self.outgoing(api, request, scope=scope)
+        if sent.body.get("stream") is not True:
+            sent = sent.with_fields(stream=True)
+        name, weights = self.name, self._weights()
+        reads = self._wire.stream(sent.encoded(), path=PATHS[api])
+        try:
+            async for read in reads:
+                yield [Chunk(came[0], name, weights, came) for came in read]
+        finally:
+            await reads.aclose()
 
     async def health(self) -> Health:
         """Whether the server answers now. Never raises."""

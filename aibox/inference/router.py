@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo
@@ -118,7 +119,7 @@ class Router:
         rules = self._rules(scope, policy)
         return await self._dispatch.whole("chat", asked, scope=scope, policy=rules, deadline_s=deadline_s)
 
-    async def stream(
+    def stream(
         self,
         messages_or_request: Messages,
         *,
@@ -134,13 +135,7 @@ class Router:
         Until the first word another backend may take over; after it, what fails is raised in the middle.
         """
         asked = _request(messages_or_request, model=model, label=label, fields=openai_fields)
-        rules = self._rules(scope, policy)
-        chunks: Any = self._dispatch.stream("chat", asked, scope=scope, policy=rules, deadline_s=deadline_s)
-        try:
-            async for chunk in chunks:
-                yield chunk
-        finally:
-            await chunks.aclose()
+        return _each(self.batches("chat", asked, scope=scope, policy=policy, deadline_s=deadline_s))
 
     async def post(
         self,
@@ -158,7 +153,7 @@ class Router:
         asked = _other(api, request)
         return await self._dispatch.whole(api, asked, scope=scope, policy=rules, deadline_s=deadline_s)
 
-    async def events(
+    def events(
         self,
         api: Api,
         request: ChatRequest,
@@ -168,15 +163,23 @@ class Router:
         deadline_s: float | None = None,
     ) -> AsyncIterator[Chunk]:
         """As `post`, streamed: the events of completions or responses, each as a Chunk."""
-        if api not in ("completions", "responses"):
+        return _each(self.batches(api, request, scope=scope, policy=policy, deadline_s=deadline_s))
+
+    def batches(
+        self,
+        api: Api,
+        request: ChatRequest,
+        *,
+        scope: Scope,
+        policy: Policy | None = None,
+        deadline_s: float | None = None,
+    ) -> AsyncGenerator[list[Chunk], None]:
+        """As `stream` and `events`: what arrived together comes together, for whoever sends it on as it came."""
+        if api not in ("chat", "completions", "responses"):
             raise ConfigError(f"/{api} has no stream")
-        asked, rules = _other(api, request), self._rules(scope, policy)
-        chunks: Any = self._dispatch.stream(api, asked, scope=scope, policy=rules, deadline_s=deadline_s)
-        try:
-            async for chunk in chunks:
-                yield chunk
-        finally:
-            await chunks.aclose()
+        asked = _request(request, model=DEFAULT, label=None, fields={}) if api == "chat" else _other(api, request)
+        rules = self._rules(scope, policy)
+        return self._dispatch.stream(api, asked, scope=scope, policy=rules, deadline_s=deadline_s)
 
     async def embed(
         self, texts: Sequence[str], *, model: str = "embedding", scope: Scope, label: Label | str | None = None
@@ -251,13 +254,22 @@ def _other(api: Api, request: ChatRequest) -> ChatRequest:
     if asked is None or asked in ("", []):
         raise ConfigError(f"there is nothing to answer: `{_ASKED[api]}` is empty")
     role = "embedding" if api == "embeddings" else DEFAULT
-    return ChatRequest({"model": role, **request.body}, request.label)
+    return replace(request, body={"model": role, **request.body})
+
+
+async def _each(batches: AsyncGenerator[list[Chunk], None]) -> AsyncIterator[Chunk]:
+    try:
+        async for batch in batches:
+            for chunk in batch:
+                yield chunk
+    finally:
+        await batches.aclose()
 
 
 def _request(asked: Messages, *, model: str, label: Label | str | None, fields: Mapping[str, Any]) -> ChatRequest:
     if isinstance(asked, ChatRequest):
         marked = asked.label if label is None else asked.label | Label.of(label)
-        request = ChatRequest({"model": model, **asked.body, **fields}, marked)
+        request = replace(asked, body={"model": model, **asked.body, **fields}, label=marked)
     else:
         messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else [dict(m) for m in asked]
         request = ChatRequest({"model": model, "messages": messages, **fields}, Label.of(label))

@@ -21,6 +21,8 @@ class Events:
 
     def feed(self, received: bytes) -> list[bytes]:
         """Raises BackendError for an event that is too large to be one."""
+        if not received:
+            return []
         if self._after_cr and received.startswith(b"\n"):
             received = received[1:]  # the other half of a CRLF
         self._after_cr = received.endswith(b"\r")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from aibox.errors import BackendError, ConfigError, EgressError
+from aibox.errors import BackendError, EgressError
 from aibox.inference.addresses import literal
 from aibox.inference.sse import Events
 from aibox.inference.transport import Rule, Transport
@@ -41,14 +41,8 @@ _HINTS = {
 }
 
 
-def encode(body: Mapping[str, Any]) -> bytes:
-    """The bytes of a request as they go over the wire. Raises ConfigError for what JSON cannot say."""
-    try:
-        return msgspec.json.encode(body)
-    except UnicodeEncodeError:
-        raise ConfigError("the request holds text that is not valid Unicode", hint="send UTF-8 text") from None
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"the request cannot be written as JSON: {error}") from None
+Read = tuple[dict[str, Any], bytes]
+"""A JSON object, and the bytes that it was read from."""
 
 
 class Wire:
@@ -78,33 +72,46 @@ class Wire:
         self._timeout_s = timeout_s
         self._sessions: dict[asyncio.AbstractEventLoop, ClientSession] = {}
 
-    async def complete(self, body: Mapping[str, Any], *, path: str = CHAT) -> dict[str, Any]:
+    async def complete(self, body: bytes, *, path: str = CHAT) -> Read:
         """POST; a whole answer."""
         with self._foreign():
-            async with self._open("POST", path, data=encode(body)) as response:
-                answer = self._decode(await self._read(response, MAX_BODY_BYTES))
+            async with self._open("POST", path, data=body) as response:
+                data = await self._read(response, MAX_BODY_BYTES)
+                answer = self._decode(data)
         if path in _CHOICES and (not isinstance(answer.get("choices"), list) or not answer["choices"]):
             raise BackendError(f"{self._name} answered without a choice", hint=_NOT_OPENAI)
-        return answer
+        return answer, data
 
-    async def stream(self, body: Mapping[str, Any], *, path: str = CHAT) -> AsyncGenerator[dict[str, Any], None]:
-        """POST with `stream`; the events, each as soon as it is whole.
+    async def stream(self, body: bytes, *, path: str = CHAT) -> AsyncGenerator[list[Read], None]:
+        """POST of a body that asks for a stream; the events that became whole with one read, as soon as they are.
 
         Leaving the iteration closes the connection, and so tells the server to stop.
         """
-        events, received, finished = Events(), 0, False
+        events, received, finished, ended = Events(), 0, False, False
         with self._foreign():
-            async with self._open("POST", path, data=encode({**body, "stream": True})) as response:
+            async with self._open("POST", path, data=body) as response:
                 while data := await self._some(response):
                     received += len(data)
                     if received > MAX_STREAM_BYTES:
                         raise BackendError(f"{self._name} sent more than {MAX_STREAM_BYTES >> 20} MiB")
+                    whole: list[Read] = []
                     for event in events.feed(data):
                         if event == b"[DONE]":
-                            return
-                        chunk = self._decode(event)
+                            ended = True
+                            break
+                        try:
+                            chunk = self._decode(event)
+                        except BackendError:
+                            # What came before it in the same read was said.
+                            if whole:
+                                yield whole
+                            raise
                         finished = finished or _has_finished(chunk)
-                        yield chunk
+                        whole.append((chunk, event))
+                    if whole:
+                        yield whole
+                    if ended:
+                        return
         # Some servers end without [DONE]; then what was said must at least have come to its end.
         if not finished:
             raise BackendError(f"{self._name} broke off in the middle of its answer", retryable=True)

@@ -1,4 +1,4 @@
-"""The hot path: `/v1/chat/completions` as raw ASGI, before the framework is asked.
+"""The hot path: the inference routes as raw ASGI, before the framework is asked.
 
 A stream is sent on in the pieces in which it arrives. A caller who goes away ends the call, also upstream.
 """
@@ -6,27 +6,33 @@ A stream is sent on in the pieces in which it arrives. A caller who goes away en
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 
+from aibox.chat import Chunk
 from aibox.errors import AIBoxError, LimitError
+from aibox.inference.capabilities import Api
 from aibox.server.auth import Callers
 from aibox.server.inference_api import InferenceAPI, read_request
 from aibox.server.problem import openai_error, status_of
 
 MAX_BODY_BYTES = 8 * 2**20
 """Of one request: room for a long conversation; a message alone is bounded by the policy."""
-MAX_PENDING_BYTES = 256 * 2**10
-"""Of a stream that its reader does not take: then the model waits too."""
+ROUTES: Mapping[str, Api] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
+    "/v1/responses": "responses",
+}
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-T = TypeVar("T")
 
 _JSON = (b"content-type", b"application/json")
 _SSE = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
@@ -37,7 +43,7 @@ class GoneError(Exception):
 
 
 class HotPath:
-    """Answers chat itself and hands everything else to `rest`."""
+    """Answers the inference routes itself and hands everything else to `rest`."""
 
     def __init__(self, api: InferenceAPI, *, callers: Callers, rest: App) -> None:
         self._api = api
@@ -45,107 +51,75 @@ class HotPath:
         self._rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != "/v1/chat/completions" or scope["method"] != "POST":
+        api = ROUTES.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if api is None:
             await self._rest(scope, receive, send)
             return
         try:
-            await self._chat(scope, receive, send)
+            await self._answer(api, scope, receive, send)
         except AIBoxError as error:
             await _refuse(error, send)
         except GoneError:
             return  # there is nobody to tell
 
-    async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, api: Api, scope: Scope, receive: Receive, send: Send) -> None:
         # From the proof alone: no header, query or body names a tenant here.
         who = await self._callers.scope(_header(scope, b"authorization"))
-        body = read_request(await _read(receive))
-        if not body.get("stream"):
-            answer = await _while_there(receive, self._api.complete(body, scope=who))
-            await _whole(200, msgspec.json.encode(answer), send)
-            return
-        chunks: Any = self._api.stream(body, scope=who)
-        await _while_there(receive, _stream(chunks, send))
-
-
-async def _stream(chunks: AsyncGenerator[dict[str, Any], None], send: Send) -> None:
-    """What fails before the first chunk is an HTTP error; after it an event, and then the stream ends."""
-    try:
-        first = await anext(chunks)
-        await send({"type": "http.response.start", "status": 200, "headers": _SSE})
-        sender = _Sender(send)
-        async with asyncio.TaskGroup() as group:
-            sending = group.create_task(sender.run())
-            try:
-                await sender.put(first)
-                async for chunk in chunks:
-                    await sender.put(chunk)
-                sender.end(b"data: [DONE]\n\n")
-            except AIBoxError as error:
-                sender.end(_event(openai_error(error)))
-            await sending
-    finally:
-        await chunks.aclose()
-
-
-class _Sender:
-    """Sends what has been put since the last time in one piece: all events of one read upstream are one write here."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._wake = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
-        self._ended = False
-
-    async def put(self, chunk: dict[str, Any]) -> None:
-        data = _event(chunk)
-        self._parts.append(data)
-        self._size += len(data)
-        self._wake.set()
-        if self._size > MAX_PENDING_BYTES:
-            self._room.clear()
-            await self._room.wait()
-
-    def end(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._ended = True
-        self._wake.set()
-
-    async def run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            data, ended = b"".join(self._parts), self._ended
-            self._parts.clear()
-            self._size = 0
-            self._room.set()
-            await self._send({"type": "http.response.body", "body": data, "more_body": not ended})
-            if ended:
+        request = read_request(api, await _read(receive))
+        async with _while_there(receive):
+            if request.body.get("stream"):
+                await _stream(api, self._api.stream(api, request, scope=who), send)
                 return
+            answer = await self._api.complete(api, request, scope=who)
+        await _whole(200, answer.encoded(), send)
 
 
-async def _while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the caller goes. Raises GoneError."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_gone(receive))
+async def _stream(api: Api, batches: AsyncGenerator[list[Chunk], None], send: Send) -> None:
+    """What fails before the first chunk is an HTTP error; after it an event, and then the stream ends.
+
+    What has arrived together is sent together. While the reader takes nothing, nothing is read upstream either.
+    """
+    event = _response_event if api == "responses" else _event
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise GoneError
-        return working.result()
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None
+        first: list[Chunk] = await anext(batches, [])
+        await send({"type": "http.response.start", "status": 200, "headers": _SSE})
+        await send({"type": "http.response.body", "body": b"".join(map(event, first)), "more_body": True})
+        try:
+            async for batch in batches:
+                await send({"type": "http.response.body", "body": b"".join(map(event, batch)), "more_body": True})
+            end = b"" if api == "responses" else b"data: [DONE]\n\n"
+        except AIBoxError as error:
+            end = _failure(api, error)
+        await send({"type": "http.response.body", "body": end})
     finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await batches.aclose()
 
 
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+@asynccontextmanager
+async def _while_there(receive: Receive) -> AsyncIterator[None]:
+    """Cancels what runs inside when the caller goes. Raises GoneError."""
+    working = asyncio.current_task()
+    assert working is not None
+    gone = False
+
+    async def leave() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        working.cancel()
+
+    leaving = asyncio.ensure_future(leave())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if gone and not working.uncancel():
+            raise GoneError from None
+        raise
+    finally:
+        leaving.cancel()
+        if not leaving.done():
+            await asyncio.wait((leaving,))
 
 
 async def _read(receive: Receive) -> bytes:
@@ -187,6 +161,22 @@ async def _whole(status: int, body: bytes, send: Send, *, headers: list[tuple[by
     await send({"type": "http.response.body", "body": body})
 
 
-def _event(value: Any) -> bytes:
-    # JSON has no raw line ends, so that no text of a model can end an event.
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+def _event(chunk: Chunk) -> bytes:
+    # JSON has no raw line ends, so that no text of a model can end an event. What came in several lines is one.
+    data = chunk.encoded()
+    return b"data: " + (data if b"\n" not in data else msgspec.json.encode(chunk.body)) + b"\n\n"
+
+
+def _response_event(chunk: Chunk) -> bytes:
+    """With the name of the event, as the Responses API has it."""
+    kind = str(chunk.body.get("type", "")).encode()
+    return (b"event: " + kind + b"\n" if kind.isascii() and not kind.split()[1:] else b"") + _event(chunk)
+
+
+def _failure(api: Api, error: AIBoxError) -> bytes:
+    """The event that ends a stream which failed in the middle."""
+    body = openai_error(error)
+    if api == "responses":
+        body = {"type": "error", "code": error.code, "message": str(error), "param": None, "sequence_number": 0}
+        return b"event: error\ndata: " + msgspec.json.encode(body) + b"\n\n"
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"

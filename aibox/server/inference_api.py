@@ -1,26 +1,26 @@
-"""`/v1/chat/completions` and `/v1/models`: a model id is the bare model, `agent:NAME` is an agent."""
+"""What the OpenAI routes do, without HTTP: a model id is the bare model, `agent:NAME` is an agent, which chats."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
-
-import msgspec
 
 from aibox.agents.agent import Agent
 from aibox.agents.bare import BareCall
 from aibox.agents.events import Failed, Reply, TextDelta
 from aibox.box import Box
+from aibox.chat import ChatRequest, Chunk, Completion
 from aibox.errors import ConfigError
+from aibox.inference.capabilities import Api
 from aibox.types import Scope
 
 AGENT = "agent:"
 
 
 class InferenceAPI:
-    """What the OpenAI routes do, without HTTP: bodies in, bodies or chunks out. Raises AIBoxError."""
+    """Requests in, completions or chunks out. Raises AIBoxError."""
 
     def __init__(self, box: Box, *, agents: Mapping[str, Agent]) -> None:
         self._box = box
@@ -36,61 +36,68 @@ class InferenceAPI:
         ]
         return {"object": "list", "data": [{"object": "model", "created": created, **m} for m in (*agents, *found)]}
 
-    async def complete(self, body: dict[str, Any], *, scope: Scope) -> dict[str, Any]:
-        """A whole answer, in Chat Completions JSON."""
-        agent = self._agent(body)
+    async def complete(self, api: Api, request: ChatRequest, *, scope: Scope) -> Completion:
+        """A whole answer, in the API's own JSON."""
+        agent = self._agent(api, request.body)
         if agent is None:
-            return await self._bare(body, scope=scope).complete()
-        history, message = conversation(body)
-        return completion(body["model"], await agent.run(message, scope=scope, history=history))
+            return await self._bare(api, request, scope=scope).complete()
+        history, message = conversation(request.body)
+        return Completion(completion(request.model, await agent.run(message, scope=scope, history=history)))
 
-    async def stream(self, body: dict[str, Any], *, scope: Scope) -> AsyncIterator[dict[str, Any]]:
-        """The answer as `chat.completion.chunk`s. An error after the first chunk is raised in the middle."""
-        agent = self._agent(body)
+    def stream(self, api: Api, request: ChatRequest, *, scope: Scope) -> AsyncGenerator[list[Chunk], None]:
+        """The answer in chunks; those that came together are together. Raises also after the first."""
+        if api not in ("chat", "completions", "responses"):
+            raise ConfigError(f"/v1/{api} has no stream", hint="leave `stream` out")
+        agent = self._agent(api, request.body)
         if agent is None:
-            async for chunk in self._bare(body, scope=scope).stream():
-                yield chunk
-            return
-        frame = Frame(body["model"])
-        yield frame.chunk({"role": "assistant", "content": ""})
-        history, message = conversation(body)
-        async for event in agent.stream(message, scope=scope, history=history):
-            if isinstance(event, TextDelta):
-                yield frame.chunk({"content": event.text})
-            elif isinstance(event, Failed):
-                raise event.error
-            elif isinstance(event, Reply):
-                if event.blocked:
-                    yield frame.chunk({"content": event.text})
-                yield frame.chunk({}, finish_reason="content_filter" if event.blocked else "stop")
-                if (body.get("stream_options") or {}).get("include_usage"):
-                    yield frame.usage(event)
+            return self._bare(api, request, scope=scope).stream()
+        return _told(agent, request, scope=scope)
 
-    def _agent(self, body: Mapping[str, Any]) -> Agent | None:
-        model = body.get("model")
-        if not isinstance(model, str) or not model.startswith(AGENT):
+    def _agent(self, api: Api, body: Mapping[str, Any]) -> Agent | None:
+        model = body["model"]
+        if not model.startswith(AGENT):
             return None
+        if api != "chat":
+            raise ConfigError("an agent answers at /v1/chat/completions", hint="ask a model here, or the agent there")
         if (agent := self._agents.get(model.removeprefix(AGENT))) is None:
             raise ConfigError(f"there is no agent {model!r}", hint="GET /v1/models lists what there is")
         return agent
 
-    def _bare(self, body: dict[str, Any], *, scope: Scope) -> BareCall:
+    def _bare(self, api: Api, request: ChatRequest, *, scope: Scope) -> BareCall:
         box = self._box
-        return BareCall(body, router=box.router, guardrail=box.guardrail, audit=box.audit, scope=scope)
+        return BareCall(request, api=api, router=box.router, guardrail=box.guardrail, audit=box.audit, scope=scope)
 
 
-def read_request(data: bytes) -> dict[str, Any]:
+def read_request(api: Api, data: bytes) -> ChatRequest:
     """Parse and look at what must be right before anything is done. Raises ConfigError."""
-    try:
-        body = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the body is not JSON: {error}") from None
-    if not isinstance(body, dict) or not isinstance(body.get("messages"), list) or not body["messages"]:
-        raise ConfigError("the body needs `messages`, a list that is not empty")
-    if not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in body["messages"]):
-        raise ConfigError("each message is an object with a `role`")
-    body.setdefault("model", "default")
-    return body
+    request = ChatRequest.read(data)
+    body = request.body
+    if api == "chat":
+        if not isinstance(body.get("messages"), list) or not body["messages"]:
+            raise ConfigError("the body needs `messages`, a list that is not empty")
+        if not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in body["messages"]):
+            raise ConfigError("each message is an object with a `role`")
+    if not isinstance(body.setdefault("model", "embedding" if api == "embeddings" else "default"), str):
+        raise ConfigError("`model` is a name")
+    return request
+
+
+async def _told(agent: Agent, request: ChatRequest, *, scope: Scope) -> AsyncGenerator[list[Chunk], None]:
+    """An agent's answer as chunks of Chat Completions."""
+    frame = Frame(request.model)
+    yield [Chunk(frame.chunk({"role": "assistant", "content": ""}))]
+    history, message = conversation(request.body)
+    async for event in agent.stream(message, scope=scope, history=history):
+        if isinstance(event, TextDelta):
+            yield [Chunk(frame.chunk({"content": event.text}))]
+        elif isinstance(event, Failed):
+            raise event.error
+        elif isinstance(event, Reply):
+            last = [frame.chunk({"content": event.text})] if event.blocked else []
+            last.append(frame.chunk({}, finish_reason="content_filter" if event.blocked else "stop"))
+            if (request.body.get("stream_options") or {}).get("include_usage"):
+                last.append(frame.usage(event))
+            yield [Chunk(body) for body in last]
 
 
 def conversation(body: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:

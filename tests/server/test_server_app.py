@@ -200,7 +200,7 @@ async def test_a_backend_that_fails_is_a_502_with_one_terminal_entry(model: str,
     [
         (b"{", "not JSON"),
         (b"\xff", "not JSON"),
-        (b"[]", "messages"),
+        (b"[]", "no object"),
         ({"messages": []}, "messages"),
         ({"messages": ["hi"]}, "role"),
         ({"model": "agent:nobody", "messages": user("hi")}, "no agent"),

@@ -1,0 +1,144 @@
+"""Where the texts stand in the bodies of OpenAI's APIs: what is checked, and where what came of it goes.
+
+Whatever a check cannot read is refused, not passed by: token ids, and items that are not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aibox.errors import ConfigError
+from aibox.inference.capabilities import Api
+from aibox.types import Where
+
+Change = Callable[[str, Where], Awaitable[str]]
+"""What becomes of a text of that place; raises what the policy wants raised."""
+
+SAID: Mapping[str, tuple[str, ...]] = {
+    "chat": ("reasoning_content", "reasoning", "content", "refusal"),
+    "completions": ("text",),
+}
+"""What a model writes in a choice of these APIs, in the order in which it writes it."""
+
+_PLACES: Mapping[str, Where] = {"tool": "tool_result", "function": "tool_result"}
+_TRUSTED = ("system", "developer", "assistant")
+# Items of a conversation that hold no word of a user's or of a tool's.
+_ITEMS = ("function_call", "custom_tool_call", "reasoning")
+_OUTPUTS = ("function_call_output", "custom_tool_call_output")
+
+
+async def asked(api: Api, body: Mapping[str, Any], change: Change, *, checked: bool) -> dict[str, Any]:
+    """The request with its texts changed; what did not change is the same object.
+
+    `checked` False: nothing looks at the texts, and what could not be read may pass. Raises ConfigError.
+    """
+    key = "messages" if api == "chat" else "prompt" if api == "completions" else "input"
+    value = body.get(key)
+    if isinstance(value, str):
+        made: Any = await change(value, "input")
+    elif not isinstance(value, list) or not value:
+        raise ConfigError(f"the body needs `{key}`")
+    elif api in ("chat", "responses"):
+        made = _same(value, [await _item(item, change, checked=checked) for item in value])
+    elif all(isinstance(text, str) for text in value):
+        made = _same(value, [await change(text, "input") for text in value])
+    elif checked:
+        raise ConfigError("token ids cannot be checked, as the policy asks", hint="send the text itself")
+    else:
+        made = value
+    changed = {key: made}
+    if isinstance(suffix := body.get("suffix"), str):
+        changed["suffix"] = await change(suffix, "input")
+    return {**body, **changed}
+
+
+async def answered(api: Api, body: dict[str, Any], change: Change) -> dict[str, Any]:
+    """The whole answer with its texts changed; the same object when nothing did."""
+    if api == "responses":
+        return await output(body, change)
+    if api not in SAID:
+        return body
+    choices = [await _choice(api, choice, change) for choice in body.get("choices") or ()]
+    return body if _same(body.get("choices"), choices) is body.get("choices") else {**body, "choices": choices}
+
+
+async def output(response: dict[str, Any], change: Change) -> dict[str, Any]:
+    """An answer of the Responses API, likewise."""
+    items = response.get("output") or []
+    made = _same(items, [await output_item(item, change) for item in items])
+    return response if made is items else {**response, "output": made}
+
+
+async def output_item(item: dict[str, Any], change: Change) -> dict[str, Any]:
+    made = dict(item)
+    for key in ("content", "summary"):
+        if isinstance(item.get(key), list):
+            made[key] = _same(item[key], [await output_part(part, change) for part in item[key]])
+    return item if all(made[key] is item[key] for key in made) else made
+
+
+async def output_part(part: dict[str, Any], change: Change) -> dict[str, Any]:
+    made = dict(part)
+    for key in ("text", "refusal"):
+        if isinstance(part.get(key), str) and part[key]:
+            made[key] = await change(part[key], "output")
+    return part if made == part else without_tokens(made)
+
+
+async def _choice(api: Api, choice: dict[str, Any], change: Change) -> dict[str, Any]:
+    told = choice.get("message") or {} if api == "chat" else choice
+    made = {key: await change(told[key], "output") for key in SAID[api] if isinstance(told.get(key), str) and told[key]}
+    if all(told[key] == text for key, text in made.items()):
+        return choice
+    return without_tokens({**choice, "message": {**told, **made}} if api == "chat" else {**choice, **made})
+
+
+def without_tokens(choice: dict[str, Any]) -> dict[str, Any]:
+    """Without the log probabilities, which hold the text token by token, as it was before it was changed."""
+    if not choice.get("logprobs"):
+        return choice
+    return {**choice, "logprobs": [] if isinstance(choice["logprobs"], list) else None}
+
+
+async def _item(item: Any, change: Change, *, checked: bool) -> Any:
+    """A message of a chat, or an item of a Responses request."""
+    if not isinstance(item, Mapping):
+        raise ConfigError("each message is an object with a `role`")
+    kind, role = item.get("type"), item.get("role")
+    if kind in _OUTPUTS:
+        made = await _content(item.get("output"), "tool_result", change)
+        return item if made is item.get("output") else {**item, "output": made}
+    if not isinstance(role, str):
+        if checked and kind not in _ITEMS:
+            raise ConfigError(f"the item {str(kind)[:40]!r} cannot be checked, as the policy asks")
+        return item
+    if role in _TRUSTED:
+        return item
+    made = await _content(item.get("content"), _PLACES.get(role, "input"), change)
+    return item if made is item.get("content") else {**item, "content": made}
+
+
+async def _content(content: Any, where: Where, change: Change) -> Any:
+    if isinstance(content, str):
+        made = await change(content, where) if content else content
+        return content if made == content else made
+    if not isinstance(content, list):
+        return content
+    parts: list[Any] = []
+    for part in content:
+        if not isinstance(part, Mapping):
+            raise ConfigError("each part of a message is an object with a `type`")
+        text = part.get("text")
+        shown = await change(text, where) if isinstance(text, str) and text else text
+        parts.append(part if shown == text else {**part, "text": shown})
+    return _same(content, parts)
+
+
+def _same(old: Any, new: list[Any]) -> Any:
+    """The old list while its members are what they were: then it goes on in the bytes in which it came."""
+    return old if old is not None and len(old) == len(new) and all(map(_unchanged, old, new)) else new
+
+
+def _unchanged(old: Any, new: Any) -> bool:
+    return old is new or (isinstance(old, str) and old == new)

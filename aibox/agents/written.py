@@ -1,0 +1,199 @@
+"""What a model writes, in the events of a stream: each text through a filter of its own, the rest as it came.
+
+An event whose text is held back waits for it; one that nothing was changed in goes on as the bytes that it came in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from aibox.agents import bodies
+from aibox.inference.capabilities import Api
+from aibox.types import Where
+
+
+class Filter(Protocol):
+    """Takes a text piece by piece; returns what may be shown by now. An OutputFilter is one."""
+
+    @property
+    def text(self) -> str: ...
+
+    async def push(self, text: str) -> str: ...
+
+    async def finish(self) -> str: ...
+
+
+Make = Callable[[], Filter]
+Body = dict[str, Any]
+
+
+class Choices:
+    """A stream of Chat Completions or of Completions."""
+
+    def __init__(self, api: Api, make: Make) -> None:
+        self._api = api
+        self._make = make
+        self._filters: dict[tuple[int, str], Filter] = {}
+        self._open: set[tuple[int, str]] = set()
+        self._last: Body = {}
+
+    async def take(self, body: Body) -> list[Body]:
+        """The events to show for one that came, in order: itself when nothing has changed."""
+        choices = body.get("choices")
+        if not choices:
+            return [body]
+        self._last = body
+        made = [await self._choice(choice) for choice in choices]
+        if all(new is old for new, old in zip(made, choices, strict=True)):
+            return [body]
+        shown = [choice for choice in made if choice is not None]
+        return [{**body, "choices": shown}] if shown else []
+
+    async def rest(self) -> list[Body]:
+        """What was still held back, when a stream ends without a reason."""
+        shown = []
+        for index in sorted({index for index, _ in self._open}):
+            if said := await self._finish(index):
+                frame = {"index": index, "finish_reason": None}
+                shown.append({**frame, "delta": said} if self._api == "chat" else {**frame, **said})
+        frame = {key: value for key, value in self._last.items() if key not in ("choices", "usage")}
+        return [{**frame, "choices": shown}] if shown else []
+
+    async def _choice(self, choice: Body) -> Body | None:
+        """None when it says nothing but what is held back."""
+        told = choice.get("delta") or {} if self._api == "chat" else choice
+        index = choice.get("index", 0)
+        said = {key: told[key] for key in bodies.SAID[self._api] if isinstance(told.get(key), str) and told[key]}
+        made: Body = {}
+        for key, text in said.items():
+            # What a model writes before its answer has ended when the answer begins.
+            made |= await self._finish(index, before=key)
+            made[key] = made.get(key, "") + await self._filter(index, key).push(text)
+        if choice.get("finish_reason"):
+            for key, text in (await self._finish(index)).items():
+                made[key] = made.get(key, "") + text
+        if made == said:
+            return choice
+        others = told.keys() - said.keys() - ({"role"} if self._api == "chat" else _FRAME)
+        if not any(made.values()) and not choice.get("finish_reason") and not any(told[key] for key in others):
+            return None
+        changed = {**choice, "delta": {**told, **made}} if self._api == "chat" else {**choice, **made}
+        return bodies.without_tokens(changed)
+
+    def _filter(self, index: int, key: str) -> Filter:
+        self._open.add((index, key))
+        if (index, key) not in self._filters:
+            self._filters[index, key] = self._make()
+        return self._filters[index, key]
+
+    async def _finish(self, index: int, *, before: str = "") -> Body:
+        """The rest of what a choice says, by field; `before` a field: of those that come before it."""
+        keys = bodies.SAID[self._api]
+        made = {}
+        for key in keys[: keys.index(before)] if before else keys:
+            if (index, key) in self._open:
+                self._open.discard((index, key))
+                if text := await self._filters[index, key].finish():
+                    made[key] = text
+        return made
+
+
+_FRAME = {"index", "finish_reason", "logprobs", "stop_reason"}
+
+# The texts of the Responses API: the field of the whole text, and the field that counts the parts.
+_TEXTS = {
+    "response.output_text": ("text", "content_index"),
+    "response.refusal": ("refusal", "content_index"),
+    "response.reasoning_text": ("text", "content_index"),
+    "response.reasoning_summary_text": ("text", "summary_index"),
+}
+_ENDS = ("completed", "incomplete", "failed")
+_QUIET = ("response.function_call_arguments.", "response.custom_tool_call_input.", "error")
+
+
+class Response:
+    """A stream of the Responses API: the same text comes in pieces, whole, in its part, its item and the response."""
+
+    def __init__(self, make: Make) -> None:
+        self._make = make
+        self._filters: dict[tuple[int, str, int], Filter] = {}
+        self._pieces: dict[tuple[int, str, int], Body] = {}
+        self._whole: dict[str, str] = {}
+        self._number = 0
+
+    async def take(self, body: Body) -> list[Body]:
+        """The events to show for one that came, numbered anew."""
+        shown = []
+        for event in await self._take(body):
+            if event.get("sequence_number", self._number) != self._number:
+                event = {**event, "sequence_number": self._number}  # noqa: PLW2901 - the same event, in its place
+            self._number += 1
+            shown.append(event)
+        return shown
+
+    async def rest(self) -> list[Body]:
+        """A stream of this API has an event that ends it."""
+        return []
+
+    async def _take(self, body: Body) -> list[Body]:
+        kind, _, step = str(body.get("type", "")).rpartition(".")
+        if kind in _TEXTS and step in ("delta", "done"):
+            return await self._text(kind, step, body)
+        if "part" in body:
+            part = await bodies.output_part(body["part"], self._shown)
+            return [body if part is body["part"] else {**body, "part": part}]
+        if "item" in body:
+            item = await bodies.output_item(body["item"], self._shown)
+            return [body if item is body["item"] else {**body, "item": item}]
+        if isinstance(body.get("response"), dict):
+            late = await self._late() if kind == "response" and step in _ENDS else []
+            response = await bodies.output(body["response"], self._shown)
+            return [*late, body if response is body["response"] else {**body, "response": response}]
+        if str(body.get("type", "")).startswith(_QUIET):
+            return [body]
+        # An event that is not known could say what no check has seen.
+        return [] if any(isinstance(body.get(key), str) for key in ("delta", "text", "transcript")) else [body]
+
+    async def _text(self, kind: str, step: str, body: Body) -> list[Body]:
+        field, counts = _TEXTS[kind]
+        key = (body.get("output_index", 0), kind, body.get(counts, 0))
+        text = body.get("delta" if step == "delta" else field)
+        if not isinstance(text, str):
+            return [body]
+        fresh = key not in self._filters
+        through = self._filters[key] if not fresh else self._filters.setdefault(key, self._make())
+        if step == "delta":
+            self._pieces[key] = body
+            shown = await through.push(text)
+            if shown == text:
+                return [body]
+            return [bodies.without_tokens({**body, "delta": shown})] if shown else []
+        self._pieces.pop(key, None)
+        rest = (await through.push(text) if fresh else "") + await through.finish()
+        self._whole[text] = through.text
+        done = body if through.text == text else bodies.without_tokens({**body, field: through.text})
+        if not rest or fresh:
+            return [done]
+        return [_piece(body, kind, rest), done]
+
+    async def _late(self) -> list[Body]:
+        """What is held back of texts that the server never said the end of."""
+        pieces, self._pieces = self._pieces, {}
+        return [
+            _piece(body, key[1], rest) for key, body in pieces.items() if (rest := await self._filters[key].finish())
+        ]
+
+    async def _shown(self, text: str, where: Where) -> str:
+        """What was shown of a text that has been written by now; one that never came in pieces is looked at now."""
+        del where
+        if text not in self._whole:
+            through = self._make()
+            shown = await through.push(text) + await through.finish()
+            self._whole[text] = shown
+        return self._whole[text]
+
+
+def _piece(body: Body, kind: str, text: str) -> Body:
+    made = {name: value for name, value in body.items() if name not in ("text", "refusal", "logprobs")}
+    return {**made, "type": f"{kind}.delta", "delta": text, **({"logprobs": []} if "logprobs" in body else {})}
