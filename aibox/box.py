@@ -31,11 +31,12 @@ from aibox.inference.staging import ModelStore
 from aibox.memory.memory import Memory
 from aibox.memory.redis_buffer import RedisBuffer
 from aibox.policy.policy import PROFILES, Policy
-from aibox.protocols import Tool
+from aibox.protocols import Erasable, Tool
 from aibox.sandbox.configured import make_sandbox
 from aibox.sandbox.sandbox import Sandbox
 from aibox.sealing import seal, telemetry_off
 from aibox.settings import Settings
+from aibox.types import Scope
 
 
 def open(  # noqa: A001 - the face of the library: `aibox.open`
@@ -120,7 +121,15 @@ class Box:
     def audit(self) -> AuditChain:
         url = self._place(self.settings.audit.url, "audit.db")
         mark = self.settings.audit.high_water
-        chain: AuditChain = self._keep(AuditChain(url, keys=self.keys, high_water=mark))
+        chain: AuditChain = self._keep(
+            AuditChain(url, keys=self.keys, high_water=mark, retention=self.policy.retention)
+        )
+        # Whoever erases a person erases them in every store of this box, made by then or not.
+        chain.register("pseudonyms", _Lazily(lambda: self.pseudonyms))
+        chain.register("conversations", _Lazily(lambda: self.state))
+        place = self._place(self.settings.memory.url, "memory")
+        if self.settings.memory.enabled or (isinstance(place, Path) and place.exists()):
+            chain.register("memory", _Lazily(lambda: self.memory))
         return chain
 
     @cached_property
@@ -232,6 +241,16 @@ class Box:
         ]
         lines = [f"  {name:<8} {now}" + (f"  (or {more})" if more else "") for name, now, more in rows]
         return "\n".join([f"<Box {settings.home}", *lines, ">"])
+
+
+class _Lazily:
+    """A store that is opened when somebody is erased from it, if nothing has opened it before."""
+
+    def __init__(self, store: Callable[[], Erasable]) -> None:
+        self._store = store
+
+    async def erase(self, *, scope: Scope, subject: str | None = None) -> int:
+        return await self._store().erase(scope=scope, subject=subject)
 
 
 _HOME_HINT = "set AIBOX_HOME to a folder of yours"

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from aibox.audit import kinds, operations
+from aibox.audit import holds, kinds, operations
 from aibox.audit.highwater import HighWater
 from aibox.audit.keys import Keyring
 from aibox.audit.ledger import Ledger
@@ -23,10 +24,12 @@ from aibox.audit.receipt import Receipt, ReceiptEntry
 from aibox.audit.receipts import entry_of, receipt_of
 from aibox.audit.record import Row
 from aibox.audit.report import Report
+from aibox.audit.retention import Sweeper, by_age, by_policy, prune
 from aibox.audit.sequencer import Call, Job, Sequencer, refuse_when_full
 from aibox.audit.store import open_store
 from aibox.audit.verify import default_mark, verify
 from aibox.errors import ConfigError, StoreError
+from aibox.policy.retention import Retention
 from aibox.protocols import Erasable
 from aibox.types import Entry, Scope
 
@@ -40,8 +43,9 @@ class AuditChain:
     """Keeps evidence. `url` is a file, made when it is first needed, or `postgresql://...`.
 
     `keys` is a Keyring or its folder; None is `keys` beside the file. `high_water` is where the high-water mark lies,
-    best on another disk; None is in the keys' folder. A Recorder. Raises ConfigError for other urls, StoreError when
-    the store cannot be used, IntegrityError when it was put back or changed.
+    best on another disk; None is in the keys' folder. `retention` is the policy's: bodies that are past it are removed
+    by the chain itself, in rounds an hour apart. A Recorder. Raises ConfigError for other urls, StoreError when the
+    store cannot be used, IntegrityError when it was put back or changed.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class AuditChain:
         *,
         keys: Keyring | str | Path | None = None,
         high_water: str | Path | None = None,
+        retention: Retention | None = None,
     ) -> None:
         self.url = str(url)
         scheme, divider, _ = self.url.partition("://")
@@ -63,6 +68,7 @@ class AuditChain:
         beside = Path(self.url.removeprefix("sqlite:///")).parent / "keys"
         self.keys = keys if isinstance(keys, Keyring) else Keyring(keys or beside)
         self.mark = HighWater(high_water) if high_water else default_mark(self.keys)
+        self.retention = retention or Retention()
         self._erasables: dict[str, Erasable] = {}
         self._lock = threading.Lock()
         self._sequencer: Sequencer | None = None
@@ -139,15 +145,23 @@ class AuditChain:
 
     async def hold(self, *, scope: Scope, subject: str | None = None, reason: str) -> Entry:
         """A legal hold on a person's entries, or on all of the tenant's: neither erased nor pruned until released."""
-        return await self._do(lambda ledger: operations.hold(ledger, scope, subject, reason=reason))
+        return await self._do(lambda ledger: holds.hold(ledger, scope, subject, reason=reason))
 
     async def release(self, hold: int, *, scope: Scope, reason: str) -> Entry:
         """End the hold that was set by entry `hold`."""
-        return await self._do(lambda ledger: operations.release(ledger, scope, hold, reason=reason))
+        return await self._do(lambda ledger: holds.release(ledger, scope, hold, reason=reason))
 
-    async def prune(self, *, scope: Scope, before_us: int, reason: str) -> int:
-        """Remove bodies that are older; headers, proofs and acts on the log stay. Returns how many."""
-        return await self._do(lambda ledger: operations.prune(ledger, scope, before_us, reason=reason))
+    async def prune(self, *, scope: Scope, before_us: int | None = None, reason: str) -> int:
+        """Remove bodies that are older, or None: past the policy's retention. Returns how many.
+
+        Headers, proofs, acts on the log, turns under way and what a legal hold stands on stay.
+        """
+        now_us = time.time_ns() // 1000
+        due = by_policy(self.retention, now_us) if before_us is None else by_age(before_us)
+        rules = self.retention.bodies_days if before_us is None else {}
+        count = await self._do(lambda ledger: prune(ledger, scope, due, reason=reason, rules=rules))
+        await self._do(lambda ledger: ledger.store.scrub(), own_transaction=True)
+        return count
 
     async def restore(self, *, scope: Scope, reason: str) -> Entry:
         """Go on with a log that was put back from a backup. Recorded; erasures made since are applied again."""
@@ -190,7 +204,7 @@ class AuditChain:
             if self._sequencer is None:
                 ledger = Ledger(open_store(self.url), self.keys, self.mark)
                 operations.finish_rotation(ledger)
-                self._sequencer = Sequencer(ledger)
+                self._sequencer = Sequencer(ledger, Sweeper(self.retention))
             return self._sequencer
 
     async def _wait(self, job: Job) -> Any:

@@ -1,4 +1,4 @@
-"""Acts on the log itself: signing out, rotating a key, erasing a person, holding, pruning, going on after a restore.
+"""Acts on the log itself: signing out, rotating a key, erasing a person, going on after a restore.
 
 Each is an entry, written before what it speaks of is done wherever the order can be chosen. They run on the writer's
 thread.
@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from typing import Any
 
 from aibox.audit import kinds
-from aibox.audit.ledger import OPERATOR, Head, Ledger
+from aibox.audit.holds import existing, holds
+from aibox.audit.ledger import OPERATOR, Ledger
 from aibox.audit.receipt import Receipt
 from aibox.audit.receipts import make_receipt
-from aibox.audit.record import TERMINAL, TOMBSTONE, Header, read_detail
+from aibox.audit.record import TERMINAL, TOMBSTONE, read_detail
 from aibox.audit.rotation import statement
-from aibox.audit.sealed import subject_of
 from aibox.audit.signer import public_key
 from aibox.errors import AccessError, ConfigError
 from aibox.types import Entry, Scope
 
 
 def checkpoint(ledger: Ledger, tenant: str) -> str:
-    head = _existing(ledger, tenant)
+    head = existing(ledger, tenant)
     last = ledger.store.checkpoint_from(head.log, head.size)
     return last[1] if last else ledger.checkpoint(head)
 
@@ -31,16 +30,10 @@ def checkpoint(ledger: Ledger, tenant: str) -> str:
 def consistency(ledger: Ledger, tenant: str, old: int, new: int) -> tuple[bytes, ...]:
     from aibox.audit.tree import StoredTree
 
-    head = _existing(ledger, tenant)
+    head = existing(ledger, tenant)
     if not 0 < old <= new <= head.size:
         raise ConfigError(f"no proof from {old} to {new} entries", hint=f"the log has {head.size}")
     return StoredTree(ledger.store, head.log).consistency(old, new)
-
-
-def _existing(ledger: Ledger, tenant: str) -> Head:
-    if ledger.store.log_named(ledger.log(tenant)) is None:
-        raise ConfigError(f"there is no log of {tenant}")
-    return ledger.head(tenant)
 
 
 # The signing key.
@@ -94,7 +87,7 @@ def _rotated(ledger: Ledger, log: bytes, new: str) -> bool:
 
 def may_erase(ledger: Ledger, tenant: str, subject: str) -> None:
     """Raises AccessError while a hold stands."""
-    head = _existing(ledger, tenant)
+    head = existing(ledger, tenant)
     for seq, held in holds(ledger, head).items():
         if held["who"] in ("", ledger.who(head, subject).hex()):
             raise AccessError(
@@ -122,61 +115,6 @@ def erase(ledger: Ledger, scope: Scope, subject: str, *, reason: str, stores: Ma
         certificate = make_receipt(ledger, head, turn, [entry.seq], (head.size, note))
     ledger.store.scrub()
     return certificate
-
-
-def holds(ledger: Ledger, head: Head) -> dict[int, dict[str, Any]]:
-    """The holds that stand, by the seq of the entry that set them."""
-    standing: dict[int, dict[str, Any]] = {}
-    for act in ledger.store.acts(head.log):
-        if act.kind in (kinds.HELD, kinds.RELEASED):
-            row = next(ledger.store.entries(head.log, start=act.seq, limit=1))
-            detail = read_detail(row.open or b"")
-            if act.kind == kinds.HELD:
-                standing[act.seq] = detail
-            else:
-                standing.pop(detail["hold"], None)
-    return standing
-
-
-def hold(ledger: Ledger, scope: Scope, subject: str | None, *, reason: str) -> Entry:
-    """`who` is a keyed hash: the log names nobody in the open."""
-    head = _existing(ledger, scope.tenant)
-    who, found = "", ""
-    if subject is not None:
-        who = ledger.who(head, subject).hex()
-        found = ledger.subject(head, subject)[0].hex()
-    detail = {"who": who, "subject": found, "reason": reason, "by": scope.user}
-    return ledger.add(kinds.HELD, scope=_operator(scope), turn="", detail=detail)
-
-
-def release(ledger: Ledger, scope: Scope, seq: int, *, reason: str) -> Entry:
-    head = _existing(ledger, scope.tenant)
-    if seq not in holds(ledger, head):
-        raise ConfigError(f"entry {seq} of {scope.tenant} is not a hold that stands")
-    detail = {"hold": seq, "reason": reason, "by": scope.user}
-    return ledger.add(kinds.RELEASED, scope=_operator(scope), turn="", detail=detail)
-
-
-def prune(ledger: Ledger, scope: Scope, before_us: int, *, reason: str) -> int:
-    """Bodies of entries that are older, but for acts on the log and whatever a hold stands on."""
-    head = _existing(ledger, scope.tenant)
-    standing = holds(ledger, head).values()
-    if any(not held["who"] for held in standing):
-        return 0
-    held = {bytes.fromhex(detail["subject"]) for detail in standing}
-    acts = {act.seq for act in ledger.store.acts(head.log)}
-    going: list[int] = []
-    for row in ledger.store.entries(head.log):
-        if Header.unpack(row.header).ts_us >= before_us:
-            break
-        if row.seq not in acts and row.open is not None and subject_of(row.sealed or b"") not in held:
-            going.append(row.seq)
-    if going:
-        detail = {"first": going[0], "last": going[-1], "count": len(going), "reason": reason, "by": scope.user}
-        ledger.add(kinds.PRUNED, scope=_operator(scope), turn="", detail=detail)
-        ledger.flush()
-        ledger.store.prune(head.log, going)
-    return len(going)
 
 
 # A backup.

@@ -25,6 +25,8 @@ def make_receipt(ledger: Ledger, head: Head, turn: str, seqs: Sequence[int], poi
     entries = []
     for seq in seqs:
         row = next(ledger.store.entries(head.log, start=seq, limit=1))
+        if row.open is None:
+            raise ConfigError(f"an entry of the turn {turn} of {head.name.tenant} is past its retention")
         entries.append(entry_of(ledger, head, row, tree.inclusion(seq, size)))
     rotations = tuple(
         read_detail(next(ledger.store.entries(head.log, start=act.seq, limit=1)).open or b"")

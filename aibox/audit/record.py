@@ -19,7 +19,7 @@ import hmac
 import os
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import msgspec
@@ -178,6 +178,23 @@ def read_private(data: bytes) -> dict[str, Any]:
     if not isinstance(body["actor"], dict) or set(body["actor"]) != {"user", "agent", "session"}:
         raise ValueError("not a private part of this format")
     return body
+
+
+def bits_of(seqs: Sequence[int]) -> str:
+    """A set of entries in hexadecimal: bit n, from the lowest bit of the first byte, is the first of them plus n."""
+    number = 0
+    for seq in seqs:
+        number |= 1 << (seq - seqs[0])
+    return number.to_bytes((seqs[-1] - seqs[0]) // 8 + 1, "little").hex()
+
+
+def pruned_by(detail: Mapping[str, Any]) -> list[int]:
+    """What an entry of pruning says that it removed. Raises ValueError, TypeError or KeyError for what says nothing."""
+    first, bits = int(detail["first"]), bytes.fromhex(detail["bits"])
+    seqs = [first + n * 8 + bit for n, byte in enumerate(bits) for bit in range(8) if byte >> bit & 1]
+    if first < 0 or not seqs or seqs[0] != first or seqs[-1] != detail["last"]:
+        raise ValueError("it does not say which bodies it removes")
+    return seqs
 
 
 def _uuid7() -> str:

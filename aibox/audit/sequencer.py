@@ -19,6 +19,7 @@ from aibox.audit.ledger import Ledger
 from aibox.audit.receipt import Receipt
 from aibox.audit.receipts import make_receipt
 from aibox.audit.record import TERMINAL
+from aibox.audit.retention import Sweeper
 from aibox.audit.store import Conflict
 from aibox.errors import AIBoxError, ConfigError, IntegrityError, LimitError, StoreError
 from aibox.types import Scope
@@ -65,8 +66,9 @@ class _Sealed:
 class Sequencer:
     """Owns the ledger. Raises what opening it raises."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, sweeper: Sweeper) -> None:
         self._ledger = ledger
+        self._sweeper = sweeper
         self._queue: deque[Job | Call | None] = deque()
         self._wake = threading.Event()
         self._turns: OrderedDict[tuple[str, str], list[list[Any]]] = OrderedDict()
@@ -94,6 +96,8 @@ class Sequencer:
                 self._call(call)
             if not batch and call is None:
                 self._anchor()
+            if self._sweeper.due and not last:
+                self._sweeper.step(self._ledger)
             if last:
                 self._anchor(now=True)
                 self._ledger.store.close()

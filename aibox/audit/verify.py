@@ -197,9 +197,10 @@ class _Verifier:
         self._report.restored += walk.restored
 
     def _people(self, name: LogName, walk: Walk) -> None:
-        for seq in walk.missing:
-            if not any(act.first <= seq <= act.last for act in walk.acts):
-                self._problem(name.tenant, seq, "its body is missing, and no act of pruning speaks of it")
+        for seq in sorted(walk.missing - walk.pruned):
+            self._problem(name.tenant, seq, "its body is missing, and no act of pruning speaks of it")
+        for seq in sorted(walk.pruned - walk.missing):
+            self._problem(name.tenant, seq, "its body is there again, after the act that removed it")
         self._report.pruned += len(walk.missing)
         for subject, (seq, count) in walk.subjects.items():
             there = self._store.subject_key(name.log, subject) is not None

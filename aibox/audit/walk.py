@@ -23,6 +23,7 @@ from aibox.audit.record import (
     genesis_prev,
     leaf_hash,
     log_id,
+    pruned_by,
     read_detail,
     read_open,
     tag,
@@ -55,7 +56,8 @@ class Walk:
         self.roots: dict[int, bytes] = {0: EMPTY_ROOT}
         self.ends: dict[int, str] = {}
         self.acts: list[Act] = []
-        self.missing: list[int] = []
+        self.missing: set[int] = set()
+        self.pruned: set[int] = set()
         self.subjects: dict[bytes, tuple[int, int]] = {}
         self.erased: dict[bytes, int] = {}
         self.tagged = 0
@@ -132,14 +134,16 @@ class Walk:
             raise ValueError("its flags do not say whether it changes a key")
         if bool(flags & TOMBSTONE) != (action == kinds.ERASED):
             raise ValueError("its flags do not say whether it is a tombstone")
-        first, last = detail.get("first", 0), detail.get("last", -1)
+        first, last = 0, -1
         if action == kinds.ERASED:
             for subject in detail["subjects"]:
                 self.erased[bytes.fromhex(subject)] = seq
-        elif action != kinds.PRUNED:
-            first, last = 0, -1
-        if last >= seq:
-            raise ValueError("it prunes what comes after it")
+        elif action == kinds.PRUNED:
+            gone = pruned_by(detail)
+            first, last = gone[0], gone[-1]
+            if last >= seq:
+                raise ValueError("it prunes what comes after it")
+            self.pruned.update(gone)
         self.acts.append(Act(seq, action, first, last))
 
     def _without_body(self, row: Row, flags: int) -> None:
@@ -147,7 +151,7 @@ class Walk:
             raise ValueError("one part of its body is missing")
         if flags & (KEY | TOMBSTONE):
             raise ValueError("the body of an act on the log is missing")
-        self.missing.append(row.seq)
+        self.missing.add(row.seq)
         if flags & TERMINAL:
             self.ends[row.seq] = ""
 

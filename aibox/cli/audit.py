@@ -23,10 +23,10 @@ from aibox.audit.signer import SigningServer, public_key
 from aibox.box import Box
 from aibox.cli.options import ConfigOption, load_settings
 from aibox.errors import ConfigError, StoreError
+from aibox.policy.retention import DAY_US
 from aibox.types import LOCAL_TENANT, Scope
 
 T = TypeVar("T")
-DAY_US = 86_400_000_000
 TenantOption = Annotated[str, typer.Option("--tenant", help="Whose log it is.")]
 ByOption = Annotated[str, typer.Option("--by", help="Who does it, for the record.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the record.")]
@@ -137,10 +137,6 @@ def erase(
     """Destroy a person's key and what memory, pseudonyms and conversations hold of them; a tombstone stays."""
 
     async def act(box: Box) -> str:
-        box.audit.register("pseudonyms", box.pseudonyms)
-        box.audit.register("conversations", box.state)
-        if box.settings.memory.enabled:
-            box.audit.register("memory", box.memory)
         receipt = await box.audit.erase(scope=Scope(tenant=tenant, user=by), subject=subject, reason=reason)
         if certificate is not None:
             receipt.save(certificate)
@@ -171,14 +167,16 @@ def hold(
 
 @app.command()
 def prune(
-    days: Annotated[float, typer.Option(min=0, help="Keep bodies that are younger.")],
     reason: ReasonOption,
+    days: Annotated[
+        float | None, typer.Option(min=0, help="Keep bodies that are younger; else the policy says.")
+    ] = None,
     tenant: TenantOption = LOCAL_TENANT,
     by: ByOption = "operator",
     config: ConfigOption = None,
 ) -> None:
     """Remove bodies that are past their retention; what proves the log stays."""
-    before_us = time.time_ns() // 1000 - round(days * DAY_US)
+    before_us = None if days is None else time.time_ns() // 1000 - round(days * DAY_US)
     scope = Scope(tenant=tenant, user=by)
     count = _with(config, lambda box: box.audit.prune(scope=scope, before_us=before_us, reason=reason))
     print(f"{count} bodies removed")

@@ -24,6 +24,7 @@ from aibox.policy.budgets import Budgets
 from aibox.policy.egress import EgressRules
 from aibox.policy.fields import DecisionField, Ladder, Part, join_ladders
 from aibox.policy.limits import TurnLimits
+from aibox.policy.retention import Retention
 from aibox.policy.reuse import ReuseRules
 from aibox.policy.tools import ToolRules
 from aibox.types import PLACES, Decision, Where
@@ -52,6 +53,7 @@ class Policy(Part):
     egress: EgressRules = EgressRules()
     limits: TurnLimits = TurnLimits()
     reuse: ReuseRules = ReuseRules()
+    retention: Retention = Retention()
     budgets: Budgets = Budgets()
     sandbox: Limits = Limits()
 
@@ -98,6 +100,7 @@ class Policy(Part):
             egress=self.egress & other.egress,
             limits=self.limits & other.limits,
             reuse=self.reuse & other.reuse,
+            retention=self.retention & other.retention,
             budgets=self.budgets & other.budgets,
             sandbox=self.sandbox & other.sandbox,
         )

@@ -99,7 +99,7 @@ def test_a_log_that_keeps_every_rule_is_walked_to_its_end() -> None:
     pen.write("turn.sealed", {"entries": []}, flags=SEALED | TERMINAL)
     pen.write(kinds.ROTATED, rotation(4))
     pen.write(kinds.ERASED, {"subjects": ["00" * 16]})
-    pen.write(kinds.PRUNED, {"first": 0, "last": 2})
+    pen.write(kinds.PRUNED, {"first": 1, "last": 2, "bits": "03"})
     pen.key = pen.key.next(NAME.log)
     pen.write(kinds.RESTORED, {"size": 6, "lost_size": 9})
     pen.write()
@@ -131,7 +131,11 @@ BROKEN: dict[str, tuple[Callable[[Pen], object], str]] = {
     "ratchet without a flag": (lambda pen: pen.write(kinds.RATCHETED, flags=0), "whether it changes a key"),
     "hold with a key flag": (lambda pen: pen.write(kinds.HELD, {}, flags=KEY), "whether it changes a key"),
     "erasure without a flag": (lambda pen: pen.write(kinds.ERASED, {"subjects": []}, flags=0), "tombstone"),
-    "prune ahead": (lambda pen: pen.write(kinds.PRUNED, {"first": 0, "last": 9}), "what comes after"),
+    "prune ahead": (lambda pen: pen.write(kinds.PRUNED, {"first": 0, "last": 1, "bits": "03"}), "what comes after"),
+    "prune nothing": (lambda pen: pen.write(kinds.PRUNED, {"first": 0, "last": 0, "bits": "00"}), "does not say which"),
+    "prune before": (lambda pen: pen.write(kinds.PRUNED, {"first": -1, "last": 0, "bits": "03"}), "does not say which"),
+    "prune vaguely": (lambda pen: pen.write(kinds.PRUNED, {"first": 0, "last": 1, "bits": "01"}), "does not say which"),
+    "prune late": (lambda pen: pen.write(kinds.PRUNED, {"first": 0, "last": 1, "bits": "02"}), "does not say which"),
     "other epoch": (lambda pen: pen.write(kinds.RATCHETED, {"epoch": 7}), "ends another epoch"),
     "other start": (lambda pen: pen.write(kinds.RATCHETED, {"from": 1}), "ends another epoch"),
     "other tags": (lambda pen: pen.write(kinds.RATCHETED, {"tags_sha256": "00"}), "the tags of entries 0 to 0"),
@@ -197,7 +201,7 @@ def test_missing_bodies() -> None:
     good = list(pen.rows)
     pen.rows = [good[0]._replace(open=None, sealed=None), good[1]]
     walk = pen.walk()
-    assert (walk.missing, walk.ends) == ([0], {0: ""})
+    assert (walk.missing, walk.ends) == ({0}, {0: ""})
     for rows, says in (
         ([good[0]._replace(open=None)], "one part"),
         ([good[0], good[1]._replace(open=None, sealed=None)], "the body of an act"),
