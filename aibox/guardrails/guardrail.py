@@ -10,12 +10,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 import anyio
 
 from aibox.errors import ConfigError, GuardrailError, IntegrityError
-from aibox.guardrails.injection import Injection
-from aibox.guardrails.jailbreak import Jailbreak
-from aibox.guardrails.links import Links
-from aibox.guardrails.pii import PII
+from aibox.guardrails.catalogue import brought, built_in, offered
 from aibox.guardrails.pseudonyms import Pseudonyms, Restorer, Unknown, placeholder, splice, with_look_alikes
-from aibox.guardrails.secrets import Secrets
 from aibox.guardrails.stream import CheckedStream, Decided, OutputFilter
 from aibox.policy.policy import Policy
 from aibox.protocols import Check
@@ -31,22 +27,25 @@ _FOREIGN: tuple[Where, ...] = ("input", "tool_result")
 class Guardrail:
     """Runs the checks that its policy asks for at a place and joins what follows. A Guardrail is a Check itself.
 
-    Built in are `jailbreak`, `injection`, `pii`, `secrets` and `links`; `checks` adds others by name, or takes their
-    place. On its way to a model
-    personal data to be redacted becomes tokens of `pseudonyms` (None: kept in memory only) that `restore` turns back;
-    anything else to be redacted becomes `[removed: ...]`.
+    Built in are `jailbreak`, `injection`, `pii`, `secrets` and `links`; installed packages bring others by entry point,
+    and `checks` adds others by name, or takes their place. On its way to a model personal data to be redacted becomes
+    tokens of `pseudonyms` (None: kept in memory only) that `restore` turns back; anything else to be redacted becomes
+    `[removed: ...]`.
     Raises ConfigError when the policy names a check that is not there.
     """
 
     def __init__(
         self, policy: Policy, *, checks: Mapping[str, Check] | None = None, pseudonyms: Pseudonyms | None = None
     ) -> None:
-        self._checks: dict[str, Check] = {**built_in(), **(checks or {})}
+        given = {**built_in(), **(checks or {})}
+        # What is installed is looked at only for a name that is not there otherwise.
+        self._checks: dict[str, Check] = {**given, **brought(sorted(set(policy.checks) - set(given)))}
         unknown = sorted(set(policy.checks) - set(self._checks))
         if unknown:
+            known = ", ".join(sorted({*self._checks, *offered()}))
             raise ConfigError(
                 f"the policy {policy.name!r} asks for checks that are not there: {', '.join(unknown)}",
-                hint=f"known are {', '.join(sorted(self._checks))}; give others as checks={{name: check}}",
+                hint=f"known are {known}; give others as checks={{name: check}}",
             )
         self._policy = policy
         self._pseudonyms = pseudonyms or Pseudonyms()
@@ -182,12 +181,6 @@ class Guardrail:
             return "Guardrail(a policy without checks: allows everything)"
         checks = ", ".join(f"{name} at {'/'.join(rules)}" for name, rules in self._policy.checks.items())
         return f"Guardrail({self._policy.name or 'unnamed'}: {checks}; {self._pseudonyms})"
-
-
-def built_in() -> dict[str, Check]:
-    """The checks that need nothing but the base install, by name."""
-    parts: tuple[Check, ...] = (Jailbreak(), Injection(), PII(), Secrets(), Links())
-    return {check.name: check for check in parts}
 
 
 def _united(decided: Iterable[Decided]) -> list[tuple[int, int, list[Finding]]]:

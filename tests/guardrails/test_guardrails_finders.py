@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aibox.guardrails import encodings, injection, jailbreak, links, pii, secrets
+from aibox.guardrails.catalogue import built_in
 from aibox.guardrails.features import BITS
-from aibox.guardrails.guardrail import built_in
 from aibox.guardrails.heads import head
 from aibox.guardrails.injection import Injection
 from aibox.guardrails.links import Links

@@ -1,0 +1,60 @@
+"""The checks that a policy can name: built in, or brought by an installed package.
+
+A package brings one by an entry point of the group `aibox.checks`: a callable without arguments that returns a Check,
+under the check's name. It is loaded only where a policy names it, and what is built in cannot be replaced by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from importlib.metadata import entry_points
+
+from aibox.errors import ConfigError
+from aibox.guardrails.injection import Injection
+from aibox.guardrails.jailbreak import Jailbreak
+from aibox.guardrails.links import Links
+from aibox.guardrails.pii import PII
+from aibox.guardrails.secrets import Secrets
+from aibox.protocols import Check
+
+GROUP = "aibox.checks"
+
+
+def built_in() -> dict[str, Check]:
+    """The checks that need nothing but the base install, by name."""
+    parts: tuple[Check, ...] = (Jailbreak(), Injection(), PII(), Secrets(), Links())
+    return {check.name: check for check in parts}
+
+
+def brought(names: Iterable[str]) -> dict[str, Check]:
+    """Those of the names that an installed package brings. Raises ConfigError for one that cannot be loaded or made.
+
+    Of two packages that bring the same name neither is believed.
+    """
+    found: dict[str, Check] = {}
+    for name in names:
+        entries = {entry.value: entry for entry in entry_points(group=GROUP, name=name)}
+        if len(entries) > 1:
+            raise ConfigError(
+                f"two packages bring a check {name!r}: {', '.join(sorted(entries))}",
+                hint="remove one of them, or give the check yourself: checks={name: check}",
+            )
+        for entry in entries.values():
+            found[name] = _made(name, entry.load)
+    return found
+
+
+def offered() -> list[str]:
+    """The names of the checks that installed packages bring, without loading any."""
+    return sorted({entry.name for entry in entry_points(group=GROUP)})
+
+
+def _made(name: str, load: Callable[[], Callable[[], Check]]) -> Check:
+    try:
+        check = load()()
+    except Exception as error:  # a stranger's code may raise anything, and then there is no such check
+        raise ConfigError(f"the check {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
+    # Findings carry the check's own name, and a policy is asked about that name.
+    if getattr(check, "name", None) != name:
+        raise ConfigError(f"the check {name!r} calls itself {getattr(check, 'name', None)!r}", hint="one name for both")
+    return check
