@@ -13,6 +13,7 @@ from aibox.execution import Limits
 from aibox.policy.egress import EgressRules
 from aibox.policy.limits import TurnLimits
 from aibox.policy.policy import PROFILES, Policy
+from aibox.policy.texts import FormRules, TokenLimits, TopicRules
 from aibox.policy.tools import ToolRules
 from aibox.types import PLACES, Decision, Label, Level
 
@@ -22,8 +23,16 @@ names = st.frozensets(st.sampled_from(NAMES))
 thresholds = st.sampled_from(["0", "0.25", "0.5", "0.9", "1"])
 ladders = st.dictionaries(thresholds, st.sampled_from([str(d) for d in Decision]), max_size=3)
 label = st.builds(Label, st.sampled_from(Level), st.frozensets(st.sampled_from(["PHI", "MNPI"])))
+phrases = st.lists(st.sampled_from(["buy", "sell*", "two words"]), max_size=2)
+topics = st.fixed_dictionaries(
+    {"banned": st.dictionaries(st.sampled_from(["money", "war"]), phrases, max_size=2), "allowed": phrases}
+).map(TopicRules.model_validate)
+schemas = st.sampled_from([{}, {"type": "object"}, {"minimum": 0.5}])
 policies = st.builds(
     Policy,
+    topics=topics,
+    tokens=st.builds(TokenLimits, input=st.none() | st.integers(1, 99), retrieved=st.none() | st.integers(1, 99)),
+    form=schemas.map(lambda schema: FormRules.model_validate({"output": schema})),
     checks=st.dictionaries(
         st.sampled_from(["pii", "jailbreak"]), st.dictionaries(st.sampled_from(PLACES), ladders, max_size=3)
     ),
@@ -50,6 +59,13 @@ def test_a_join_is_never_weaker_than_either(a: Policy, b: Policy, where: str, sc
         for model in MODELS[1:]:
             assert one.egress.allows(model) or not both.egress.allows(model)
         assert marked <= one.egress.ceiling or not marked <= both.egress.ceiling
+        for topic, words in one.topics.banned.items():
+            assert words <= both.topics.banned[topic]
+        assert one.topics.allowed <= both.topics.allowed
+        assert one.form.output <= both.form.output
+        for place in ("input", "retrieved"):
+            bound, mine = both.tokens.of(place), one.tokens.of(place)
+            assert mine is None or (bound is not None and bound <= mine)
         assert both.limits.input_kib <= one.limits.input_kib
         assert both.limits.turn_s <= one.limits.turn_s
         assert both.sandbox.pids <= one.sandbox.pids

@@ -81,6 +81,8 @@ class Agent:
         ]
         # All that restrict are joined, never chosen between: giving one more cannot relax another.
         joined = reduce(and_, restrictions) if restrictions else Policy()
+        if guardrail is not None and policy is not None:
+            guardrail = guardrail.under(policy)
         every = [skill if isinstance(skill, Skill) else load(skill) for skill in skills]
         # What the policy hides is not listed, not offered and not there.
         known = tuple(skill for skill in every if f"skill:{skill.name}" not in joined.tools.deny)

@@ -69,7 +69,7 @@ class Turn:
         self.output_type = output_type
         self.policy = parts.policy
         self.rules: ToolRules = parts.policy.tools
-        self.guardrail = parts.guardrail
+        self.guardrail = parts.guarded
         self.approver = parts.approver
         # A subagent's work is part of its parent's turn: one record, one budget, one run.
         self.parent = parent
@@ -231,7 +231,7 @@ class Turn:
 
     async def _loop(self, messages: Sequence[Mapping[str, Any]]) -> str:
         parts = self.parts
-        instructions = parts.instructions
+        instructions = parts.told
         if listed := catalogue(parts.skills):
             instructions += f"\n\n{listed}"
         if self.context.notes:

@@ -10,19 +10,31 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 
 from aibox.errors import ConfigError
+from aibox.guardrails.form import Form
 from aibox.guardrails.injection import Injection
 from aibox.guardrails.jailbreak import Jailbreak
+from aibox.guardrails.leak import PromptLeak
 from aibox.guardrails.links import Links
 from aibox.guardrails.pii import PII
 from aibox.guardrails.secrets import Secrets
+from aibox.guardrails.tokens import Tokens
+from aibox.guardrails.topics import Topics
+from aibox.policy.policy import Policy
 from aibox.protocols import Check
 
 GROUP = "aibox.checks"
 
 
-def built_in() -> dict[str, Check]:
-    """The checks that need nothing but the base install, by name."""
-    parts: tuple[Check, ...] = (Jailbreak(), Injection(), PII(), Secrets(), Links())
+def built_in(policy: Policy | None = None) -> dict[str, Check]:
+    """The checks that need nothing but the base install, by name, as the policy's lists and limits have them.
+
+    Raises ConfigError for a phrase or a schema that is none.
+    """
+    policy = policy or Policy()
+    parts: tuple[Check, ...] = (
+        *(Jailbreak(), Injection(), PII(), Secrets(), Links(), PromptLeak()),
+        *(Topics(policy.topics), Tokens(policy.tokens), Form(policy.form)),
+    )
     return {check.name: check for check in parts}
 
 

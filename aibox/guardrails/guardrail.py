@@ -5,12 +5,14 @@ All checks see the text as it came; changes are made once, at the end, so that n
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
 import anyio
 
 from aibox.errors import ConfigError, GuardrailError, IntegrityError
 from aibox.guardrails.catalogue import brought, built_in, offered
+from aibox.guardrails.leak import PromptLeak
 from aibox.guardrails.pseudonyms import Pseudonyms, Restorer, Unknown, placeholder, splice, with_look_alikes
 from aibox.guardrails.stream import CheckedStream, Decided, OutputFilter
 from aibox.policy.policy import Policy
@@ -27,17 +29,17 @@ _FOREIGN: tuple[Where, ...] = ("input", "tool_result")
 class Guardrail:
     """Runs the checks that its policy asks for at a place and joins what follows. A Guardrail is a Check itself.
 
-    Built in are `jailbreak`, `injection`, `pii`, `secrets` and `links`; installed packages bring others by entry point,
-    and `checks` adds others by name, or takes their place. On its way to a model personal data to be redacted becomes
-    tokens of `pseudonyms` (None: kept in memory only) that `restore` turns back; anything else to be redacted becomes
-    `[removed: ...]`.
+    Built in are `jailbreak`, `injection`, `pii`, `secrets`, `links`, `topics`, `tokens`, `form` and `prompt_leak`;
+    installed packages bring others, and `checks` adds others by name, or takes their place. On its way to a model
+    personal data to be redacted becomes tokens of `pseudonyms` (None: kept in memory only) that `restore` turns back;
+    anything else to be redacted becomes `[removed: ...]`.
     Raises ConfigError when the policy names a check that is not there.
     """
 
     def __init__(
         self, policy: Policy, *, checks: Mapping[str, Check] | None = None, pseudonyms: Pseudonyms | None = None
     ) -> None:
-        given = {**built_in(), **(checks or {})}
+        given = {**built_in(policy), **(checks or {})}
         # What is installed is looked at only for a name that is not there otherwise.
         self._checks: dict[str, Check] = {**given, **brought(sorted(set(policy.checks) - set(given)))}
         unknown = sorted(set(policy.checks) - set(self._checks))
@@ -48,7 +50,23 @@ class Guardrail:
                 hint=f"known are {known}; give others as checks={{name: check}}",
             )
         self._policy = policy
+        self._given = dict(checks or {})
         self._pseudonyms = pseudonyms or Pseudonyms()
+
+    def under(self, policy: Policy) -> Guardrail:
+        """The same checks and pseudonyms under the join of both policies: never weaker than either."""
+        return Guardrail(self._policy & policy, checks=self._given, pseudonyms=self._pseudonyms)
+
+    def about(self, *, prompt: str, canary: str = "") -> Guardrail:
+        """The same guardrail, which knows the instructions that an answer must not give away."""
+        known = copy.copy(self)
+        # One that somebody gave in its place knows best what it is about.
+        if "prompt_leak" not in self._given:
+            known._checks = {  # noqa: SLF001 - a copy of ourselves
+                **self._checks,
+                "prompt_leak": PromptLeak(prompt, canary=canary),
+            }
+        return known
 
     @property
     def name(self) -> str:
@@ -103,6 +121,10 @@ class Guardrail:
         """
         through = OutputFilter(self, scope=scope, label=label, where=where, restore=restore)
         return CheckedStream(chunks, through=through)
+
+    def whole(self, where: Where) -> bool:
+        """Whether a check that the policy asks for at this place can judge a whole text only."""
+        return any(getattr(self._checks[name], "whole", False) for name in self._policy.checks_for(where))
 
     async def judge(self, text: str, *, where: Where, scope: Scope, label: Label | None = None) -> tuple[Decided, ...]:
         """The findings that the policy cares about, in order, each with what it decides. Nothing is changed."""

@@ -40,6 +40,10 @@ class Judge(Protocol):
     @property
     def policy(self) -> Policy: ...
 
+    def whole(self, where: Where) -> bool:
+        """Whether a text of this place can be judged only when there is all of it."""
+        ...
+
     async def judge(self, text: str, *, where: Where, scope: Scope, label: Label | None) -> tuple[Decided, ...]:
         """The findings that the policy cares about, each with what it decides; nothing is changed."""
         ...
@@ -55,7 +59,8 @@ class OutputFilter:
     """One text of a model on its way out. `push` and `finish` return what may be shown now: checked, then restored.
 
     `guardrail` None lets everything through. When `verdict.blocked`, nothing more comes. At most a sentence is held
-    back, or SEGMENT_CHARS + AHEAD_CHARS (an unbroken run of RUN_CHARS), and for pseudonyms TOKEN_CHARS more.
+    back, or SEGMENT_CHARS + AHEAD_CHARS (an unbroken run of RUN_CHARS), and for pseudonyms TOKEN_CHARS more; all of it
+    where a check can judge a whole text only.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class OutputFilter:
         self._label = label
         self._where: Where = where
         self._checked = guardrail is not None and bool(guardrail.policy.checks_for(where))
+        self._whole = guardrail is not None and guardrail.whole(where)
         self._restorer = guardrail.restorer(scope=scope) if guardrail is not None and restore else None
         self._pending = ""
         self._behind = ""
@@ -129,8 +135,12 @@ class OutputFilter:
         """Check and take the next segment from what is pending; None when more must come first, or nothing may."""
         if self._decision >= Decision.REQUIRE_APPROVAL:
             return None
-        end = _SENTENCE_END.search(self._pending, 0, SEGMENT_CHARS)
-        if end is not None:
+        if self._whole and not final:
+            return None
+        end = None if self._whole else _SENTENCE_END.search(self._pending, 0, SEGMENT_CHARS)
+        if self._whole:
+            cut = seen = len(self._pending)
+        elif end is not None:
             cut = seen = end.end()
         elif len(self._pending) >= SEGMENT_CHARS + AHEAD_CHARS or (final and len(self._pending) > SEGMENT_CHARS):
             cut = _beside_run(self._pending, SEGMENT_CHARS)

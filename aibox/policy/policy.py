@@ -26,6 +26,7 @@ from aibox.policy.fields import DecisionField, Ladder, Part, join_ladders
 from aibox.policy.limits import TurnLimits
 from aibox.policy.retention import Retention
 from aibox.policy.reuse import ReuseRules
+from aibox.policy.texts import FormRules, TokenLimits, TopicRules
 from aibox.policy.tools import ToolRules
 from aibox.types import PLACES, Decision, Where
 from aibox.validation import explain_validation
@@ -49,6 +50,9 @@ class Policy(Part):
     """Check name -> place (input, tool_arguments, tool_result, retrieved, output) -> decision or ladder."""
     on_check_failure: DecisionField = Decision.BLOCK
     """What a check counts as that raises or is too slow. Of several levels the strictest holds."""
+    topics: TopicRules = TopicRules()
+    tokens: TokenLimits = TokenLimits()
+    form: FormRules = FormRules()
     tools: ToolRules = ToolRules()
     egress: EgressRules = EgressRules()
     limits: TurnLimits = TurnLimits()
@@ -96,6 +100,9 @@ class Policy(Part):
             name=" & ".join(dict.fromkeys(n for n in (self.name, other.name) if n)),
             checks=checks,
             on_check_failure=max(self.on_check_failure, other.on_check_failure),
+            topics=self.topics & other.topics,
+            tokens=self.tokens & other.tokens,
+            form=self.form & other.form,
             tools=self.tools & other.tools,
             egress=self.egress & other.egress,
             limits=self.limits & other.limits,
