@@ -49,6 +49,9 @@ _HOME = {
     "verify": "audit.verify",
 }
 
+_HOOKS = {"load_ipython_extension": "notebook", "unload_ipython_extension": "notebook"}
+"""What `%load_ext aibox` looks for; nobody types it."""
+
 __all__ = sorted(_HOME)  # noqa: PLE0605 - a list of the table's names
 
 if TYPE_CHECKING:
@@ -93,9 +96,9 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if (home := _HOME.get(name) or _HOOKS.get(name)) is None:
         raise AttributeError(f"module 'aibox' has no attribute {name!r}")
-    value = getattr(import_module(f"aibox.{_HOME[name]}"), name)
+    value = getattr(import_module(f"aibox.{home}"), name)
     globals()[name] = value
     return value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AsyncExitStack
 from functools import cached_property
 from pathlib import Path
@@ -94,14 +94,22 @@ class Box:
         self._open = True
         return self
 
+    def __await__(self) -> Generator[Any, None, Self]:
+        """Where no block can be: `box = await aibox.open()` in a cell of a notebook, `await box.close()` in a later."""
+        return self.__aenter__().__await__()
+
+    async def close(self) -> None:
+        """Close every part. Closing twice is allowed."""
+        await self.__aexit__(None, None, None)
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open = False
         # In reverse, and each even if another fails: the chain is made first and closed last.
         async with AsyncExitStack() as stack:
-            for part in self._made:
-                stack.push_async_callback(part.close)
+            while self._made:
+                stack.push_async_callback(self._made.pop(0).close)
 
     def _keep(self, part: Any) -> Any:
         if not self._open:
