@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from aibox.audit import holds, kinds, operations
+from aibox.audit import bundle, holds, kinds, operations
 from aibox.audit.highwater import HighWater
 from aibox.audit.keys import Keyring
 from aibox.audit.ledger import Ledger
@@ -123,6 +123,26 @@ class AuditChain:
         """How far the log has come, signed: a note to keep elsewhere, and to hold the log against later."""
         await self.flush()
         return await self._do(lambda ledger: operations.checkpoint(ledger, tenant))
+
+    async def export(self, tenant: str, path: str | Path) -> int:
+        """Write a log to a file, JSON lines with a checkpoint beside them, or a ZIP with its own verifier (`.zip`).
+
+        Up to a checkpoint that is signed for it; sealed parts stay sealed. Returns the number of entries. Raises
+        ConfigError where there is no log of the tenant, or a file already.
+        """
+        note = await self.checkpoint(tenant)
+        log = await self._do(lambda ledger: ledger.log(tenant))
+
+        def write() -> int:
+            store = open_store(self.url, read_only=True)
+            try:
+                name = store.log_named(log)
+                assert name is not None
+                return bundle.write(Path(path), store, name, note)
+            finally:
+                store.close()
+
+        return await asyncio.to_thread(write)
 
     async def consistency(self, tenant: str, old: int, new: int) -> tuple[bytes, ...]:
         """RFC 6962 sec. 2.1.2: that the log of `new` entries holds that of `old` unchanged."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from aibox.audit import kinds, spot
+from aibox.audit import bundle, kinds, spot
 from aibox.audit.checkpoint import Checkpoint, open_note, public_bytes, read_checkpoint
 from aibox.audit.epochs import EpochKey, EpochKeys
 from aibox.audit.escrow import open_first
@@ -33,7 +33,7 @@ def verify(
     sample: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Verify an audit log or a receipt (`.json`). `key` pins the log's public key.
+    """Verify an audit log, a receipt (`.json`) or an exported log (`.zip`). `key` pins the log's public key.
 
     Raises IntegrityError (with `.report`) when the evidence does not hold, StoreError or ConfigError when it cannot be
     read. `keys` None takes the folder `keys` beside the log where there is one, `high_water` None the mark in it;
@@ -41,6 +41,12 @@ def verify(
     to; `sample` draws so many entries of each log instead of reading all; `progress` hears the number of entries.
     """
     path = Path(str(path_or_url).removeprefix("sqlite:///"))
+    if path.suffix == ".zip":
+        pin = _read_pin(key) if key is not None else None
+        found = bundle.verify(path, key=pin, checkpoints=checkpoints, progress=progress)
+        if not found.ok:
+            raise BrokenEvidenceError(found)
+        return found
     if path.suffix == ".json":
         receipt = Receipt.load(path)
         receipt.verify(key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -79,29 +78,14 @@ def show(
 
 @app.command()
 def export(
-    path: Annotated[Path, typer.Argument(help="Where to write it: one line of JSON an entry, as it is stored.")],
+    path: Annotated[Path, typer.Argument(help="Where to write it: JSON lines, or a ZIP with its verifier (.zip).")],
     tenant: TenantOption = LOCAL_TENANT,
     config: ConfigOption = None,
 ) -> None:
-    """Write a log to a file, and a signed checkpoint beside it. Sealed parts stay sealed."""
-
-    async def write(box: Box) -> tuple[int, str]:
-        note = await box.audit.checkpoint(tenant)
-        count = 0
-        with path.open("x", encoding="utf-8") as file:
-            async for entry in box.audit.entries(tenant):
-                file.write(json.dumps(_stored(entry)) + "\n")
-                count += 1
-        return count, note
-
-    try:
-        count, note = _with(config, write)
-        path.with_name(path.name + ".checkpoint").write_text(note, "utf-8")
-    except FileExistsError:
-        raise ConfigError(f"{path} is there already") from None
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}") from None
-    print(f"{count} entries in {path}, signed in {path}.checkpoint")
+    """Write a log to a file, as it is stored, with a signed checkpoint. Sealed parts stay sealed."""
+    count = _with(config, lambda box: box.audit.export(tenant, path))
+    inside = "in it" if path.suffix == ".zip" else f"in {path}.checkpoint"
+    print(f"{count} entries in {path}, signed {inside}")
 
 
 @app.command()
@@ -227,14 +211,6 @@ def _brief(entry: ReceiptEntry) -> dict[str, object]:
         "actor": entry.actor,
         "detail": entry.detail,
         "leaf": leaf_hash(entry.header).hex(),
-    }
-
-
-def _stored(entry: ReceiptEntry) -> dict[str, object]:
-    return {
-        "header": base64.b64encode(entry.header).decode(),
-        "open": entry.open.decode() or None,
-        "sealed": base64.b64encode(entry.sealed).decode(),
     }
 
 

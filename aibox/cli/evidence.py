@@ -24,7 +24,7 @@ KeyOption = Annotated[
 
 
 def verify(
-    path: Annotated[str, typer.Argument(help="An audit.db, postgresql://..., or a receipt (.json).")],
+    path: Annotated[str, typer.Argument(help="An audit.db, postgresql://..., a receipt (.json) or an export (.zip).")],
     key: KeyOption = None,
     keys: Annotated[
         Path | None, typer.Option(help="The folder with epoch keys and high-water mark; `keys` beside the log.")

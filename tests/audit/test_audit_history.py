@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from audit_parts import ACME, by_hand, log_of, sealed_turns
@@ -462,3 +463,50 @@ async def test_a_spot_check_proves_what_it_draws(tmp_path: Path, log: Path) -> N
     with by_hand(log) as db:
         db.execute("DELETE FROM entries WHERE seq = 4")
     broken(log, "lost node", sample=1000)
+
+
+async def test_a_spot_check_finds_what_the_holder_of_all_keys_has_signed(tmp_path: Path, log: Path) -> None:
+    """Attack: an entry with another number, another log's, another tenant's body, a flag too many, signed as it is."""
+
+    def number(rows: list[Row]) -> list[Row]:
+        return [*rows[:5], _headed(rows[5], seq=6), *rows[6:]]
+
+    def elsewhere(rows: list[Row]) -> list[Row]:
+        return [*rows[:5], _headed(rows[5], log_id=bytes(32)), *rows[6:]]
+
+    def tenant(rows: list[Row]) -> list[Row]:
+        shown = (rows[5].open or b"").replace(b'"tenant":"acme"', b'"tenant":"them"')
+        commit = body_commit(shown, rows[5].sealed or b"")
+        return [*rows[:5], _headed(rows[5]._replace(open=shown), body_commit=commit), *rows[6:]]
+
+    def unsealed(rows: list[Row]) -> list[Row]:
+        return [*rows[:5], _headed(rows[5], flags=0), *rows[6:]]
+
+    original = list(Insider(log).rows)
+    for change, cause in (
+        (number, "another entry"),
+        (elsewhere, "another entry"),
+        (tenant, "tenant"),
+        (unsealed, "kind"),
+    ):
+        insider = Insider(log)
+        insider.rows = change(list(original))
+        insider.put()
+        insider.checkpoints(tmp_path / "keys")
+        assert "entry 5" in broken(log, cause, sample=1000).problems[0].cause
+
+
+def _headed(row: Row, **changed: Any) -> Row:
+    return row._replace(header=Header.unpack(row.header)._replace(**changed).pack())
+
+
+async def test_a_spot_check_misses_no_end(tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attack: the last entry goes, or a checkpoint is filed under another size than it was signed for."""
+    monkeypatch.setattr("aibox.audit.spot.secrets.randbelow", lambda size: size - 1)
+    with by_hand(log) as db:
+        db.execute("DELETE FROM entries WHERE seq = 27")
+    broken(log, "entry 27: it is missing", sample=1)
+    with by_hand(log) as db:
+        db.execute("UPDATE checkpoints SET size = 26 WHERE size = 28")
+        db.execute("DELETE FROM checkpoints WHERE size > 26")
+    broken(log, "belongs elsewhere", sample=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import copy
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -17,15 +18,22 @@ from typing import Any
 
 import pytest
 from audit_parts import ACME, by_hand, sealed_turns, write_log
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aibox.audit import receipt as receipt_module
 from aibox.audit.chain import AuditChain
+from aibox.audit.checkpoint import Checkpoint, key_id
+from aibox.audit.merkle import node_hash
 from aibox.audit.receipt import Receipt
+from aibox.audit.record import SEALED, TERMINAL, Header, body_commit, leaf_hash, log_id
+from aibox.audit.signer import KeySigner, public_key, sign
 from aibox.cli.app import run
 from aibox.errors import ConfigError, IntegrityError
 
-TOOL = Path(__file__).parents[2] / "tools" / "verify_receipt.py"
+TOOL = (Path(__file__).parents[2] / "tools" / "verify_receipt.py").resolve()
 
 
 def load_tool() -> ModuleType:
@@ -173,12 +181,6 @@ def test_a_body_in_another_form_is_refused_by_both(
     made: tuple[Path, dict[str, Any], list[str]], tmp_path: Path
 ) -> None:
     """Attack: whoever signs a log of their own puts a body into it that reads in two ways; neither takes it."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    from aibox.audit.checkpoint import Checkpoint
-    from aibox.audit.record import TERMINAL, Header, body_commit, leaf_hash, log_id
-    from aibox.audit.signer import KeySigner, public_key, sign
-
     signer = KeySigner("mine", Ed25519PrivateKey.generate())
     bodies = {
         b'{"action":"a","detail":{"entries":[]},"id":"","tenant":"t","turn_id":"t","v":1}': 0,
@@ -212,12 +214,7 @@ def test_a_body_in_another_form_is_refused_by_both(
 
 def test_a_receipt_of_another_making(tmp_path: Path) -> None:
     """Attack: a log of one's own is tied to a trusted key by a rotation that it never signed, or flags do not fit."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    from aibox.audit.checkpoint import Checkpoint
-    from aibox.audit.record import SEALED, TERMINAL, Header, body_commit, leaf_hash, log_id
     from aibox.audit.rotation import statement
-    from aibox.audit.signer import KeySigner, public_key, sign
 
     trusted, mine = (KeySigner("aibox", Ed25519PrivateKey.generate()) for _ in range(2))
     body = b'{"action":"a","detail":{"entries":[]},"id":"","tenant":"t","turn_id":"t","v":1}'
@@ -247,6 +244,112 @@ def test_a_receipt_of_another_making(tmp_path: Path) -> None:
     assert both(receipt(TERMINAL, b"x" * 80), tmp_path) == 1
     assert both(receipt(TERMINAL | SEALED, b"x" * 80), tmp_path) == 0
     assert both(receipt(0, b""), tmp_path) == 1
+
+
+# What whoever holds the signing key could make: one rule is broken, and the checkpoint is signed over the result.
+
+MINE, THEIRS = (KeySigner("aibox", Ed25519PrivateKey.from_private_bytes(bytes([n] * 32))) for n in (1, 2))
+END = b'{"action":"a","detail":{"entries":[]},"id":"","tenant":"t","turn_id":"t","v":1}'
+PRIVATE = b'{"actor":{"agent":"","session":"","user":"eva"},"detail":{}}'
+
+
+def hidden(private: bytes = PRIVATE, key: bytes = bytes(32), commitment: bytes | None = None) -> dict[str, Any]:
+    commitment = commitment or hashlib.sha256(b"aibox/entry-key/v1\x00" + key).digest()
+    text = AESGCM(key).encrypt(bytes(12), private, None)
+    return {"flags": TERMINAL | SEALED, "hidden": bytes(32) + commitment + text, "key": key}
+
+
+def forged(
+    *, flags: int = TERMINAL, hidden: bytes = b"", key: bytes = b"", seq: int = 0, log: str = "o", head: bytes = b"",
+    tail: bytes = b"", proof: tuple[bytes, ...] = (), size: int = 1, over: Callable[[bytes], bytes] = bytes,
+    note: Callable[[str], str] = str, text: str | None = None, origin: str = "o", public: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    header = Header(flags, 0, seq, 0, log_id(log), bytes(32), body_commit(END, hidden)).pack()
+    header = head + header[len(head) :] + tail
+    leaf = leaf_hash(header)
+    signed = text or Checkpoint(origin, size, over(leaf)).text()
+    line = base64.b64encode(key_id(MINE.name, b"\x01" + MINE.public_bytes) + MINE.sign_bytes(signed.encode())).decode()
+    parts = {"header": header, "sealed": hidden, "key": key}
+    entry: dict[str, Any] = {name: base64.b64encode(part).decode() for name, part in parts.items()}
+    entry |= {"open": END.decode(), "proof": [base64.b64encode(item).decode() for item in proof]}
+    return {
+        "format": "aibox/receipt/v1", "turn": "t", "tenant": "t", "public_key": public or public_key(MINE),
+        "rotations": [], "checkpoint": note(f"{signed}\n\N{EM DASH} aibox {line}\n"), "entries": [entry],
+    }  # fmt: skip
+
+
+def typed(kind: int) -> tuple[str, bytes]:
+    key = bytes([kind]) + MINE.public_bytes
+    return f"aibox+{key_id('aibox', key).hex()}+{base64.b64encode(key).decode()}", key_id("aibox", key)
+
+
+def as_kind_two(note: str) -> str:
+    """The signature is right, and says that its key is of a kind that nobody knows."""
+    head, _, tail = note.rpartition(" ")
+    signature = base64.b64decode(tail)
+    return f"{head} {base64.b64encode(typed(2)[1] + signature[4:]).decode()}\n"
+
+
+FORGED: dict[str, dict[str, Any]] = {
+    "a key of another kind": {"public": typed(2)[0], "note": as_kind_two},
+    "a key whose check sum is wrong": {"public": public_key(MINE).replace("+", "+0", 1)[:14] + public_key(MINE)[14:]},
+    "seventeen signatures": {"note": lambda note: note + "\N{EM DASH} x AAAA\n" * 16},
+    "a control character": {"origin": "o\x01", "log": "o\x01"},
+    "a line that is no signature": {"note": lambda note: note + "x\n"},
+    "nobody's signature": {"note": lambda note: note.replace("\N{EM DASH} aibox", "\N{EM DASH} other")},
+    "no end of the note": {"note": lambda note: note.rstrip("\n")},
+    "a size with a nought in front": {"text": "o\n01\n" + base64.b64encode(bytes(32)).decode() + "\n"},
+    "an entry beyond the tree": {"seq": 1},
+    "a proof that is too long": {"proof": (bytes(32),), "over": lambda leaf: node_hash(bytes(32), leaf)},
+    "a proof that is too short": {"size": 2},
+    "another root": {"over": lambda leaf: bytes(32)},
+    "a hash of another length": {"size": 2, "proof": (bytes(31),), "over": lambda leaf: node_hash(leaf, bytes(31))},
+    "a longer header": {"tail": b"\0"},
+    "another magic": {"head": b"AIBY"},
+    "another version": {"head": b"AIBX\2"},
+    "unknown flags": {"head": b"AIBX\1\x60"},
+    "another log": {"log": "p"},
+    "a key of half the length": hidden(key=bytes(16)),
+    "a key that it does not commit to": hidden(commitment=bytes(32)),
+    "a private list": hidden(b"[]"),
+    "a private part with more": hidden(b'{"actor":{"agent":"","session":"","user":"eva"},"detail":{},"x":1}'),
+    "a private detail that is a list": hidden(b'{"actor":{"agent":"","session":"","user":"eva"},"detail":[]}'),
+    "an actor that is a list": hidden(b'{"actor":["agent","session","user"],"detail":{}}'),
+    "an actor without a session": hidden(b'{"actor":{"agent":"","user":"eva"},"detail":{}}'),
+}
+
+
+def test_a_receipt_that_breaks_no_rule_holds_in_both(tmp_path: Path) -> None:
+    """The forger's own work is taken where nothing in it is wrong, so each refusal below has the one reason."""
+    assert both(forged(), tmp_path) == 0
+    assert both(forged(**hidden()), tmp_path) == 0
+    assert both(forged(size=2, proof=(bytes(32),), over=lambda leaf: node_hash(leaf, bytes(32))), tmp_path) == 0
+
+
+@pytest.mark.parametrize("rule", FORGED)
+def test_each_rule_is_held_by_both(rule: str, tmp_path: Path) -> None:
+    """One rule is broken, everything else fits and is signed: neither verifier takes it, and neither falls over."""
+    assert both(forged(**FORGED[rule]), tmp_path) == 1
+
+
+def test_another_spelling_of_the_same_bytes(tmp_path: Path) -> None:
+    """Attack: base64 has spare bits; a receipt that uses them is not the receipt that was issued."""
+    value = forged()
+    text = value["entries"][0]["header"]
+    assert text.endswith("=")
+    digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    value["entries"][0]["header"] = text[:-2] + digits[digits.index(text[-2]) ^ 1] + "="
+    assert both(value, tmp_path) == 2
+    root = forged()["checkpoint"].split("\n")[2]
+    other = root[:-2] + digits[digits.index(root[-2]) ^ 1] + "="
+    assert both(forged(text=f"o\n1\n{other}\n"), tmp_path) == 1
+
+
+def test_a_file_that_has_no_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound that is the same for both, a file is no receipt."""
+    for module, name in ((tool, "MAX_BYTES"), (receipt_module, "MAX_RECEIPT_BYTES")):
+        monkeypatch.setattr(module, name, 100)
+    assert both(forged(), tmp_path) == 2
 
 
 # The command line.

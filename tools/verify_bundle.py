@@ -1,0 +1,1 @@
+../aibox/audit/offline/verify_bundle.py
