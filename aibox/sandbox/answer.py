@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from aibox.execution import Limits, Result, Table, Usage
 from aibox.sandbox.line import facts
+from aibox.sandbox.program import INODES_A_MIB
 
 OnOutput = Callable[[str, str], None]
 
@@ -90,10 +91,17 @@ class Answer:
         if self.killed_for_memory:
             code = None if code == 137 else code
             hit.append(f"a process was stopped at {limits.memory_mib} MiB (memory limit); use less memory at a time")
+        files = f"{limits.workspace_mib * INODES_A_MIB} files exist (file limit)"
+        if self.facts.get("crowded") == "1":
+            code = None
+            hit.append(f"stopped when {files}; make fewer, or remove some")
         if (word := self.facts.get("error")) is not None:
             code = None
-            many = f"{limits.pids} processes exist (process limit)"
-            hit.append(f"nothing could be started: {many if word == 'processes' else word}")
+            many = {
+                "processes": f"{limits.pids} processes exist (process limit)",
+                "files": f"far more than {files}; start another session",
+            }
+            hit.append(f"nothing could be started: {many.get(word, word)}")
         dropped = self.facts.get("dropped", "")
         for letter, name in _STREAMS.items():
             if letter.decode() in dropped:

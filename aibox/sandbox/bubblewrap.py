@@ -131,7 +131,9 @@ class Bubblewrap:
             except OSError as error:
                 raise SandboxError(f"no limits could be set: {error}") from None
         guest = BubblewrapGuest(group)
-        greeting = program.greeting(limits, count_processes=True, per_process_memory=not self._bounds_memory)
+        greeting = program.greeting(
+            limits, count_processes=True, per_process_memory=not self._bounds_memory, count_files=True
+        )
         try:
             with anyio.fail_after(_START_S):
                 await guest.begin(self._command(runtime, limits, uid), uid=uid, filter_program=self._filter)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from aibox.execution import Limits
-from aibox.sandbox.paths import WORKSPACE
+from aibox.sandbox.paths import TERMINALS, WORKSPACE
 from aibox.sandbox.program import ENVIRONMENT
 from aibox.sandbox.runtime import HOLD, Runtime, chooses_user
 
@@ -69,6 +69,8 @@ def isolate(runtime: Runtime, limits: Limits, *, uid: int, etc: dict[str, int]) 
     own = "--unshare-all --unshare-user --disable-userns --as-pid-1 --die-with-parent --new-session --cap-drop ALL"
     guest = ["--clearenv", "--uid", _GUEST, "--gid", _GUEST, "--hostname", "sandbox"]
     view = [*runtime.view, "--proc", "/proc", "--dev", "/dev"]
+    # No terminals: they are counted for the whole machine, and one guest could take them all.
+    view += ["--tmpfs", TERMINALS, "--remount-ro", TERMINALS]
     for folder in ("/dev/shm", _TMP, WORKSPACE):  # noqa: S108  the guest's own
         view += ["--size", str(limits.workspace_mib * _MIB), "--tmpfs", folder]
     for name, descriptor in etc.items():

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from aibox.execution import Limits
-from aibox.sandbox.paths import WORKSPACE
-from aibox.sandbox.program import COMMAND, ENVIRONMENT, OPEN_FILES
+from aibox.sandbox.paths import TERMINALS, WORKSPACE
+from aibox.sandbox.program import COMMAND, ENVIRONMENT, INODES_A_MIB, OPEN_FILES
 
 _MIB = 1024 * 1024
 _OUR_PIDS = 2  # the supervisor and the interpreter
 _GVISOR_PIDS = 256
 GVISOR = "runsc"
-INODES_A_MIB = 256
 
 
 def hardened(
@@ -51,6 +50,8 @@ def hardened(
     arguments += ["--ulimit", "core=0:0", "--ulimit", f"nofile={OPEN_FILES}:{OPEN_FILES}"]  # 5.19
     arguments += ["--ulimit", f"fsize={size}:{size}"]
     arguments += ["--tmpfs", f"{WORKSPACE}:{tmpfs},exec", "--tmpfs", f"/tmp:{tmpfs},noexec"]  # noqa: S108  the guest's
+    # No terminals: they are counted for the whole machine, and one guest could take them all.
+    arguments += ["--tmpfs", f"{TERMINALS}:ro,nosuid,nodev,noexec,size=4k,mode=0555"]
     arguments += ["--shm-size", str(size)]
     arguments += ["--ipc", "private", "--cgroupns", "private"]  # 5.17, 5.25
     arguments += ["--restart", "no", "--no-healthcheck", "--log-driver", "none"]  # 5.15; output is not kept anywhere

@@ -59,6 +59,10 @@ class Pipes:
             ours.pop_all()
         return cls(process, stdin_w, stdout_r, stderr_r)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     async def send(self, data: bytes) -> None:
         """All of it, also when cancelled: half a frame would spoil the line. Raises SandboxError when nobody reads."""
         rest = memoryview(data)

@@ -13,6 +13,7 @@ from typing import Final
 from aibox.errors import AccessError, AIBoxError, LimitError, SandboxError, StoreError
 
 WORKSPACE: Final = "/workspace"
+TERMINALS: Final = "/dev/pts"
 
 
 def inside(path: str) -> str:

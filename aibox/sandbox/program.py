@@ -44,6 +44,8 @@ PACKAGES = (
 ENVIRONMENT = {"PATH": "/opt/aibox/bin:/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}  # noqa: S108
 
 OPEN_FILES = 1024
+INODES_A_MIB = 256
+"""Files and folders that a workspace may have for each MiB of it, and /tmp as many."""
 
 
 @cache
@@ -60,10 +62,11 @@ def body(*, same: bool = False) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
-def greeting(limits: Limits, *, count_processes: bool, per_process_memory: bool) -> bytes:
+def greeting(limits: Limits, *, count_processes: bool, per_process_memory: bool, count_files: bool) -> bytes:
     """The first frame: what the supervisor is to enforce itself, before anything of the guest has run.
 
-    `count_processes` where the kernel counts the guest's processes by its user, that no other session has.
+    `count_processes` where the kernel counts the guest's processes by its user, that no other session has;
+    `count_files` where nothing else bounds their number.
     """
     return marshal.dumps(
         {
@@ -72,6 +75,8 @@ def greeting(limits: Limits, *, count_processes: bool, per_process_memory: bool)
             "files": OPEN_FILES,
             "file_bytes": limits.workspace_mib * 1024 * 1024,
             "address_bytes": limits.memory_mib * 1024 * 1024 if per_process_memory else 0,
+            "inodes": limits.workspace_mib * INODES_A_MIB if count_files else 0,
+            "folders": (WORKSPACE, "/tmp", "/dev/shm") if count_files else (),  # noqa: S108  the guest's own
             "output": limits.output_kib * 1024,
             "env": ENVIRONMENT,
             "packages": PACKAGES,

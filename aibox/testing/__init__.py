@@ -2,5 +2,6 @@
 
 from aibox.testing.scripted import ScriptedBackend as ScriptedBackend
 from aibox.testing.scripted import call as call
+from aibox.testing.unsafe_local import UnsafeLocalDriver as UnsafeLocalDriver
 
-__all__ = ["ScriptedBackend", "call"]
+__all__ = ["ScriptedBackend", "UnsafeLocalDriver", "call"]

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import anyio
 import pytest
-from sandbox_abuses import Abuses, running, until_running
+from sandbox_abuses import INODES, Abuses, running, until_running
+from sandbox_exhaustion import Exhaustion
 
+from aibox.errors import LimitError
+from aibox.execution import Limits
 from aibox.protocols import Driver
 from aibox.sandbox.bubblewrap import Bubblewrap
 from aibox.sandbox.sandbox import Sandbox
@@ -19,7 +22,7 @@ from aibox.sandbox.session import Session
 from aibox.types import Scope
 
 
-class TestAbuseOfBubblewrap(Abuses):
+class TestAbuseOfBubblewrap(Abuses, Exhaustion):
     @pytest.fixture
     def driver(self) -> Driver:
         return Bubblewrap()
@@ -35,6 +38,24 @@ class TestAbuseOfBubblewrap(Abuses):
             tasks.cancel_scope.cancel()
         assert owners
         assert 0 not in owners
+
+
+@pytest.mark.anyio
+async def test_files_are_counted(scope: Scope) -> None:
+    """A run that makes more than a workspace may have is stopped and told so; it can remove some, and make no more."""
+    sandbox = Sandbox(Bubblewrap(), limits=Limits(memory_mib=4096, wall_s=10, workspace_mib=2))
+    async with sandbox.session(scope=scope) as session:
+        await session.python("x = 1")
+        stopped = await session.python(INODES)
+        assert stopped.exit_code is None
+        assert "stopped when 512 files exist (file limit)" in stopped.limits_hit[0]
+        with pytest.raises(LimitError):
+            await session.write("more", b"")
+        assert [hit for hit in (await session.bash("mkdir one-more; sleep 9")).limits_hit if "(file limit)" in hit]
+        for _ in range(3):
+            await session.bash("rm -rf d*")
+        assert (await session.bash("mkdir e; echo fine")).stdout == "fine\n"
+    await sandbox.close()
 
 
 @pytest.mark.anyio

@@ -46,38 +46,57 @@ def sweep(*, keep: int) -> None:
         time.sleep(0.001)
 
 
-def settle(pid: int) -> None:
-    """Stop a process and wait until it has stopped, or has died: a kill that was sent before takes its time to arrive.
+def settle(pid: int) -> bool:
+    """Stop a child and wait until it has stopped, or has died: True then, and it is buried.
 
-    Killed when it does neither within 3 s.
+    A kill that was sent before takes its time to arrive, and so does the end of the last thread. One whose first thread
+    has left the others will never answer again: it is killed, and so is what does not stop within 3 s.
     """
     signal_one(pid, STOP)
     until = time.monotonic() + _SWEEP_S
-    while state(pid)[0] not in (b"T", b"Z", b"X"):
-        if time.monotonic() > until:
+    while os.waitpid(pid, os.WNOHANG)[0] == 0:
+        letter, _, threads = state(pid)
+        if letter == b"T":
+            return False
+        if (letter == b"Z" and threads > 1) or time.monotonic() > until:
             signal_one(pid, KILL)
-            until += _SWEEP_S
         time.sleep(0.0002)
+    return True
 
 
 def others(keep: int) -> set[int]:
-    return {int(name) for name in os.listdir("/proc") if name.isdecimal()} - {1, keep}
+    me = os.getpid()
+    # Process 1 of a namespace sees its own and no other; anybody else is one of many, and has what it started.
+    return (everybody() if me == 1 else below(me)) - {me, keep}
+
+
+def everybody() -> set[int]:
+    return {int(name) for name in os.listdir("/proc") if name.isdecimal()}
+
+
+def below(pid: int) -> set[int]:
+    """What a process has started, and what that has; orphans too, where it takes them in: PR_SET_CHILD_SUBREAPER."""
+    parents = {one: state(one)[1] for one in everybody()}
+    found: set[int] = set()
+    while new := {one for one, parent in parents.items() if parent.isdigit() and int(parent) in found | {pid}} - found:
+        found |= new
+    return found
 
 
 def dead(pid: int) -> bool:
-    """Gone, or waiting for a parent that is stopped to let go of it; what is ours to let go of is not."""
-    letter, parent = state(pid)
-    return letter in (b"Z", b"X") and parent != b"1"
+    """Gone to its last thread, or waiting for a parent that is stopped to let go of it; ours to let go of is not."""
+    letter, parent, threads = state(pid)
+    return letter in (b"Z", b"X") and parent != b"%d" % os.getpid() and threads < 2
 
 
-def state(pid: int) -> tuple[bytes, bytes]:
-    """The letter of its state and its parent, by proc(5); one that is gone is dead and has none."""
+def state(pid: int) -> tuple[bytes, bytes, int]:
+    """The letter of its first thread, its parent and its number of threads, by proc(5); one that is gone has none."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            letter, parent = file.read().rpartition(b")")[2].split()[:2]
+            fields = file.read().rpartition(b")")[2].split()
     except OSError:
-        return b"X", b""
-    return letter, parent
+        return b"X", b"", 0
+    return fields[0], fields[1], int(fields[17])
 
 
 def signal_one(pid: int, number: int) -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 PIECE = 32 * 1024
 _LOOK_MS = 5
+_COUNT_MS = 10
+FAR = 65_536
+"""Files above the limit on their number at which nothing is waited for any more; some 64 MiB of the kernel's memory."""
 GRACE_S = 0.5
 """Between asking a piece of code to stop and killing the interpreter with all its variables."""
 
@@ -25,8 +28,12 @@ GRACE_S = 0.5
 class Run:
     """Watches one process of the guest until its work is over, passing on what it prints up to the limit."""
 
-    def __init__(self, pid: int, out: int, err: int, *, output: int) -> None:
+    def __init__(self, pid: int, out: int, err: int, *, output: int, files: int, folders: tuple[str, ...]) -> None:
         self._pid = pid
+        self._folders = folders
+        # More than there may be already, from the host or another run: then it may remove some, and make no more.
+        self._files = files and max(files, count(folders))
+        self._made = 0
         self._left = {out: output, err: output}
         self._letters = {out: b"o", err: b"e"}
         self._poll = select.poll()
@@ -35,7 +42,7 @@ class Run:
         self._poll.register(0, select.POLLIN)
         self.code = 0
         self.ended = False
-        self.stopped = False
+        self.crowded = False
         self.dropped = ""
 
     def cell(self, channel: Any, token: bytes) -> None:
@@ -97,32 +104,37 @@ class Run:
             self._poll.register(watched, select.POLLIN)
         except OSError:
             watched = -1  # an older gVisor has none: look at it again and again
+        every_ms = _LOOK_MS if watched < 0 else _COUNT_MS if self._files else None
         deadline: float | None = None
         try:
             while not over():
                 wait_ms = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000))
-                if watched < 0:
-                    wait_ms = _LOOK_MS if wait_ms is None else min(wait_ms, _LOOK_MS)
-                ready = dict(self._poll.poll(wait_ms))
+                ready = dict(self._poll.poll(every_ms if wait_ms is None else min(wait_ms, every_ms or wait_ms)))
                 for descriptor in ready:
                     if descriptor in self._left:
                         self._pass_on(descriptor)
                     elif descriptor in handlers:
                         handlers[descriptor]()
-                if 0 in ready and line.receive()[0] == b"I":
-                    self.stopped = True
+                if (watched in ready or watched < 0) and self._over():
+                    return
+                if self._to_stop(asked=0 in ready and line.receive()[0] == b"I"):
                     if not polite:
                         return
                     os.kill(self._pid, INTERRUPT)
                     deadline = time.monotonic() + GRACE_S
-                if (watched in ready or watched < 0) and self._over():
-                    return
-                if deadline is not None and time.monotonic() >= deadline:
+                if deadline is not None and (time.monotonic() >= deadline or self._made > self._files + FAR):
                     os.kill(self._pid, KILL)
                     deadline = None
         finally:
             if watched >= 0:
                 os.close(watched)
+
+    def _to_stop(self, *, asked: bool) -> bool:
+        """Because the host says so, or because there are too many files, which is said once."""
+        self._made = count(self._folders)
+        crowded = self._made > self._files and not self.crowded
+        self.crowded = self.crowded or crowded
+        return asked or crowded
 
     def _over(self) -> bool:
         pid, status = os.waitpid(self._pid, os.WNOHANG)
@@ -151,6 +163,12 @@ class Run:
         while ready := [row for row in self._poll.poll(0) if row[0] in self._left]:
             for descriptor, _ in ready:
                 self._pass_on(descriptor)
+
+
+def count(folders: tuple[str, ...]) -> int:
+    """Files and folders of the file system that has the most of them."""
+    found = [os.statvfs(folder) for folder in folders]
+    return max([one.f_files - one.f_ffree for one in found], default=0)
 
 
 def become(argv: list[bytes], into: int, out: int, err: int, bound: Callable[[], None]) -> None:

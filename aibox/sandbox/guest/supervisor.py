@@ -29,7 +29,7 @@ from aibox.sandbox.guest.processes import (
     settle,
     sweep,
 )
-from aibox.sandbox.guest.run import GRACE_S, PIECE, Run, become
+from aibox.sandbox.guest.run import FAR, GRACE_S, PIECE, Run, become, count
 
 TYPE_CHECKING = False  # `typing` and `collections` would cost more time to import than all the rest
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ class Supervisor:
         """Set limits that the kernel keeps, before anything of the guest has run."""
         self._limits = limits
         _signal.signal(INTERRUPT, _signal.SIG_DFL)  # which process 1 never gets from inside
-        prctl(SET_DUMPABLE, 0)
-        if os.getpid() != 1 or prctl(GET_DUMPABLE, 0) != 0:
+        if not self._protected():
             self._done(error="unprotected")
             os._exit(1)
         os.umask(0o022)
@@ -97,6 +96,11 @@ class Supervisor:
         os.environ.update(limits["env"])
         self._done(code=0)
         self._interpreter()  # while the host reads that
+
+    def _protected(self) -> bool:
+        """Whether nothing inside can end it, look into it, or outlive it."""
+        prctl(SET_DUMPABLE, 0)
+        return os.getpid() == 1 and prctl(GET_DUMPABLE, 0) == 0
 
     # The interpreter.
 
@@ -152,10 +156,11 @@ class Supervisor:
             limit(resource.RLIMIT_AS, self._limits["address_bytes"])
 
     def _cell(self, code: bytes) -> None:
+        self._room()
         self._interpreter()
         token = os.urandom(16)
         os.kill(self._worker, CONTINUE)
-        run = Run(self._worker, self._out, self._err, output=self._limits["output"])
+        run = self._run(self._worker, self._out, self._err)
         try:
             self._channel.send(token + len(code).to_bytes(8, "big"))
             for start in range(0, len(code), PIECE):
@@ -163,23 +168,33 @@ class Supervisor:
         except OSError:
             pass  # it has died, which the run is about to see
         run.cell(self._channel, token)
-        lost = run.ended
-        if not lost:
-            os.kill(self._worker, STOP)
+        lost = run.ended or settle(self._worker)
         sweep(keep=0 if lost else self._worker)
         if not lost and others(self._worker):
             lost = self._bury()
+        # Whoever wanted to kill it is gone by now, but a kill may still be on its way.
+        lost = lost or settle(self._worker)
         run.drain()
         if lost:
             self._forget()
-        self._done(code=run.code, dropped=run.dropped, lost=int(lost), stopped=int(run.stopped))
+        self._ran(run, lost=lost)
+
+    def _room(self) -> None:
+        """Run nothing more where far too many files are: each run may have made some between two looks."""
+        most = self._limits["inodes"]
+        if most and count(self._limits["folders"]) > most + FAR:
+            raise files.Refused("files")
+
+    def _run(self, pid: int, out: int, err: int) -> Run:
+        most, folders = self._limits["inodes"], self._limits["folders"]
+        return Run(pid, out, err, output=self._limits["output"], files=most, folders=folders)
+
+    def _ran(self, run: Run, *, lost: bool) -> None:
+        self._done(code=run.code, dropped=run.dropped, lost=int(lost), crowded=int(run.crowded))
 
     def _lost(self) -> bool:
         """Whether a command has ended the interpreter (`kill -9 -1` does); then it is no more."""
-        if not self._worker:
-            return False
-        settle(self._worker)
-        if os.waitpid(self._worker, os.WNOHANG)[0] == 0:
+        if not self._worker or not settle(self._worker):
             return False
         self._forget()
         return True
@@ -210,19 +225,20 @@ class Supervisor:
         return True
 
     def _command(self, argv: list[bytes], stdin: bytes) -> None:
+        self._room()
         into, out, err = os.pipe(), os.pipe(), os.pipe()
         pid = os.fork()
         if pid == 0:
             become(argv, into[0], out[1], err[1], self._bound)
         for descriptor in (into[0], out[1], err[1]):
             os.close(descriptor)
-        run = Run(pid, out[0], err[0], output=self._limits["output"])
+        run = self._run(pid, out[0], err[0])
         run.command(into[1], stdin)
         sweep(keep=self._worker)
         run.drain()
         for descriptor in (out[0], err[0]):
             os.close(descriptor)
-        self._done(code=run.code, dropped=run.dropped, lost=int(self._lost()), stopped=int(run.stopped))
+        self._ran(run, lost=self._lost())
 
     def _file_call(self, kind: bytes, data: Any) -> None:
         top = self._limits["top"].encode()
@@ -243,10 +259,11 @@ class Supervisor:
 
     def _write(self, path: bytes, top: bytes) -> None:
         """Take the pieces that follow, also when there is no room for them: the host sends all."""
-        failed: BaseException | None = None
+        full = 0 < self._limits["inodes"] < count(self._limits["folders"])
+        failed: BaseException | None = files.Refused("full") if full else None
         writer: files.Writer | None = None
         try:
-            writer = files.Writer(path, top=top)
+            writer = None if full else files.Writer(path, top=top)
         except (OSError, files.Refused) as error:
             failed = error
         while True:
