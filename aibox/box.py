@@ -215,7 +215,10 @@ class Box:
 
     @cached_property
     def sandbox(self) -> Sandbox:
-        sandbox: Sandbox = self._keep(make_sandbox(self.settings.sandbox, limits=self.policy.sandbox, audit=self.audit))
+        policy = self.policy
+        sandbox: Sandbox = self._keep(
+            make_sandbox(self.settings.sandbox, limits=policy.sandbox, gpus=policy.gpus, audit=self.audit)
+        )
         return sandbox
 
     def agent(

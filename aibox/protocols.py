@@ -160,10 +160,10 @@ class Driver(Protocol):
         """Whether isolation can really be had here, tried rather than guessed. Never raises."""
         ...
 
-    async def start(self, *, limits: Limits) -> Guest:
+    async def start(self, *, limits: Limits, gpus: int = 0) -> Guest:
         """A new guest that runs `COMMAND` of `aibox.sandbox.program` as process 1 and was greeted.
 
-        Raises SandboxError, never a weaker isolation.
+        Raises SandboxError, also where it passes no GPUs and some are asked for; never a weaker isolation.
         """
         ...
 

@@ -41,6 +41,7 @@ policies = st.builds(
     egress=st.builds(EgressRules, models=st.frozensets(st.sampled_from(MODELS)), ceiling=label),
     limits=st.builds(TurnLimits, input_kib=st.integers(1, 99), turn_s=st.floats(0.5, 99)),
     sandbox=st.builds(Limits, pids=st.integers(1, 99), wall_s=st.floats(0.5, 99)),
+    gpus=st.dictionaries(st.sampled_from(["acme", "rival"]), st.integers(1, 9)),
 )
 
 
@@ -69,6 +70,7 @@ def test_a_join_is_never_weaker_than_either(a: Policy, b: Policy, where: str, sc
         assert both.limits.input_kib <= one.limits.input_kib
         assert both.limits.turn_s <= one.limits.turn_s
         assert both.sandbox.pids <= one.sandbox.pids
+        assert all(both.gpus.get(tenant, 0) <= one.gpus.get(tenant, 0) for tenant in ("acme", "rival", "other"))
 
 
 @settings(max_examples=100)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -60,6 +60,8 @@ class Policy(Part):
     retention: Retention = Retention()
     budgets: Budgets = Budgets()
     sandbox: Limits = Limits()
+    gpus: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    """Tenant -> how many GPUs a sandbox session of it may ask for. Who is not named has none, at each level."""
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:
@@ -110,6 +112,7 @@ class Policy(Part):
             retention=self.retention & other.retention,
             budgets=self.budgets & other.budgets,
             sandbox=self.sandbox & other.sandbox,
+            gpus={tenant: min(self.gpus[tenant], other.gpus[tenant]) for tenant in self.gpus if tenant in other.gpus},
         )
 
     def decide(self, check: str, *, where: Where, score: float) -> Decision:

@@ -37,10 +37,10 @@ class Auto:
         health = await chosen.available()
         return Health(ok=health.ok, detail="; ".join([health.detail, *self._passed_over]))
 
-    async def start(self, *, limits: Limits) -> Guest:
+    async def start(self, *, limits: Limits, gpus: int = 0) -> Guest:
         """Raises what the last driver says when none isolates."""
         chosen = await self._choose() or self._drivers[-1]
-        return await chosen.start(limits=limits)
+        return await chosen.start(limits=limits, gpus=gpus)
 
     async def close(self) -> None:
         for driver in self._drivers:

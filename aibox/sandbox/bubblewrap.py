@@ -60,8 +60,10 @@ class Bubblewrap:
             return Health(ok=False, detail=str(error))
         return Health(ok=True, detail=self._detail)
 
-    async def start(self, *, limits: Limits) -> BubblewrapGuest:
-        """A new guest with an empty workspace. Raises SandboxError where isolation cannot be had."""
+    async def start(self, *, limits: Limits, gpus: int = 0) -> BubblewrapGuest:
+        """A new guest with an empty workspace. Raises SandboxError where isolation cannot be had, and for GPUs."""
+        if gpus:
+            raise SandboxError("bubblewrap passes no GPU in", hint='driver = "docker", with the NVIDIA toolkit')
         runtime = await self._ensure()
         return await self._open(runtime, limits)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from aibox.execution import Limits
 from aibox.protocols import Driver, Recorder
 from aibox.sandbox.auto import Auto
@@ -12,11 +14,14 @@ from aibox.sandbox.sandbox import Sandbox
 from aibox.settings import SandboxSettings
 
 
-def make_sandbox(settings: SandboxSettings, *, limits: Limits, audit: Recorder | None) -> Sandbox:
+def make_sandbox(
+    settings: SandboxSettings, *, limits: Limits, gpus: Mapping[str, int], audit: Recorder | None
+) -> Sandbox:
     """Sessions of the driver that the settings name, within the policy's limits."""
     return Sandbox(
         make_driver(settings),
         limits=limits,
+        gpus=gpus,
         audit=audit,
         pool=settings.pool,
         idle_s=settings.idle_s,

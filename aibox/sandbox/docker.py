@@ -23,7 +23,7 @@ from aibox.errors import AIBoxError, SandboxError
 from aibox.execution import Limits, Usage
 from aibox.sandbox import command, program, seccomp
 from aibox.sandbox.engine import CLEAN, Engine, Facts
-from aibox.sandbox.escapes import UnsafeRuntime
+from aibox.sandbox.escapes import TOOLKIT, UnsafeRuntime, holes
 from aibox.sandbox.hardening import GVISOR, hardened
 from aibox.sandbox.line import Frames, Pipes, pipe
 from aibox.sandbox.runtime import NOBODY
@@ -31,6 +31,9 @@ from aibox.sandbox.session import Session
 
 LABEL = "aibox.sandbox"
 DEFAULT_IMAGE = "aibox-sandbox:latest"
+
+_PLAIN = {"PATH", "LANG", "LC_ALL", "GPG_KEY", "PYTHON_VERSION", "PYTHON_SHA256"}
+"""What an image may have in its environment and still get GPUs: nothing that a loader or the GPU toolkit reads."""
 
 _START_S = 30.0
 _END_S = 3.0
@@ -58,6 +61,7 @@ class Docker:
         self._accepted = frozenset(accept.cves if accept is not None else ())
         self._trying = anyio.Lock()
         self._chosen: tuple[Facts, str, str] | None = None
+        self._gpu_holes: frozenset[str] = frozenset()
 
     @property
     def recorded(self) -> Mapping[str, Any]:
@@ -65,7 +69,7 @@ class Docker:
         if self._chosen is None:
             return {}
         facts, runtime, image = self._chosen
-        accepted = sorted(self._accepted & {hole.cve for hole in facts.holes(runtime)})
+        accepted = sorted(self._accepted & ({hole.cve for hole in facts.holes(runtime)} | self._gpu_holes))
         return {"engine": facts.version, "runtime": runtime, "image": image, "accepted": accepted}
 
     async def available(self) -> Health:
@@ -81,10 +85,12 @@ class Docker:
             detail=f"docker {facts.version}, {runtime}, tried: it isolates{shared}; image {image[:19]}{accepted}",
         )
 
-    async def start(self, *, limits: Limits) -> DockerGuest:
-        """A new container. Raises SandboxError where isolation cannot be had."""
+    async def start(self, *, limits: Limits, gpus: int = 0) -> DockerGuest:
+        """A new container, with the first `gpus` of the engine. Raises SandboxError where isolation cannot be had."""
         facts, runtime, image = await self._ensure()
-        return await self._open(facts, runtime, image, limits)
+        if gpus:
+            await self._gate_gpus(runtime, image)
+        return await self._open(facts, runtime, image, limits, gpus=gpus)
 
     async def close(self) -> None:
         """Nothing is shared by containers."""
@@ -123,6 +129,21 @@ class Docker:
             named = ", ".join(f"{hole.cve} ({hole.what})" for hole in left)
             raise SandboxError(f"known ways out of this version: {named}")
 
+    async def _gate_gpus(self, runtime: str, image: str) -> None:
+        """What makes a container with GPUs runs as root on the host, and with the environment of the image."""
+        if runtime == GVISOR:
+            raise SandboxError("GPUs are passed to containers of runc only", hint='gvisor = "off", if that will do')
+        if strange := sorted(set(await self._engine.image_names(image)) - _PLAIN):
+            raise SandboxError(
+                f"the image brings an environment along, and GPUs go to none that does: {', '.join(strange)}"[:500],
+                hint="use the image of: aibox sandbox build",
+            )
+        known = holes(TOOLKIT, await self._engine.toolkit_version())
+        if left := [hole for hole in known if hole.cve not in self._accepted]:
+            named = ", ".join(f"{hole.cve} ({hole.what})" for hole in left)
+            raise SandboxError(f"known ways out of the GPU toolkit: {named}", hint="update it, or accept what is known")
+        self._gpu_holes = frozenset(hole.cve for hole in known)
+
     async def _try(self, facts: Facts, runtime: str, image: str) -> None:
         limits = Limits(memory_mib=256, pids=8, wall_s=10, output_kib=4, workspace_mib=1)
         session = Session(await self._open(facts, runtime, image, limits), limits=limits)
@@ -136,11 +157,12 @@ class Docker:
             said = result.stdout + result.stderr
             raise SandboxError(", ".join(said.split("\n")).strip(", ") or "the trial program was stopped")
 
-    async def _open(self, facts: Facts, runtime: str, image: str, limits: Limits) -> DockerGuest:
+    async def _open(self, facts: Facts, runtime: str, image: str, limits: Limits, *, gpus: int = 0) -> DockerGuest:
         # Another user for each session: what the kernel counts by user is then counted by session.
         uid = NOBODY if facts.maps_users else 0x10000000 + secrets.randbelow(0x60000000)
         name = f"aibox-{os.getpid()}-{secrets.token_hex(8)}"
-        words = partial(hardened, limits, image=image, name=name, uid=uid, runtime=runtime, labels={LABEL: _owner()})
+        own = {LABEL: _owner()}
+        words = partial(hardened, limits, image=image, name=name, uid=uid, runtime=runtime, gpus=gpus, labels=own)
         guest = DockerGuest(self._engine, name)
         # The engine counts processes of the container itself; by user it would count those of others as well.
         own_kernel = runtime == GVISOR

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from subprocess import PIPE
@@ -79,6 +80,20 @@ class Engine:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise SandboxError(f"the engine's answer cannot be read: {error!r}") from None
+
+    async def image_names(self, image: str) -> list[str]:
+        """Names of the variables of the environment that an image brings along."""
+        told = await self.ask("image", "inspect", "--format", "{{json .Config.Env}}", image)
+        return [str(pair).partition("=")[0] for pair in json.loads(told) or ()]
+
+    async def toolkit_version(self) -> str:
+        """Of what gives containers their GPUs, where the engine is on this machine; else, and without it, nothing."""
+        path = shutil.which("nvidia-ctk", path=_SEARCH)
+        if path is None or (self._host is not None and not self._host.startswith("unix:")):
+            return ""
+        done = await anyio.run_process([path, "--version"], check=False, env=CLEAN)
+        found = re.search(r"version\s+(\S+)", done.stdout.decode(errors="replace"))
+        return found[1] if found else ""
 
     async def image_id(self, image: str) -> str:
         """The id of a local image. Nothing is ever pulled. Raises SandboxError when it is not there."""

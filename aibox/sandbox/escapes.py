@@ -22,6 +22,12 @@ class Escape:
     what: str
 
 
+NO_REPAIR: Final = (1 << 30, 0, 0)
+"""In place of a version: none was known to repair it when this was written, so it is there until it is accepted."""
+
+TOOLKIT: Final = "nvidia-container-toolkit"
+"""What gives a container its GPUs; it counts for sessions that have some, and for no others."""
+
 ESCAPES: Final = (
     Escape("CVE-2019-5736", "runc", ((1, 0, 0),), "a container overwrites the runtime's program"),
     Escape("CVE-2024-21626", "runc", ((1, 1, 12),), "a leaked descriptor leads to the host's files"),
@@ -30,6 +36,10 @@ ESCAPES: Final = (
     Escape("CVE-2025-52881", "runc", ((1, 2, 8), (1, 3, 3), (1, 4, 0)), "writes to /proc can be redirected"),
     Escape("CVE-2020-15257", "containerd", ((1, 3, 9), (1, 4, 3)), "the shim's socket can be reached"),
     Escape("CVE-2022-23648", "containerd", ((1, 4, 13), (1, 5, 10), (1, 6, 1)), "an image can read the host's files"),
+    Escape("CVE-2024-0132", "nvidia-container-toolkit", ((1, 16, 2),), "a race mounts the host's files"),
+    Escape("CVE-2025-23359", "nvidia-container-toolkit", ((1, 17, 4),), "the repair of CVE-2024-0132 is passed by"),
+    Escape("CVE-2025-23266", "nvidia-container-toolkit", ((1, 17, 8),), "an image's environment runs code as root"),
+    Escape("CVE-2026-24260", "nvidia-container-toolkit", (NO_REPAIR,), "a race while a container is made"),
 )
 
 BACKPORTS: Final[Mapping[str, tuple[str, ...]]] = {

@@ -22,15 +22,19 @@ def hardened(
     uid: int,
     seccomp: str,
     runtime: str = "",
+    gpus: int = 0,
     labels: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Arguments of `docker run`, from `--rm` to the command. There is no way to add to them.
 
-    `image` is a digest or an id, never a tag; `uid` is the guest's user, not 0; `seccomp` is the path of our profile.
+    `image` is a digest or an id, never a tag; `uid` is the guest's user, not 0; `seccomp` is the path of our profile;
+    `gpus` is how many of the engine's first GPUs are passed in, which changes nothing else.
     Comments name the recommendation of the CIS Docker Benchmark, section 5.
     """
     if not image.startswith("sha256:") and "@sha256:" not in image:
         raise ValueError(f"an image is named by its digest, not {image!r}")
+    if gpus < 0:
+        raise ValueError("a number of GPUs is not below 0")
     if uid == 0:
         raise ValueError("a guest is never root")
     size = limits.workspace_mib * _MIB
@@ -60,6 +64,8 @@ def hardened(
         arguments += ["--env", f"{key}={value}"]
     for key, value in (labels or {}).items():
         arguments += ["--label", f"{key}={value}"]
+    if gpus:
+        arguments += ["--gpus", str(gpus)]  # 5.18: by number, never `all`, and no device by its path
     if runtime:
         arguments += ["--runtime", runtime]
     return [*arguments, "--entrypoint", COMMAND[0], image, *COMMAND[1:]]

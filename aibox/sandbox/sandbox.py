@@ -37,6 +37,7 @@ class Sandbox:
 
     `pool` guests are kept ready, each for one session and never for a second; sessions that nobody used for `idle_s`
     end; at most `per_tenant` and in all `sessions` are open. With `audit` sessions, runs and artifacts are recorded.
+    `gpus` says which tenants may ask for GPUs, and for how many in a session; nobody, when it does not say so.
     Where no isolation can be had nothing is run: opening a session raises SandboxError with what to install.
     """
 
@@ -46,6 +47,7 @@ class Sandbox:
         *,
         limits: Limits | None = None,
         audit: Recorder | None = None,
+        gpus: Mapping[str, int] | None = None,
         pool: int = 0,
         idle_s: float = 600.0,
         sessions: int = 64,
@@ -54,6 +56,7 @@ class Sandbox:
         self._driver = named_driver(driver) if isinstance(driver, str) else driver
         self.limits = limits or Limits()
         self._audit = audit
+        self._gpus = dict(gpus or {})
         self._pool, self._idle_s = pool, idle_s
         self._most, self._most_per_tenant = sessions, per_tenant
         self._held: dict[str, _Held] = {}
@@ -69,18 +72,23 @@ class Sandbox:
         return await self._driver.available()
 
     @asynccontextmanager
-    async def session(self, *, scope: Scope) -> AsyncIterator[Session]:
-        """A new, empty session that ends with the block. Raises SandboxError, and LimitError when too many are open."""
-        session = await self.open(scope=scope)
+    async def session(self, *, scope: Scope, gpus: int = 0) -> AsyncIterator[Session]:
+        """A new, empty session that ends with the block. Raises SandboxError, and LimitError when too many are open.
+
+        With `gpus` it has that many of the engine's GPUs, which the policy must allow to the tenant: else AccessError.
+        """
+        session = await self.open(scope=scope, gpus=gpus)
         try:
             yield session
         finally:
             with anyio.CancelScope(shield=True):
                 await session.close()
 
-    async def open(self, *, scope: Scope) -> Session:
+    async def open(self, *, scope: Scope, gpus: int = 0) -> Session:
         """A new session that lives until it is closed or was idle too long; `attach` finds it again by its `id`."""
-        return await self._new(scope, kept=False)
+        if gpus:
+            self._allow(scope, gpus)
+        return await self._new(scope, kept=False, gpus=gpus)
 
     async def attach(self, id: str, *, scope: Scope) -> Session:  # noqa: A002 - what it is
         """An open session of the same tenant and user. AccessError for any other, whether it exists or not."""
@@ -118,11 +126,22 @@ class Sandbox:
             await held.session.close()
         await self._driver.close()
 
-    async def _new(self, scope: Scope, *, kept: bool) -> Session:
+    def _allow(self, scope: Scope, gpus: int) -> None:
+        most = self._gpus.get(scope.tenant, 0)
+        if 0 < gpus <= most:
+            return
+        if self._audit is not None:
+            self._audit.note("sandbox.refused", scope=scope, detail={"gpus": gpus, "allowed": most})
+        raise AccessError(
+            f"the policy allows this tenant {most} GPUs a session, and not {gpus}",
+            hint="[gpus] in the policy names tenants, and how many each may have",
+        )
+
+    async def _new(self, scope: Scope, *, kept: bool, gpus: int = 0) -> Session:
         await self._make_room(scope)
         self._opening.append(scope.tenant)
         try:
-            guest = self._ready.pop() if self._ready else await self._start()
+            guest = self._ready.pop() if self._ready and not gpus else await self._start(gpus)
         finally:
             self._opening.remove(scope.tenant)
         id_ = secrets.token_urlsafe(16)
@@ -138,7 +157,12 @@ class Sandbox:
         try:
             record(
                 "sandbox.started",
-                {"driver": self._driver.name, **self._driver.recorded, "limits": _recorded(self.limits)},
+                {
+                    "driver": self._driver.name,
+                    **self._driver.recorded,
+                    "limits": _recorded(self.limits),
+                    **({"gpus": gpus} if gpus else {}),
+                },
             )
         except BaseException:
             await guest.close()
@@ -148,9 +172,9 @@ class Sandbox:
         self._look_after()
         return session
 
-    async def _start(self) -> Guest:
+    async def _start(self, gpus: int = 0) -> Guest:
         async with self._starts:
-            return await self._driver.start(limits=self.limits)
+            return await self._driver.start(limits=self.limits, gpus=gpus)
 
     async def _make_room(self, scope: Scope) -> None:
         """Raises LimitError when there is none and nobody's idle conversation can give way."""

@@ -49,8 +49,10 @@ class UnsafeLocalDriver:
         """Never well: it can run code, and not isolate it."""
         return Health(ok=False, detail="UnsafeLocalDriver isolates nothing: code has the rights of this process")
 
-    async def start(self, *, limits: Limits) -> UnsafeLocalGuest:
-        """A process with a temporary folder as its workspace. Raises SandboxError, and anywhere but on Linux."""
+    async def start(self, *, limits: Limits, gpus: int = 0) -> UnsafeLocalGuest:
+        """A process with a temporary folder as its workspace. Raises SandboxError, for GPUs too, and on no Linux."""
+        if gpus:
+            raise SandboxError("this driver gives no GPU: code has whatever this machine has")
         if sys.platform != "linux":
             raise SandboxError(f"code is watched through /proc, and this is {sys.platform}")
         guest = UnsafeLocalGuest(tempfile.mkdtemp(prefix="aibox-unsafe-"))

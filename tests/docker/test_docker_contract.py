@@ -14,18 +14,21 @@ from typing import Any
 import anyio
 import pytest
 
+from aibox.errors import SandboxError
 from aibox.execution import Limits
 from aibox.protocols import Driver
-from aibox.sandbox.docker import LABEL, Docker
+from aibox.sandbox.docker import DEFAULT_IMAGE, LABEL, Docker
 from aibox.sandbox.engine import Engine
-from aibox.sandbox.escapes import ESCAPES, UnsafeRuntime
+from aibox.sandbox.escapes import ESCAPES, TOOLKIT, UnsafeRuntime
 from aibox.sandbox.sandbox import Sandbox
 from aibox.testing.driver_contract import DriverContract
 from aibox.types import Scope
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "sandbox"))
 from sandbox_abuses import LIMITS, Abuses
+from sandbox_exhaustion import Exhaustion
 
+RUNC = [escape for escape in ESCAPES if escape.component != TOOLKIT]
 ACCEPTED = UnsafeRuntime(tuple(escape.cve for escape in ESCAPES))
 
 
@@ -54,7 +57,7 @@ class TestContractOfGVisor(DriverContract):
         return driver
 
 
-class TestAbuseOfDocker(Abuses):
+class TestAbuseOfDocker(Abuses, Exhaustion):
     @pytest.fixture
     def driver(self, engine_host: str) -> Driver:
         return docker(engine_host)
@@ -135,6 +138,36 @@ async def test_a_runtime_with_a_known_way_out_is_refused(engine_host: str, scope
     assert accepting.recorded["accepted"] == sorted(known)
     assert accepting.recorded["image"].startswith("sha256:")
     await accepting.close()
+
+
+@pytest.mark.anyio
+async def test_gpus_are_asked_for_as_the_policy_says(engine_host: str, scope: Scope) -> None:
+    """An unknown toolkit is refused by its CVEs, an image with an environment by its names; then the engine is asked.
+
+    Where there is no GPU, as here, the engine says so, and nothing is left of it.
+    """
+    engine = Engine(engine_host)
+    named = {scope.tenant: 1}
+    plain = Docker(host=engine_host, gvisor="off", accept=UnsafeRuntime(tuple(e.cve for e in RUNC)))
+    with pytest.raises(SandboxError, match="CVE-2025-23266"):
+        await Sandbox(plain, gpus=named).open(scope=scope, gpus=1)
+    made = await engine.ask("create", "--gpus", "1", "--network", "none", await engine.image_id(DEFAULT_IMAGE), "true")
+    asked = json.loads(await engine.ask("inspect", made))[0]["HostConfig"]["DeviceRequests"]
+    assert [(one["Count"], one["Capabilities"]) for one in asked] == [(1, [["gpu"]])]
+    spoiled = await engine.ask("commit", "--change", "ENV LD_PRELOAD=/tmp/x.so", made, "aibox-spoiled:latest")
+    await engine.ask("rm", made)
+    try:
+        sandbox = Sandbox(docker(engine_host, image="aibox-spoiled:latest"), gpus=named)
+        with pytest.raises(SandboxError, match="LD_PRELOAD"):
+            await sandbox.open(scope=scope, gpus=1)
+    finally:
+        await engine.ask("image", "rm", "--force", spoiled)
+    if not Path("/dev/nvidiactl").exists():
+        with pytest.raises(SandboxError, match="could not select device driver"):
+            await Sandbox(docker(engine_host), gpus=named).open(scope=scope, gpus=1)
+    else:
+        async with Sandbox(docker(engine_host), gpus=named).session(scope=scope, gpus=1) as session:
+            assert (await session.bash("ls /dev/nvidia0")).ok
 
 
 HOST = """

@@ -9,16 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aibox.audit.chain import AuditChain
+from aibox.errors import AccessError, SandboxError
 from aibox.execution import Limits
+from aibox.policy.policy import Policy
 from aibox.protocols import Driver
 from aibox.sandbox import seccomp
 from aibox.sandbox.auto import Auto
 from aibox.sandbox.bubblewrap import Bubblewrap
+from aibox.sandbox.configured import make_sandbox
 from aibox.sandbox.docker import Docker
 from aibox.sandbox.engine import Facts
-from aibox.sandbox.escapes import ESCAPES, holes
+from aibox.sandbox.escapes import ESCAPES, TOOLKIT, holes
 from aibox.sandbox.hardening import hardened
 from aibox.sandbox.sandbox import Sandbox
+from aibox.settings import SandboxSettings
 from aibox.types import Scope
 
 DIGEST = "sha256:" + "0" * 64
@@ -70,6 +75,56 @@ def test_the_arguments_hold_against_the_cis_list(limits: Limits) -> None:
     assert values(options, "--pull") == ["never"]
     assert all("nosuid" in mount and "nodev" in mount and "size=" in mount for mount in values(options, "--tmpfs"))
     assert not any(word.startswith("-") and "=" in word for word in options)  # no option hides in another's word
+
+
+@given(st.builds(Limits, memory_mib=st.integers(16, 9999)), st.integers(1, 16))
+def test_gpus_change_nothing_but_their_number(limits: Limits, gpus: int) -> None:
+    """With GPUs the arguments are the same and one more: no other image, environment, mount, device or right."""
+    plain, words = arguments(limits), arguments(limits, gpus=gpus)
+    at = words.index("--gpus")
+    assert words[at + 1] == str(gpus)
+    assert [*words[:at], *words[at + 2 :]] == plain
+    assert at < words.index(DIGEST)
+    assert "--gpus" not in arguments(limits, gpus=0)
+    with pytest.raises(ValueError, match="GPUs"):
+        arguments(limits, gpus=-gpus)
+
+
+@pytest.mark.anyio
+async def test_only_tenants_that_the_policy_names_have_gpus(scope: Scope, other_scope: Scope, tmp_path: Path) -> None:
+    """Nobody by default; who is named has as many as it says; a refusal is recorded; bubblewrap passes none in."""
+    async with AuditChain(tmp_path / "audit.db") as chain:
+        policy = Policy.read({"gpus": {scope.tenant: 2}})
+        sandbox = make_sandbox(
+            SandboxSettings(driver="bubblewrap"), limits=policy.sandbox, gpus=policy.gpus, audit=chain
+        )
+        for who, asked in ((other_scope, 1), (scope, 3), (scope, -1)):
+            with pytest.raises(AccessError, match="the policy allows"):
+                await sandbox.open(scope=who, gpus=asked)
+        with pytest.raises(SandboxError, match="bubblewrap passes no GPU"):
+            await sandbox.open(scope=scope, gpus=1)
+        with pytest.raises(AccessError):
+            await Sandbox(Bubblewrap()).open(scope=scope, gpus=1)
+        assert sandbox.ids(scope=scope) == []
+        await sandbox.close()
+        refused = [entry.detail async for entry in chain.entries(scope.tenant) if entry.kind == "sandbox.refused"]
+    assert [(detail["gpus"], detail["allowed"]) for detail in refused] == [(3, 2), (-1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("version", "left"),
+    [
+        ("1.16.1", {"CVE-2024-0132", "CVE-2025-23359", "CVE-2025-23266", "CVE-2026-24260"}),
+        ("1.17.4", {"CVE-2025-23266", "CVE-2026-24260"}),
+        ("1.19.0", {"CVE-2026-24260"}),
+        ("", {"CVE-2024-0132", "CVE-2025-23359", "CVE-2025-23266", "CVE-2026-24260"}),
+    ],
+)
+def test_the_gpu_toolkit_is_judged_like_a_runtime(version: str, left: set[str]) -> None:
+    """By its version, and with every hole where none can be read; it counts for nothing but GPUs."""
+    assert {hole.cve for hole in holes(TOOLKIT, version)} == left
+    facts = Facts("1", ("runc",), (("runc", "1.3.3", ""), (TOOLKIT, "1.0.0", "")), True, False)
+    assert facts.holes("runc") == []
 
 
 def test_an_image_is_a_digest_and_a_guest_is_never_root() -> None:
