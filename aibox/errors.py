@@ -72,9 +72,13 @@ class AuthError(PolicyError):
 
 
 class AccessError(PolicyError):
-    """The caller is known and may not do this."""
+    """The caller is known and may not do this. `absent`: nor may they know whether it is there (404, not 403)."""
 
     code = "policy.access"
+
+    def __init__(self, message: str, *, hint: str = "", absent: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.absent = absent
 
 
 class GuardrailError(PolicyError):

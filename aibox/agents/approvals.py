@@ -117,7 +117,7 @@ class Approvals:
         """One question. Raises AccessError where the tenant has none of that id."""
         found = await self._select(scope, "id=?", (approval,))
         if not found:
-            raise _unknown()
+            raise unknown()
         return found[0]
 
     async def approve(self, approval: str, *, digest: str, scope: Scope) -> Approval:
@@ -216,5 +216,6 @@ class Approvals:
         )
 
 
-def _unknown() -> AccessError:
-    return AccessError("there is no such question", hint="approvals.pending(scope=...) lists what waits")
+def unknown() -> AccessError:
+    """One answer for what is not there and for what is somebody else's."""
+    return AccessError("there is no such question", hint="the list of approvals names those that wait", absent=True)

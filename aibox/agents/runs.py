@@ -81,7 +81,7 @@ class Runs:
                 (scope.tenant, run),
             ).fetchone()
             if row is None or row[0] != scope.user:
-                raise AccessError("there is no such run", hint="a run belongs to the user who began it")
+                raise _unknown()
             if row[5] not in ("waiting", "running") or row[6] is None:
                 raise AccessError(f"the run cannot go on: it is {row[5]}")
             if row[5] == "running" and row[7] > now:
@@ -95,6 +95,17 @@ class Runs:
 
         row = await self._store.run(work, durable=True)
         return self._run(scope, run, row)
+
+    async def agent_of(self, run: str, *, scope: Scope) -> str:
+        """The name of the agent whose run it is. Raises AccessError for one that the scope's user did not begin."""
+
+        def read(db: sqlite3.Connection) -> Any:
+            return db.execute("SELECT user, agent FROM runs WHERE tenant=? AND id=?", (scope.tenant, run)).fetchone()
+
+        row = await self._store.run(read)
+        if row is None or row[0] != scope.user:
+            raise _unknown()
+        return str(row[1])
 
     async def release(self, run: str, *, scope: Scope, status: str) -> None:
         """Put a run back (`waiting`), or end it (`done`, `failed`); an ended one keeps no text."""
@@ -154,3 +165,7 @@ class Runs:
         return Run(
             id=run, user=user, agent=agent, session=session, version=version, turn=turn, status=status, state=state
         )
+
+
+def _unknown() -> AccessError:
+    return AccessError("there is no such run", hint="a run belongs to the user who began it", absent=True)

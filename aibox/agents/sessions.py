@@ -237,7 +237,7 @@ def _key(scope: Scope) -> _Key:
 
 
 def _unknown() -> AccessError:
-    return AccessError("there is no such session", hint="sessions.list(scope=...) names yours")
+    return AccessError("there is no such session", hint="sessions.list(scope=...) names yours", absent=True)
 
 
 def _text(label: Label) -> str:

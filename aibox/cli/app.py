@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from aibox import __version__
 from aibox.cli import (
+    approvals,
     audit,
     chat,
     demo,
@@ -55,6 +56,7 @@ app.command("doctor")(doctor.doctor)
 app.command("new")(new.new)
 app.command("replay")(evals.replay)
 app.command("seal")(seal.seal)
+app.add_typer(approvals.app, name="approvals")
 app.add_typer(audit.app, name="audit")
 app.add_typer(egress.app, name="egress")
 app.add_typer(models.app, name="models")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -12,16 +14,42 @@ from starlette.routing import Route
 from aibox import __version__
 from aibox.agents.agent import Agent
 from aibox.box import Box
-from aibox.errors import AIBoxError, LimitError
+from aibox.errors import AIBoxError, ConfigError, LimitError
+from aibox.server.approvals_api import ApprovalsAPI
 from aibox.server.auth import Callers
 from aibox.server.hot import HotPath
 from aibox.server.inference_api import InferenceAPI
+from aibox.server.principal import Principal
 from aibox.server.problem import openai_error, problem, status_of
+
+MAX_ANSWER_BYTES = 64 << 10
+"""Of the body of an answer to a question."""
 
 
 def create_app(box: Box, *, callers: Callers, agents: Mapping[str, Agent] | None = None) -> HotPath:
     """Serve an open box. `agents` are offered as `agent:NAME`; None offers the box's default agent."""
-    api = InferenceAPI(box, agents=agents if agents is not None else {"default": box.agent()})
+    offered = agents if agents is not None else {"default": box.agent()}
+    api, asked = InferenceAPI(box, agents=offered), ApprovalsAPI(box.state, agents=offered)
+
+    async def who(request: Request) -> Principal:
+        return await callers.principal(request.headers.get("authorization", ""))
+
+    async def approvals(request: Request) -> Response:
+        return JSONResponse(await asked.list(who=await who(request)))
+
+    async def approval(request: Request) -> Response:
+        return JSONResponse(await asked.show(request.path_params["id"], who=await who(request)))
+
+    async def approve(request: Request) -> Response:
+        proved = await who(request)
+        return JSONResponse(await asked.approve(request.path_params["id"], await _object(request), who=proved))
+
+    async def reject(request: Request) -> Response:
+        proved = await who(request)
+        return JSONResponse(await asked.reject(request.path_params["id"], await _object(request), who=proved))
+
+    async def resume(request: Request) -> Response:
+        return JSONResponse(await asked.resume(request.path_params["id"], who=await who(request)))
 
     async def models(request: Request) -> Response:
         scope = await callers.scope(request.headers.get("authorization", ""))
@@ -34,11 +62,32 @@ def create_app(box: Box, *, callers: Callers, agents: Mapping[str, Agent] | None
     rest = Starlette(
         routes=[
             Route("/v1/models", models),
+            Route("/v1/approvals", approvals),
+            Route("/v1/approvals/{id}", approval),
+            Route("/v1/approvals/{id}/approve", approve, methods=["POST"]),
+            Route("/v1/approvals/{id}/reject", reject, methods=["POST"]),
+            Route("/v1/runs/{id}/resume", resume, methods=["POST"]),
             Route("/healthz", healthz),
         ],
         exception_handlers={AIBoxError: _failed, ClientDisconnect: _gone},
     )
     return HotPath(api, callers=callers, rest=rest)
+
+
+async def _object(request: Request) -> dict[str, Any]:
+    """The small JSON object that an answer is. Raises ConfigError, LimitError."""
+    data = b""
+    async for piece in request.stream():
+        data += piece
+        if len(data) > MAX_ANSWER_BYTES:
+            raise LimitError(f"an answer has at most {MAX_ANSWER_BYTES >> 10} KiB")
+    try:
+        body = msgspec.json.decode(data or b"{}")
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the body is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise ConfigError("the body is a JSON object")
+    return body
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -87,14 +87,18 @@ async def _told(agent: Agent, request: ChatRequest, *, scope: Scope) -> AsyncGen
     frame = Frame(request.model)
     yield [Chunk(frame.chunk({"role": "assistant", "content": ""}))]
     history, message = conversation(request.body)
+    silent = True
     async for event in agent.stream(message, scope=scope, history=history):
         if isinstance(event, TextDelta):
+            silent = False
             yield [Chunk(frame.chunk({"content": event.text}))]
         elif isinstance(event, Failed):
             raise event.error
         elif isinstance(event, Reply):
-            last = [frame.chunk({"content": event.text})] if event.blocked else []
-            last.append(frame.chunk({}, finish_reason="content_filter" if event.blocked else "stop"))
+            # What is told instead of an answer was no delta.
+            told = event.blocked or event.pending or (event.stopped and silent)
+            last = [frame.chunk({"content": event.text})] if told else []
+            last.append({**frame.chunk({}, finish_reason=finish_reason(event)), "aibox": about(event)})
             if (request.body.get("stream_options") or {}).get("include_usage"):
                 last.append(frame.usage(event))
             yield [Chunk(body) for body in last]
@@ -120,14 +124,28 @@ def text_of(message: Mapping[str, Any]) -> str:
 
 def completion(model: str, reply: Reply) -> dict[str, Any]:
     """A Reply in the shape of Chat Completions."""
-    finish_reason = "content_filter" if reply.blocked else "stop"
     message = {"role": "assistant", "content": reply.text}
     body = Frame(model).body("chat.completion")
     return {
         **body,
-        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
+        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason(reply)}],
         "usage": usage(reply),
+        "aibox": about(reply),
     }
+
+
+def finish_reason(reply: Reply) -> str:
+    """In OpenAI's words: a check refused, a limit ended the turn, or the model did."""
+    return "content_filter" if reply.blocked else "length" if reply.stopped else "stop"
+
+
+def about(reply: Reply) -> dict[str, Any]:
+    """What OpenAI's format has no place for: why a limit ended the turn, and for which questions the run waits.
+
+    What is asked stands behind `/v1/approvals`, for those who may answer: the arguments are not the client's to keep.
+    """
+    pending = [{"id": ask.id, "tool": ask.tool, "reason": ask.reason, "people": ask.people} for ask in reply.pending]
+    return {"run": reply.run, "label": str(reply.label), "stopped": reply.stopped, "pending": pending}
 
 
 def usage(reply: Reply) -> dict[str, int]:

@@ -38,9 +38,11 @@ STATUS: dict[type[AIBoxError], int] = {
 
 
 def status_of(error: AIBoxError) -> int:
-    """The status of the nearest class in the tree; 504 for a backend that was too slow."""
+    """The status of the nearest class in the tree; 504 for a slow backend, 404 where existence is a secret."""
     if isinstance(error, BackendError) and error.timeout:
         return 504
+    if isinstance(error, AccessError) and error.absent:
+        return 404
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
