@@ -12,10 +12,12 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from aibox.agents.agent import Agent
+from aibox.agents.secret import Secret
 from aibox.agents.shelf import Shelf
 from aibox.agents.skills import Skill
 from aibox.agents.state import AgentState
 from aibox.agents.subagents import SubagentSpec
+from aibox.agents.workflows import DifyApp, RunWorkflow
 from aibox.audit.chain import AuditChain
 from aibox.audit.keys import Keyring
 from aibox.errors import ConfigError, StoreError
@@ -36,7 +38,7 @@ from aibox.sandbox.configured import make_sandbox
 from aibox.sandbox.sandbox import Sandbox
 from aibox.sealing import seal, telemetry_off
 from aibox.settings import Settings
-from aibox.types import Scope
+from aibox.types import Label, Scope
 
 
 def open(  # noqa: A001 - the face of the library: `aibox.open`
@@ -60,6 +62,7 @@ def open(  # noqa: A001 - the face of the library: `aibox.open`
         raise ConfigError(f"AIBOX_SOVEREIGN is {sovereign!r}", hint='set it to "strict", or unset it')
     if sovereign:
         urls = [backend.url for backend in settings.backends if backend.url]
+        urls += [app.url for app in settings.workflows]
         if (
             settings.memory.buffer_url is not None
             and (host := urlsplit(settings.memory.buffer_url.get_secret_value())).hostname
@@ -214,6 +217,19 @@ class Box:
         return Shelf(self.settings.home / "skills")
 
     @cached_property
+    def workflows(self) -> RunWorkflow | None:
+        """The tool `run_workflow` over the configured apps; None where there are none."""
+        apps = [
+            DifyApp(
+                key=Secret(f"workflow {table.name}", file=table.key_file),
+                label=None if table.label is None else Label.of(table.label),
+                **table.model_dump(exclude={"key_file", "label"}),
+            )
+            for table in self.settings.workflows
+        ]
+        return RunWorkflow(apps) if apps else None
+
+    @cached_property
     def sandbox(self) -> Sandbox:
         policy = self.policy
         sandbox: Sandbox = self._keep(
@@ -233,6 +249,8 @@ class Box:
         **agent_options: Any,
     ) -> Agent:
         """An agent of this box: its router, guardrail, memory, state, chain and policy. Options are Agent's."""
+        if self.workflows is not None:
+            tools = (*tools, self.workflows)
         parts: dict[str, Any] = {"router": self.router, "guardrail": self.guardrail, "audit": self.audit}
         parts["memory"] = self.memory if self.settings.memory.enabled else None
         parts["state"] = self.state

@@ -197,6 +197,30 @@ class SandboxSettings(_Section):
     """How many of them for one tenant."""
 
 
+class WorkflowSettings(_Section):
+    """One app of a Dify server, for the tool `run_workflow`. The policy's `egress.hosts` must name its host."""
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")
+    """What the model calls it."""
+    url: str
+    """The base URL of the service API, such as `https://dify.example.org/v1`."""
+    key_file: Path
+    """A file that holds the app's key and nothing else."""
+    kind: Literal["workflow", "chat"] = "workflow"
+    """`chat` for chatbots, agents and chatflows."""
+    description: str = ""
+    """For the model: what it is for."""
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """The app's variables, and what each means. None named: whatever the model gives."""
+    streaming: bool = True
+    """False waits for the whole answer, and cannot be stopped."""
+    approve: bool = False
+    """A person agrees to each run."""
+    label: str | None = None
+    """How secret its answers are, such as `confidential/PHI`."""
+    timeout_s: float = Field(default=300.0, gt=0)
+
+
 class SealSettings(_Section):
     allow: tuple[str, ...] = ()
     """Hosts, `host:port` or networks that a sealed process may reach besides loopback and the configured backends."""
@@ -218,6 +242,8 @@ class Settings(_Section):
     audit: AuditSettings = AuditSettings()
     sandbox: SandboxSettings = SandboxSettings()
     server: ServerSettings = ServerSettings()
+    workflows: tuple[WorkflowSettings, ...] = ()
+    """Apps of Dify servers. With at least one, agents of the box have the tool `run_workflow`."""
     seal: SealSettings = SealSettings()
     source: Path | None = Field(default=None, exclude=True)
     """The file that was read, for people."""
@@ -279,10 +305,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}") from None
     # Relative paths in a file mean: relative to that file, wherever the program was started.
     base = path.parent
-    for backend in values.get("backends", ()):
-        for key in ("path", "api_key_file", "ca_bundle", "client_certificate", "client_key"):
-            if isinstance(backend, dict) and isinstance(backend.get(key), str):
-                backend[key] = base / backend[key]
+    for table in (*values.get("backends", ()), *values.get("workflows", ())):
+        for key in ("path", "api_key_file", "ca_bundle", "client_certificate", "client_key", "key_file"):
+            if isinstance(table, dict) and isinstance(table.get(key), str):
+                table[key] = base / table[key]
     if isinstance(values.get("home"), str):
         values["home"] = (base / Path(values["home"]).expanduser()).absolute()
     if isinstance(policy := values.get("policy"), str) and policy.endswith(".toml"):

@@ -5,6 +5,7 @@ Its tracing upload is off before it is imported, and a run without our configura
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -18,6 +19,9 @@ from aibox.protocols import Tool
 
 if TYPE_CHECKING:
     from aibox.inference.client import AsyncOpenAI
+
+ENDING_S = 10.0
+"""What a tool may take to end when its turn does."""
 
 
 class Stop(Exception):  # noqa: N818 - a way out of the loop, not an error
@@ -82,14 +86,23 @@ async def run_loop(
     `messages` are Chat Completions', tool calls with their results included. `invoke` gets a tool, the JSON of its
     arguments and the id of the call. `tool_choice` holds for the first call only, so that a model that must call a
     tool can still answer afterwards. There is no limit here: whoever answers `client` counts, and raises Stop.
-    Raises BackendError for a model that cannot be understood, and whatever AIBoxError or Stop came up inside.
+    Raises BackendError for a model that cannot be understood, and whatever AIBoxError or Stop came up inside. However
+    it ends, no tool is still at work, but one that did not let itself be cancelled within `ENDING_S` seconds.
     """
     agents = sdk()
     from agents.exceptions import AgentsException
 
+    at_work: set[asyncio.Task[Any]] = set()
+
     def wrap(tool: Tool) -> Any:
         async def on_invoke_tool(context: Any, arguments: str) -> str:
-            return await invoke(tool, arguments, context.tool_call_id)
+            task = asyncio.current_task()
+            assert task is not None
+            at_work.add(task)
+            try:
+                return await invoke(tool, arguments, context.tool_call_id)
+            finally:
+                at_work.discard(task)
 
         return agents.FunctionTool(
             name=tool.name,
@@ -126,7 +139,23 @@ async def run_loop(
                 retryable=True,
             ) from error
         raise
+    finally:
+        await _ended(at_work)
     return agents.ItemHelpers.text_message_outputs(result.new_items[-1:]) or str(result.final_output or "")
+
+
+async def _ended(at_work: set[asyncio.Task[Any]]) -> None:
+    """Wait for tools that are being cancelled; the SDK leaves them behind, so that a turn would be over before them."""
+    for _ in range(4):
+        if not at_work:
+            return
+        # It passes a cancellation on from task to task, a step of the loop each. A second one would break off whatever
+        # a tool does to end well.
+        await asyncio.sleep(0)
+    for task in at_work:
+        if not task.cancelling():
+            task.cancel()
+    await asyncio.wait(set(at_work), timeout=ENDING_S)
 
 
 def _items(messages: Sequence[Mapping[str, Any]]) -> list[Any]:

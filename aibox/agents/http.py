@@ -64,7 +64,7 @@ class Http:
                 kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
                 if answer.status_code < 400 and kind not in types:
                     raise LimitError(f"the answer is {kind[:60] or 'of no type'}, and only {', '.join(types)} are read")
-                return Fetched(url, answer.status_code, kind, await _body(answer, max_kib=max_kib))
+                return Fetched(url, answer.status_code, kind, await whole(answer, max_kib=max_kib))
         raise UpstreamError(f"more than {MAX_REDIRECTS} redirects", hint="the last one led to another")
 
     @asynccontextmanager
@@ -159,7 +159,8 @@ def _read(url: str) -> SplitResult:
     return parts
 
 
-async def _body(answer: Any, *, max_kib: int) -> bytes:
+async def whole(answer: Any, *, max_kib: int) -> bytes:
+    """The body of an answer. Raises LimitError when it is too long."""
     data = b""
     async for piece in answer.aiter_raw():
         data += piece

@@ -29,9 +29,11 @@ async def test_no_canary_leaves_with_the_detectors_on() -> None:
 
 
 async def test_the_suite_can_fail() -> None:
-    """With the lethal three allowed and nothing marked, the same attacks do get out; on clean texts none is tried."""
-    sources = ("memory", "tool result", "SKILL.md")
-    leaks = await suite(detectors=False, settings=[("internal", False, False)], sources=sources)
+    """With the lethal three allowed and nothing marked, the same attacks do get out, by every way that there is."""
+    sources = ("memory", "tool result")
+    leaks = await suite(detectors=False, settings=[("internal", True, False)], sources=sources)
     assert all(o.out for o in leaks)
+    ways = set[str]().union(*(o.ways for o in leaks))
+    assert ways >= {"mail", "web_read", "web_search", "run_workflow", "mcp", "external model"}
     calm = await suite(detectors=False, settings=SETTINGS[2:3], sources=sources, clean=True)
     assert all(o.attempts == 0 and o.useful for o in calm)

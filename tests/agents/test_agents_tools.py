@@ -273,3 +273,28 @@ def test_exposures_join_like_labels(a: Exposure, b: Exposure, c: Exposure) -> No
     assert (a | b) | c == a | (b | c)
     assert a | a == a
     assert (a | b).private >= a.private
+
+
+async def test_no_tool_is_at_work_after_its_turn(scope: Scope) -> None:
+    """A caller who leaves waits for what a tool does to end well: nothing of a turn happens after it."""
+    began, ended = asyncio.Event(), []
+
+    @aibox.tool
+    async def hold() -> str:
+        """Hold something open."""
+        try:
+            began.set()
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(50):
+                await asyncio.sleep(0)
+            ended.append("closed")
+        return ""
+
+    agent = aibox.Agent("x", router=ScriptedBackend(call("hold", {})), tools=[hold])
+    turn = asyncio.create_task(agent.run("go", scope=scope))
+    await began.wait()
+    turn.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await turn
+    assert ended == ["closed"]
