@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from bare import bare
 from report import Report, arguments
 
 # This file has the name of the SDK's package, which must not be looked for here.
@@ -21,10 +22,8 @@ sys.path.remove(str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "agents"))
 
 import aibox
-from aibox.agents._sdk import run_loop
 from aibox.agents.exposure import Exposure
 from aibox.agents.state import AgentState
-from aibox.inference.client import openai_client
 from aibox.testing import ScriptedBackend, call
 from aibox.types import Scope
 
@@ -80,14 +79,40 @@ async def cpu_ms(calls: dict[str, Callable[[], Awaitable[Any]]], rounds: int) ->
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
-async def invoke(tool: Any, _arguments: str, _id: str) -> str:
-    return str(await tool.call({"country": "France"}, scope=Scope.local()))
+def peer(messages: list[dict[str, Any]]) -> Callable[[], Awaitable[Any]] | None:
+    """The same turn in Pydantic AI, with an instant model of its own; None where it is not installed."""
+    try:
+        from pydantic_ai import Agent
+        from pydantic_ai import messages as said
+        from pydantic_ai.models.function import FunctionModel
+    except ImportError:
+        return None
+
+    def answer(history: list[Any], _: Any) -> Any:
+        if any(isinstance(part, said.ToolReturnPart) for part in history[-1].parts):
+            return said.ModelResponse(parts=[said.TextPart("Paris.")])
+        return said.ModelResponse(parts=[said.ToolCallPart("capital", {"country": "France"})])
+
+    agent = Agent(FunctionModel(answer), instructions=INSTRUCTIONS)
+    agent.tool_plain(capital.function, name="capital")
+    past = [
+        said.ModelRequest(parts=[said.UserPromptPart(m["content"])])
+        if m["role"] == "user"
+        else said.ModelResponse(parts=[said.TextPart(m["content"])])
+        for m in messages
+    ]
+
+    async def turn() -> None:
+        result = await agent.run(ASKED, message_history=past)
+        assert result.output == "Paris.", result.output
+
+    return turn
 
 
 async def overhead(report: Report, rounds: int, folder: Path) -> None:
     """Checks, chain, state and policy on; one model call for a tool, one for the answer; a conversation of N turns."""
     policy = aibox.Policy.profile("balanced")
-    added: dict[int, float] = {}
+    cost: dict[int, dict[str, float]] = {}
     async with aibox.AuditChain(folder / "audit.db") as chain:
         state = AgentState(folder / "agents.db", key=bytes(range(32)), audit=chain)
         for turns in HISTORY:
@@ -101,7 +126,6 @@ async def overhead(report: Report, rounds: int, folder: Path) -> None:
                 state=state,
                 history_chars=1_000_000,
             )
-            client = openai_client(backend, scope=Scope.local())
             # A session of N turns for each round, written beforehand: the turn reads it as its own past.
             sessions = [Scope(tenant="bench", user="b", session=f"{turns}-{n}") for n in range(rounds + 3)]
             for scope in sessions:
@@ -109,28 +133,45 @@ async def overhead(report: Report, rounds: int, folder: Path) -> None:
                 await state.sessions.add(messages, scope=mine, label=aibox.Label(), exposure=Exposure())
 
             async def full(agent: Any = agent, sessions: Any = sessions) -> None:
-                await agent.run(ASKED, scope=sessions.pop())
+                assert (await agent.run(ASKED, scope=sessions.pop())).text == "Paris."
 
-            async def bare(client: Any = client, messages: Any = messages) -> None:
-                await run_loop(
-                    name="bare", instructions=INSTRUCTIONS, messages=[*messages, {"role": "user", "content": ASKED}],
-                    client=client, model="scripted", tools=[capital], invoke=invoke, tool_choice=None,
-                    output_type=None, settings={},
-                )  # fmt: skip
-
-            found = await cpu_ms({"bare": bare, "full": full}, rounds)
-            added[turns] = found["full"] - found["bare"]
+            given: dict[str, Any] = {
+                "instructions": INSTRUCTIONS,
+                "messages": [*messages, {"role": "user", "content": ASKED}],
+                "tool": capital.function,
+            }
+            calls: dict[str, Callable[[], Awaitable[Any]]] = {
+                "sdk": bare(backend, **given),
+                "loop": bare(backend, **given, instant=True),
+                "agent": full,
+            }
+            if (other := peer(messages)) is not None:
+                calls["peer"] = other
+            found = cost[turns] = await cpu_ms(calls, rounds)
+            against = f", Pydantic AI {found['peer']:.2f}" if "peer" in found else ""
             report.row(
-                f"{turns} turns of history", f"adds {added[turns]:.2f} ms CPU",
-                f"bare SDK {found['bare']:.2f}, agent {found['full']:.2f}",
+                f"{turns} turns of history", f"{found['agent']:.2f} ms CPU",
+                f"bare SDK {found['sdk']:.2f}, its loop alone {found['loop']:.2f}{against}",
             )  # fmt: skip
         await at_once(report, chain, state)
         await state.close()
-    against = "the SDK's loop, same backend, tool and messages, in one run"
     note = "two model calls and a tool; checks, audit, state, policy on; no memory; CPU of all threads, median"
-    report.goal("agents.turn_added_cpu_ms_vs_bare_sdk", max(added.values()), unit="ms", against=against, note=note)
-    growth = added[HISTORY[-1]] / added[HISTORY[0]]
-    report.goal("agents.added_growth_1_to_200_turns", growth, unit="ratio", against="1 turn of history", note=note)
+    added = {turns: found["agent"] - found["sdk"] for turns, found in cost.items()}
+    above = {turns: found["agent"] - found["loop"] for turns, found in cost.items()}
+    beyond = ", ".join(f"{above[turns]:.2f} at {turns}" for turns in HISTORY)
+    report.row("above the SDK's loop alone", f"{max(above.values()):.2f} ms CPU at most", beyond)
+    report.goal(
+        "agents.turn_added_cpu_ms_vs_bare_sdk", max(added.values()), unit="ms",
+        against="the SDK with its own chat model and client, same backend, tool and messages, in one run", note=note,
+    )  # fmt: skip
+    # All growth counts as ours, also that of the loop underneath.
+    first, last = (cost[turns]["agent"] - cost[HISTORY[0]]["loop"] for turns in (HISTORY[0], HISTORY[-1]))
+    report.goal(
+        "agents.added_growth_1_to_200_turns", last / first, unit="ratio", against="1 turn of history",
+        note="of all that a turn takes above the SDK's loop alone at 1 turn; " + note,
+    )  # fmt: skip
+    if "peer" not in cost[HISTORY[0]]:
+        report.left_out.append("Pydantic AI, which is not installed here")
 
 
 async def at_once(report: Report, chain: aibox.AuditChain, state: AgentState) -> None:
@@ -143,39 +184,33 @@ async def at_once(report: Report, chain: aibox.AuditChain, state: AgentState) ->
         )
         for n in range(100)
     ]
-    client = openai_client(backend, scope=Scope.local())
+    asked = [{"role": "user", "content": ASKED}]
     wall, cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*(a.run(ASKED, scope=Scope(tenant=f"t{n % 5}", user="b")) for n, a in enumerate(agents)))
     full = (time.perf_counter() - wall, time.process_time() - cpu)
+    turns = [bare(backend, instructions=INSTRUCTIONS, messages=asked, tool=capital.function) for _ in agents]
     wall, cpu = time.perf_counter(), time.process_time()
-    await asyncio.gather(
-        *(
-            run_loop(
-                name="bare", instructions=INSTRUCTIONS, messages=[{"role": "user", "content": ASKED}], client=client,
-                model="scripted", tools=[capital], invoke=invoke, tool_choice=None, output_type=None, settings={},
-            )
-            for _ in agents
-        )
-    )  # fmt: skip
-    bare = (time.perf_counter() - wall, time.process_time() - cpu)
+    await asyncio.gather(*(turn() for turn in turns))
+    alone = (time.perf_counter() - wall, time.process_time() - cpu)
     report.row(
-        "100 agents at once", f"adds {(full[1] - bare[1]) * 10:.2f} ms CPU a turn",
-        f"{full[0] / bare[0]:.2f} of the bare SDK's time",
+        "100 agents at once", f"adds {(full[1] - alone[1]) * 10:.2f} ms CPU a turn",
+        f"{full[0] / alone[0]:.2f} of the bare SDK's time",
     )  # fmt: skip
 
 
-async def injections(report: Report) -> None:
-    """Every source under every setting, and where the tries were stopped."""
+async def injections(report: Report, *, quick: bool) -> None:
+    """Every source under every setting (quick: half of the settings), and where the tries were stopped."""
     if SUITE is None:
         for name in ("canaries_out", "canaries_out_detectors_off", "utility_under_attack_vs_clean"):
             report.goal(f"agents.{name}", None, unit="count", against="", note="the suite is not in this copy")
         return
-    from injection import suite
+    from injection import SETTINGS, suite
 
-    useful = sum(o.useful for o in await suite(detectors=True, clean=True))
+    settings = SETTINGS[2:] if quick else SETTINGS
+    useful = sum(o.useful for o in await suite(detectors=True, settings=settings, clean=True))
     ratio = 1.0
     for detectors, name in ((True, "canaries_out"), (False, "canaries_out_detectors_off")):
-        outcomes = await suite(detectors=detectors)
+        outcomes = await suite(detectors=detectors, settings=settings)
         stopped = sum((o.stopped for o in outcomes), Counter[str]())
         tries, out = sum(o.attempts for o in outcomes), sum(o.out for o in outcomes)
         where = ", ".join(f"{part} {n}" for part, n in stopped.most_common())
@@ -194,9 +229,8 @@ async def main() -> None:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         await overhead(report, 30 if options.quick else 150, Path(folder))
-    await injections(report)
+    await injections(report, quick=options.quick)
     report.left_out += [
-        "Pydantic AI, which is not installed here",
         "code in the sandbox as a way out: it has no network, and bench of its own attacks",
         "links that a person's client loads from an answer: the answer is theirs to read",
     ]

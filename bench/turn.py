@@ -10,13 +10,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from bare import bare
 from report import Report, arguments, p
 
 import aibox
-from aibox.agents._sdk import run_loop
 from aibox.chat import ChatRequest
 from aibox.inference import demo_model
-from aibox.inference.client import openai_client
 from aibox.testing import ScriptedBackend
 from aibox.types import Scope
 
@@ -46,21 +45,15 @@ async def scripted(report: Report, rounds: int, folder: Path) -> None:
     router = aibox.Router(model)
     policy = aibox.Policy.profile("balanced")
     async with aibox.AuditChain(folder / "audit.db") as chain:
-        bare = aibox.Agent(INSTRUCTIONS, router=router)
+        plain = aibox.Agent(INSTRUCTIONS, router=router)
         full = aibox.Agent(INSTRUCTIONS, router=router, guardrail=aibox.Guardrail(policy), audit=chain)
-        client = openai_client(model, scope=SCOPE)
-
-        async def sdk() -> None:
-            await run_loop(
-                name="bare", instructions=INSTRUCTIONS, messages=ASKED, client=client, model="scripted", tools=(),
-                invoke=_no_tool, tool_choice=None, output_type=None, settings={},
-            )  # fmt: skip
+        sdk = bare(model, instructions=INSTRUCTIONS, messages=ASKED, tool=None)
 
         calls: dict[str, Callable[[], Awaitable[Any]]] = {
             "backend alone": lambda: model.complete(REQUEST, scope=SCOPE),
             "through Router": lambda: router.complete(ASKED, scope=SCOPE),
             "bare SDK": sdk,
-            "Agent, no parts": lambda: bare.run(ASKED[0]["content"], scope=SCOPE),
+            "Agent, no parts": lambda: plain.run(ASKED[0]["content"], scope=SCOPE),
             "Agent, checks and audit": lambda: full.run(ASKED[0]["content"], scope=SCOPE),
         }
         taken = await side_by_side(calls, rounds)
@@ -76,7 +69,7 @@ async def scripted(report: Report, rounds: int, folder: Path) -> None:
     report.goal("router.in_process_added_us_p50", router_us, unit="us", against="the backend alone")
     added = cpu["Agent, checks and audit"] - cpu["bare SDK"]
     note = "one model call, no tools, no history; process CPU, so the audit writer's thread is in it"
-    against = "the SDK's loop over the same backend"
+    against = "the SDK with its own chat model over the same backend"
     report.goal("agents.turn_added_cpu_ms_vs_bare_sdk", added, unit="ms", against=against, note=note)
 
 
@@ -119,10 +112,6 @@ async def first(stream: AsyncIterator[Any]) -> None:
                 return
     finally:
         await stream.aclose()  # type: ignore[attr-defined]  # an async generator
-
-
-async def _no_tool(*_: Any) -> str:
-    raise AssertionError("there is no tool")
 
 
 async def main() -> None:

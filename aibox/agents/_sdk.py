@@ -1,4 +1,4 @@
-"""The seam to the OpenAI Agents SDK: its loop, with our client, our tools and nothing of its own that calls out.
+"""The seam to the OpenAI Agents SDK: its loop, with our model, our tools and nothing of its own that calls out.
 
 Its tracing upload is off before it is imported, and a run without our configuration reaches a client that refuses.
 """
@@ -11,15 +11,15 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from aibox.chat import Completion
 from aibox.errors import AIBoxError, BackendError, ConfigError
 from aibox.inference.client import refusing_client
 from aibox.protocols import Tool
 
-if TYPE_CHECKING:
-    from aibox.inference.client import AsyncOpenAI
-
+Ask = Callable[[dict[str, Any]], Awaitable[Completion]]
+"""Gets the body of a Chat Completions request."""
 ENDING_S = 10.0
 """What a tool may take to end when its turn does."""
 
@@ -73,7 +73,7 @@ async def run_loop(
     name: str,
     instructions: str,
     messages: Sequence[Mapping[str, Any]],
-    client: AsyncOpenAI,
+    ask: Ask,
     model: str,
     tools: Sequence[Tool],
     invoke: Callable[[Tool, str, str], Awaitable[str]],
@@ -83,11 +83,12 @@ async def run_loop(
 ) -> str:
     """Ask the model, call the tools it wants through `invoke`, until it answers; the answer's text.
 
-    `messages` are Chat Completions', tool calls with their results included. `invoke` gets a tool, the JSON of its
-    arguments and the id of the call. `tool_choice` holds for the first call only, so that a model that must call a
-    tool can still answer afterwards. There is no limit here: whoever answers `client` counts, and raises Stop.
-    Raises BackendError for a model that cannot be understood, and whatever AIBoxError or Stop came up inside. However
-    it ends, no tool is still at work, but one that did not let itself be cancelled within `ENDING_S` seconds.
+    `messages` are Chat Completions', tool calls with their results included; `ask` gets the body of each model call.
+    `invoke` gets a tool, the JSON of its arguments and the id of the call. `tool_choice` holds for the first call only,
+    so that a model that must call a tool can still answer afterwards. There is no limit here: whoever answers `ask`
+    counts, and raises Stop. Raises BackendError for a model that cannot be understood, and whatever AIBoxError or Stop
+    came up inside. However it ends, no tool is still at work, but one that did not let itself be cancelled within
+    `ENDING_S` seconds.
     """
     agents = sdk()
     from agents.exceptions import AgentsException
@@ -112,12 +113,13 @@ async def run_loop(
             strict_json_schema=False,
         )
 
+    system = [{"role": "system", "content": instructions}]
+    fields = {"model": model, **settings, **({"tools": [offered(tool) for tool in tools]} if tools else {})}
     agent = agents.Agent(
         name=name,
-        instructions=instructions,
         tools=[wrap(tool) for tool in tools],
-        model=agents.OpenAIChatCompletionsModel(model=model, openai_client=client),
-        model_settings=agents.ModelSettings(tool_choice=tool_choice if tools else None, **settings),
+        model=_conversation()(ask, [*system, *messages], fields),
+        model_settings=agents.ModelSettings(tool_choice=tool_choice if tools else None),
         output_type=agents.AgentOutputSchema(output_type, strict_json_schema=False) if output_type else None,
     )
     config = agents.RunConfig(
@@ -128,7 +130,8 @@ async def run_loop(
         tool_name_collision_policy="error",
     )
     try:
-        result = await agents.Runner.run(agent, _items(messages), max_turns=None, run_config=config)
+        # What was said before is the conversation's: the SDK would copy all of it at every step.
+        result = await agents.Runner.run(agent, "", max_turns=None, run_config=config)
     except Exception as error:
         if ours := _ours(error):
             raise ours from None
@@ -144,6 +147,92 @@ async def run_loop(
     return agents.ItemHelpers.text_message_outputs(result.new_items[-1:]) or str(result.final_output or "")
 
 
+def offered(tool: Tool) -> dict[str, Any]:
+    """A tool as Chat Completions offer it to a model."""
+    function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.schema)}
+    return {"type": "function", "function": function}
+
+
+@functools.cache
+def _conversation() -> Any:
+    """The SDK's Model over `ask`: a class over somebody else's, made when the package is loaded anyway."""
+    agents = sdk()
+    from agents.models.interface import Model
+
+    class Conversation(Model):
+        """Holds all that was said, and adds each answer and what its tools gave."""
+
+        def __init__(self, ask: Ask, said: list[Mapping[str, Any]], fields: Mapping[str, Any]) -> None:
+            self._ask = ask
+            self._said = said
+            self._fields = fields
+            self._calls: Sequence[Mapping[str, Any]] = ()
+
+        async def get_response(
+            self,
+            system_instructions: str | None,  # noqa: ARG002 - the conversation has them
+            input: str | list[Any],  # noqa: A002 - the SDK's face
+            model_settings: Any,
+            tools: list[Any],  # noqa: ARG002 - offered already
+            output_schema: Any,
+            *_: Any,
+            **__: Any,
+        ) -> Any:
+            """One model call. Raises BackendError for an answer that is none."""
+            self._take(input)
+            body = {**self._fields, "messages": list(self._said)}
+            if (choice := model_settings.tool_choice) is not None:
+                named = {"type": "function", "function": {"name": choice}}
+                body["tool_choice"] = choice if choice in ("auto", "required", "none") else named
+            if output_schema is not None and not output_schema.is_plain_text():
+                wanted = {"name": "final_output", "strict": False, "schema": output_schema.json_schema()}
+                body["response_format"] = {"type": "json_schema", "json_schema": wanted}
+            message = (await self._ask(body)).message
+            return agents.ModelResponse(output=self._items(message), usage=agents.Usage(), response_id=None)
+
+        def stream_response(self, *_: Any, **__: Any) -> Any:
+            raise ConfigError("the loop asks for whole answers; who streams does so behind `ask`")
+
+        def _take(self, input: str | list[Any]) -> None:  # noqa: A002 - as above
+            """What the calls of the last answer gave, in the order of the calls."""
+            given = {i["call_id"]: i["output"] for i in input if isinstance(i, dict) and "output" in i}
+            self._said += [
+                {"role": "tool", "tool_call_id": call["id"], "content": given.get(call["id"], "(no result)")}
+                for call in self._calls
+            ]
+
+        def _items(self, message: Mapping[str, Any]) -> list[Any]:
+            """The answer as the SDK's items; it is part of what was said from here on."""
+            items = agents.items
+            text = message.get("content") or message.get("refusal") or ""
+            calls = message.get("tool_calls") or ()
+            try:
+                made = [
+                    items.ResponseFunctionToolCall(
+                        call_id=call["id"],
+                        name=call["function"]["name"],
+                        arguments=call["function"].get("arguments") or "",
+                        type="function_call",
+                    )
+                    for call in calls
+                ]
+            except (KeyError, TypeError, ValueError):
+                raise BackendError("the model's answer has a tool call that is none", retryable=True) from None
+            self._calls = calls
+            self._said.append(
+                {"role": "assistant", "content": text or None, **({"tool_calls": calls} if calls else {})}
+            )
+            if not text and calls:
+                return made
+            part = items.ResponseOutputText(text=text, type="output_text", annotations=[])
+            spoken = items.ResponseOutputMessage(
+                id="msg", content=[part], role="assistant", status="completed", type="message"
+            )
+            return [spoken, *made]
+
+    return Conversation
+
+
 async def _ended(at_work: set[asyncio.Task[Any]]) -> None:
     """Wait for tools that are being cancelled; the SDK leaves them behind, so that a turn would be over before them."""
     for _ in range(4):
@@ -156,29 +245,6 @@ async def _ended(at_work: set[asyncio.Task[Any]]) -> None:
         if not task.cancelling():
             task.cancel()
     await asyncio.wait(set(at_work), timeout=ENDING_S)
-
-
-def _items(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """The messages in the SDK's own form, in which a tool call and its result are items of their own."""
-    items: list[Any] = []
-    for message in messages:
-        if message["role"] == "tool":
-            items.append(
-                {"type": "function_call_output", "call_id": message["tool_call_id"], "output": message["content"]}
-            )
-            continue
-        if message.get("content"):
-            items.append({"role": message["role"], "content": message["content"]})
-        items += [
-            {
-                "type": "function_call",
-                "call_id": call["id"],
-                "name": call["function"]["name"],
-                "arguments": call["function"]["arguments"],
-            }
-            for call in message.get("tool_calls") or ()
-        ]
-    return items
 
 
 class _NoProvider:

@@ -53,22 +53,20 @@ class Caller(Protocol):
     def decided(self, verdict: Verdict) -> None: ...
 
 
-class TurnBackend:
-    """What the loop's client talks to. It knows every message that was exchanged, and so where the run stands."""
+class TurnModel:
+    """Whom the loop asks. It knows every message that was exchanged, and so where the run stands."""
 
-    name = "turn"
-    external = False
-
-    def __init__(self, turn: Caller, *, router: Backend) -> None:
+    def __init__(self, turn: Caller, *, router: Backend, scope: Scope) -> None:
         self._turn = turn
         self._router = router
+        self._scope = scope
 
-    async def complete(self, request: ChatRequest, *, scope: Scope) -> Completion:
-        turn = self._turn
+    async def ask(self, body: dict[str, Any]) -> Completion:
+        turn, scope = self._turn, self._scope
         if turn.paused:
             raise Paused
         turn.budget.before_call()
-        request = replace(request, label=turn.outgoing)
+        request = ChatRequest(body, turn.outgoing)
         turn.emit(ModelCalled(tuple(request.messages)))
         turn.record.called(request)
         completion = await (self._heard(request, scope=scope) if turn.streaming else self._ask(request, scope=scope))

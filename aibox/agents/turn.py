@@ -22,14 +22,13 @@ from aibox.agents.events import Decided, Event, Reply, TextDelta, ToolReturned
 from aibox.agents.evidence import TurnRecord
 from aibox.agents.exposure import Exposure, of_label
 from aibox.agents.frame import Frame
-from aibox.agents.model_call import Blocked, Paused, TurnBackend
+from aibox.agents.model_call import Blocked, Paused, TurnModel
 from aibox.agents.parts import Parts
 from aibox.agents.pause import Pause
 from aibox.agents.runs import Run
 from aibox.agents.skills import catalogue, narrowing
 from aibox.errors import AIBoxError, BackendError, LimitError
 from aibox.guardrails.stream import OutputFilter
-from aibox.inference.client import openai_client
 from aibox.policy.tools import ToolRules
 from aibox.protocols import Tool
 from aibox.types import Decision, Label, Level, Scope, Verdict, Where
@@ -244,7 +243,7 @@ class Turn:
             name=parts.name,
             instructions=instructions,
             messages=messages,
-            client=openai_client(TurnBackend(self, router=parts.router), scope=self.scope, label=self.label),
+            ask=TurnModel(self, router=parts.router, scope=self.scope).ask,
             model=parts.model,
             tools=parts.tools,
             invoke=invoke,
