@@ -83,6 +83,15 @@ class Box:
         self.settings = settings
         configured = load_policy(settings.policy)
         self.policy = configured if policy is None else configured & load_policy(policy)
+        self.tenant_policies = {
+            tenant: load_policy(table.policy) for tenant, table in settings.tenants.items() if table.policy is not None
+        }
+        for tenant, own in self.tenant_policies.items():
+            if self.policy.sandbox & own.sandbox != self.policy.sandbox:
+                raise ConfigError(
+                    f"the policy of the tenant {tenant} has limits for the sandbox, which are everybody's",
+                    hint="set them in the policy of the box",
+                )
         self._made: list[Any] = []
         self._open = False
 
@@ -151,7 +160,7 @@ class Box:
 
     @cached_property
     def guardrail(self) -> Guardrail:
-        return Guardrail(self.policy, pseudonyms=self.pseudonyms)
+        return Guardrail(self.policy, pseudonyms=self.pseudonyms, tenant_policies=self.tenant_policies)
 
     @property
     def models(self) -> ModelStore | None:
@@ -180,6 +189,7 @@ class Box:
                     if table.tenants
                 },
                 tenant_aliases=routing.tenants,
+                tenant_policies=self.tenant_policies,
                 fallbacks=routing.fallbacks,
                 accounts=Accounts(settings.home / "accounts.db"),
                 concealer=Outgoing(PII(), self.pseudonyms),

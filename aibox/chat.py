@@ -271,6 +271,7 @@ class Health:
 
 
 _NOTHING = object()
+_SAYS_NOTHING: tuple[dict[str, Any], ...] = ({},)
 
 
 def _encoded(body: dict[str, Any], came: tuple[dict[str, Any], bytes] | None) -> bytes:
@@ -285,11 +286,14 @@ def assemble(chunks: Iterable[Chunk]) -> Completion:
     finish_reason, usage = "", None
     for chunk in chunks:
         last = chunk
-        content.append(chunk.text)
-        for part in chunk.delta.get("tool_calls") or ():
-            _merge_call(calls, part)
-        finish_reason = chunk.finish_reason or finish_reason
         usage = chunk.body.get("usage") or usage
+        choice = (chunk.body.get("choices") or _SAYS_NOTHING)[0]
+        delta = choice.get("delta")
+        if delta:
+            content.append(delta.get("content") or "")
+            for part in delta.get("tool_calls") or ():
+                _merge_call(calls, part)
+        finish_reason = choice.get("finish_reason") or finish_reason
     if last is None:
         raise ValueError("a stream without a chunk is not an answer")
     message: dict[str, Any] = {"role": "assistant", "content": "".join(content) or None}

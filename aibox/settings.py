@@ -142,6 +142,13 @@ class RoutingSettings(_Section):
     """What may answer instead of a model that fails, in order. What is outside passes the door each time."""
 
 
+class TenantSettings(_Section):
+    """What is a tenant's own."""
+
+    policy: str | None = None
+    """A profile or the path of a TOML file. It is joined with the box's, and so can only narrow it."""
+
+
 class ServerSettings(_Section):
     """`aibox serve`."""
 
@@ -238,6 +245,8 @@ class Settings(_Section):
     default_model: str | None = None
     """What `model="default"` means. None: the first model of the first local backend."""
     routing: RoutingSettings = RoutingSettings()
+    tenants: dict[str, TenantSettings] = Field(default_factory=dict)
+    """By the tenant's name, as tokens and keys have it."""
     memory: MemorySettings = MemorySettings()
     audit: AuditSettings = AuditSettings()
     sandbox: SandboxSettings = SandboxSettings()
@@ -311,8 +320,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
                 table[key] = base / table[key]
     if isinstance(values.get("home"), str):
         values["home"] = (base / Path(values["home"]).expanduser()).absolute()
-    if isinstance(policy := values.get("policy"), str) and policy.endswith(".toml"):
-        values["policy"] = str(base / policy)
+    tenants = values.get("tenants")
+    for table in (values, *(tenants.values() if isinstance(tenants, dict) else ())):
+        if isinstance(table, dict) and isinstance(policy := table.get("policy"), str) and policy.endswith(".toml"):
+            table["policy"] = str(base / policy)
     return values
 
 

@@ -40,7 +40,8 @@ class BareCall:
         self._request = request
         self._api = api
         self._router = router
-        self._guardrail = guardrail
+        self._guardrail = guardrail.for_tenant(scope.tenant)
+        self._policy = self._guardrail.policy
         self._scope = scope
         self._label = request.label
         self._record = TurnRecord(audit, scope=scope)
@@ -48,12 +49,14 @@ class BareCall:
 
     async def complete(self) -> Completion:
         """The whole answer; the entry that ends the call is durable when it returns."""
+        completion: Completion | None = None
         try:
             completion = await self._router.post(self._api, await self._prepare(), scope=self._scope)
-            self._record.answered(completion, said=_said(self._api, completion))
             body = await bodies.answered(self._api, completion.body, self._show)
-            await self._record.seal(outcome="answered", label=self._label)
+            await self._end(completion)
         except AIBoxError as error:
+            if completion is not None:
+                self._record.answered(completion, said=_said(self._api, completion))
             await self._record.fail(error, label=self._label)
             raise
         except asyncio.CancelledError:
@@ -84,9 +87,7 @@ class BareCall:
                 await batches.aclose()
             if shows and chunks:
                 ending += [replace(chunks[-1], body=body) for body in await through.rest()]
-            completion = _assembled(self._api, chunks)
-            self._record.answered(completion, said=_said(self._api, completion))
-            await self._record.seal(outcome="answered", label=self._label)
+            await self._end(_assembled(self._api, chunks))
             if ending:
                 yield ending
         except AIBoxError as error:
@@ -97,8 +98,7 @@ class BareCall:
             raise
 
     async def _prepare(self) -> ChatRequest:
-        policy = self._guardrail.policy
-        checked = bool(policy.checks_for("input") or policy.checks_for("tool_result"))
+        checked = bool(self._policy.checks_for("input") or self._policy.checks_for("tool_result"))
         body = await bodies.asked(self._api, self._request.body, self._check, checked=checked)
         request = replace(self._request, body=body)
         data = request.encoded()
@@ -107,9 +107,14 @@ class BareCall:
         self._record.called(request, data)
         return request
 
+    async def _end(self, completion: Completion) -> None:
+        """One entry for the answer and the end: durable when it returns."""
+        detail = self._record.answer(completion, said=_said(self._api, completion))
+        await self._record.end(outcome="answered", label=self._label, detail=detail)
+
     @property
     def _guardrail_looks(self) -> bool:
-        return bool(self._guardrail.policy.checks_for("output"))
+        return bool(self._policy.checks_for("output"))
 
     async def _check(self, text: str, where: Where) -> str:
         verdict = await self._guardrail.check(text, where=where, scope=self._scope, label=self._label)
@@ -167,7 +172,8 @@ _ENDS = ("response.completed", "response.incomplete", "response.failed")
 
 
 def _ends(chunk: Chunk) -> bool:
-    return bool(chunk.finish_reason) or chunk.body.get("type") in _ENDS
+    choices = chunk.body.get("choices")
+    return bool(choices[0].get("finish_reason")) if choices else chunk.body.get("type") in _ENDS
 
 
 def _assembled(api: Api, chunks: list[Chunk]) -> Completion:

@@ -6,6 +6,7 @@ Everything here is noted in order and becomes durable with the terminal entry, o
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ class TurnRecord:
     def __init__(self, chain: AuditChain | None, *, scope: Scope) -> None:
         self.chain = chain
         self.scope = scope
-        self.turn = str(uuid.uuid4())
+        self.turn = _turn_id()
         self._started = 0.0
 
     def note(self, kind: str, detail: Mapping[str, Any]) -> None:
@@ -63,9 +64,13 @@ class TurnRecord:
         self._started = time.perf_counter()
 
     def answered(self, completion: Completion, *, said: Any = None) -> None:
-        """`said` is what the digest is of; None is the message."""
+        said = completion.message if said is None else said
+        self.note("model.answered", self.answer(completion, said=said))
+
+    def answer(self, completion: Completion, *, said: Any) -> dict[str, Any]:
+        """What is recorded of an answer; `said` is what its digest is of."""
         weights, usage = completion.weights, completion.usage
-        detail = {
+        return {
             "model": completion.model,
             "backend": completion.backend,
             "weights": weights.known,
@@ -74,10 +79,9 @@ class TurnRecord:
             "finish_reason": completion.finish_reason,
             "input_tokens": usage.input_tokens,
             "output_tokens": usage.output_tokens,
-            "answer_sha256": digest(msgspec.json.encode(completion.message if said is None else said)),
+            "answer_sha256": digest(msgspec.json.encode(said)),
             "duration_us": round((time.perf_counter() - self._started) * 1e6),
         }
-        self.note("model.answered", detail)
 
     async def seal(self, *, outcome: str, label: Label, detail: Mapping[str, Any] | None = None) -> Receipt | None:
         """The terminal entry of a turn that came to its end; durable when it returns."""
@@ -86,15 +90,36 @@ class TurnRecord:
         detail = {"outcome": outcome, "label": str(label), "label_why": list(label.why), **(detail or {})}
         return await self.chain.seal(self.turn, scope=self.scope, detail=detail)
 
+    async def end(self, *, outcome: str, label: Label, detail: Mapping[str, Any]) -> None:
+        """As `seal`, for a turn whose receipt nobody waits for."""
+        if self.chain is not None:
+            detail = {"outcome": outcome, "label": str(label), "label_why": list(label.why), **detail}
+            await self.chain.end(self.turn, scope=self.scope, detail=detail)
+
     async def fail(self, error: AIBoxError, *, label: Label) -> None:
         """The terminal entry of a turn that did not. When even that fails, the first error is what counts."""
         if self.chain is None or isinstance(error, IntegrityError):
             return
         detail = {"outcome": "failed", "code": error.code, "label": str(label)}
         try:
-            await self.chain.seal(self.turn, scope=self.scope, kind="turn.failed", detail=detail)
+            await self.chain.end(self.turn, scope=self.scope, kind="turn.failed", detail=detail)
         except AIBoxError as second:
             error.add_note(f"and the failure could not be recorded: {second}")
+
+
+_drawn: list[bytes] = []
+
+
+def _turn_id() -> str:
+    """A random UUID. Drawn by the hundred: each call into the kernel lets another thread take the interpreter."""
+    if not _drawn:
+        data = os.urandom(16 * 128)
+        _drawn.extend(data[at : at + 16] for at in range(0, len(data), 16))
+    return str(uuid.UUID(bytes=_drawn.pop(), version=4))
+
+
+# Two processes must not draw from what one has drawn.
+os.register_at_fork(after_in_child=_drawn.clear)
 
 
 def digest(data: bytes) -> str:

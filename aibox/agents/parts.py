@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +42,19 @@ class Parts:
     history_chars: int = 48_000
     """Characters of a conversation that are sent along; beyond that what is old is summed up."""
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def under(self, tenant: str) -> Parts:
+        """The parts as they are for a tenant: under its own policy too, where the guardrail has one."""
+        own = None if self.guardrail is None else self.guardrail.for_tenant(tenant)
+        if own is None or own is self.guardrail:
+            return self
+        if tenant not in self._tenants:
+            self._tenants[tenant] = replace(self, guardrail=own, policy=self.policy & own.policy)
+        return self._tenants[tenant]
+
+    @cached_property
+    def _tenants(self) -> dict[str, Parts]:
+        return {}
 
     @cached_property
     def by_name(self) -> dict[str, Tool]:

@@ -35,6 +35,7 @@ async def recover(parts: Parts, make: Callable[[Scope], Turn], *, scope: Scope |
     """Every interrupted run of the tenant, ended: by going on, or on record as failed."""
     state, replies = _state(parts), []
     scope = (scope or Scope.local()).narrow(agent=parts.name)
+    parts = parts.under(scope.tenant)
     for run in await state.runs.interrupted(scope=scope, agent=parts.name, now=now):
         owner = Scope(tenant=scope.tenant, user=run.user, agent=run.agent, session=run.session)
         turn = make(owner)

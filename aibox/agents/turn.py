@@ -60,7 +60,7 @@ class Turn:
         inside: str = "",
         share: int = 0,
     ) -> None:
-        self.parts = parts
+        self.parts = parts = parts.under(scope.tenant)
         self.scope = scope
         self.emit = emit
         self.streaming = streaming

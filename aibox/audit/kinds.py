@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 _TURN_ENDS = frozenset({"outcome", "code", "label", "entries"})
+_ANSWERED = frozenset(
+    {"model", "backend", "weights", "weights_sha256", "template_sha256", "finish_reason", "duration_us"}
+    | {"input_tokens", "output_tokens"}
+)
 _STATE = frozenset({"outcome", "code"})
 _DOOR = frozenset({"host", "model", "label", "policy", "bytes", "pseudonymised", "attempt"})
 _CAME = frozenset({"model", "allowed", "outcome", "bytes", "input_tokens", "output_tokens", "cost_usd"})
@@ -17,15 +21,13 @@ _HELP = frozenset({"subagent", "label", "resumed"})
 
 OPEN: Mapping[str, frozenset[str]] = {
     "turn.started": frozenset({"agent", "policy", "label"}),
-    "turn.sealed": _TURN_ENDS,
+    # A call without an agent has one entry for its answer and its end.
+    "turn.sealed": _TURN_ENDS | _ANSWERED,
     "turn.failed": _TURN_ENDS,
     "prompt.built": frozenset({"bytes", "messages", "label"}),
     "guardrail.decided": frozenset({"where", "decision", "policy", "findings", "findings_total"}),
     "model.called": frozenset({"model", "bytes", "label"}),
-    "model.answered": frozenset(
-        {"model", "backend", "weights", "weights_sha256", "template_sha256", "finish_reason", "duration_us"}
-    )
-    | {"input_tokens", "output_tokens"},
+    "model.answered": _ANSWERED,
     "tool.called": frozenset({"tool", "decision", "approval", "label", "side_effects"}),
     "tool.returned": frozenset({"tool", "duration_us", "label"}) | _STATE,
     "memory.read": _STATE,

@@ -34,13 +34,14 @@ TRIES = 20
 
 @dataclass(slots=True)
 class Job:
-    """What somebody wants written. `waiter` None: nobody waits. A seal also wants the receipt of its turn."""
+    """What somebody wants written. `waiter` None: nobody waits. A seal ends its turn, with `proofs` for a receipt."""
 
     kind: str
     scope: Scope
     turn: str
     detail: dict[str, Any]
     seal: bool = False
+    proofs: bool = True
     waiter: asyncio.Future[Any] | None = None
     loop: asyncio.AbstractEventLoop | None = None
 
@@ -71,6 +72,8 @@ class Sequencer:
         self._sweeper = sweeper
         self._queue: deque[Job | Call | None] = deque()
         self._wake = threading.Event()
+        self._naps = False
+        self._busy = False
         self._turns: OrderedDict[tuple[str, str], list[list[Any]]] = OrderedDict()
         self._broken: set[tuple[str, str]] = set()
         self._orphans: dict[tuple[str, str], tuple[orphans.Listed, int]] | None = None
@@ -84,7 +87,9 @@ class Sequencer:
 
     def put(self, job: Job | Call | None) -> None:
         self._queue.append(job)
-        if not self._wake.is_set():
+        # Behind the append: a thread that stops napping looks at the queue once more.
+        noted = isinstance(job, Job) and job.waiter is None
+        if not (noted and self._naps) and not self._wake.is_set():
             self._wake.set()
 
     def _run(self) -> None:
@@ -108,18 +113,26 @@ class Sequencer:
         batch: list[Job] = []
         awaited = False
         deadline = 0.0
+        quiet_until = time.monotonic() + 1.0
         while len(batch) < BATCH:
             try:
                 job = self._queue.popleft()
             except IndexError:
                 if awaited:
                     break
+                # While there is work what is noted wakes nobody: it is found when a nap is over.
+                self._naps = bool(batch) or self._busy
                 self._wake.clear()
                 if self._queue:  # something came between the look and the clearing
                     continue
-                if not self._wake.wait(max(0.0, deadline - time.monotonic()) if batch else 1.0):
+                until = deadline if batch else quiet_until
+                left_s = until - time.monotonic()
+                nap_s = min(left_s, LINGER_S) if self._naps else left_s
+                if not self._wake.wait(max(0.0, nap_s)) and time.monotonic() >= until and not self._queue:
+                    self._busy = bool(batch)
                     break
                 continue
+            self._busy = True
             if job is None:
                 return batch, None, True
             if isinstance(job, Call):
@@ -200,6 +213,7 @@ class Sequencer:
                 self._broken.add(self._turns.popitem(last=False)[0])
         if job.seal:
             self._ledger.head(job.scope.tenant).turns.append((job.turn, entry.seq))
+        if job.seal and job.proofs:
             return _Sealed(job.scope.tenant, job.turn, [listed[0] for listed in self._turns[key]])
         return entry
 

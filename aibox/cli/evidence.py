@@ -140,7 +140,8 @@ def _answered(detail: dict[str, Any]) -> str:
 
 def _sealed(detail: dict[str, Any]) -> str:
     why = f" because of {', '.join(detail['label_why'])}" if detail.get("label_why") else ""
-    return f"The turn was {detail['outcome']} and sealed; all it touched is {detail['label']}{why}."
+    answered = f"{_answered(detail)} " if "backend" in detail else ""
+    return f"{answered}The turn was {detail['outcome']} and sealed; all it touched is {detail['label']}{why}."
 
 
 def _called(detail: dict[str, Any]) -> str:

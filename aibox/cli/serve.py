@@ -62,7 +62,14 @@ def serve(
                 console.print(f"aibox serves http://{server.host}:{listening.getsockname()[1]}/v1", markup=False)
                 if fresh:
                     console.print(f"key (shown this once): {fresh}", markup=False)
-                uvicorn_config = uvicorn.Config(app, log_level="warning", server_header=False, lifespan="off")
+                uvicorn_config = uvicorn.Config(
+                    # Whose address a caller has decides nothing here, so no header is believed about it.
+                    app,
+                    log_level="warning",
+                    server_header=False,
+                    lifespan="off",
+                    proxy_headers=False,
+                )
                 try:
                     await uvicorn.Server(uvicorn_config).serve(sockets=[listening])
                 finally:

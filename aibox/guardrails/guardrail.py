@@ -30,14 +30,20 @@ class Guardrail:
     """Runs the checks that its policy asks for at a place and joins what follows. A Guardrail is a Check itself.
 
     Built in are `jailbreak`, `injection`, `pii`, `secrets`, `links`, `topics`, `tokens`, `form` and `prompt_leak`;
-    installed packages bring others, and `checks` adds others by name, or takes their place. On its way to a model
+    installed packages bring others, and `checks` adds others by name, or takes their place. `tenant_policies` narrow
+    `policy`, each for its tenant. On its way to a model
     personal data to be redacted becomes tokens of `pseudonyms` (None: kept in memory only) that `restore` turns back;
     anything else to be redacted becomes `[removed: ...]`.
     Raises ConfigError when the policy names a check that is not there.
     """
 
     def __init__(
-        self, policy: Policy, *, checks: Mapping[str, Check] | None = None, pseudonyms: Pseudonyms | None = None
+        self,
+        policy: Policy,
+        *,
+        checks: Mapping[str, Check] | None = None,
+        pseudonyms: Pseudonyms | None = None,
+        tenant_policies: Mapping[str, Policy] | None = None,
     ) -> None:
         given = {**built_in(policy), **(checks or {})}
         # What is installed is looked at only for a name that is not there otherwise.
@@ -52,10 +58,20 @@ class Guardrail:
         self._policy = policy
         self._given = dict(checks or {})
         self._pseudonyms = pseudonyms or Pseudonyms()
+        self._own = dict(tenant_policies or {})
+        self._tenants = {
+            tenant: Guardrail(policy & own, checks=checks, pseudonyms=self._pseudonyms)
+            for tenant, own in self._own.items()
+        }
+
+    def for_tenant(self, tenant: str) -> Guardrail:
+        """What holds for a tenant: this one, or the one under its own policy too. Every check takes this way."""
+        return self._tenants.get(tenant, self)
 
     def under(self, policy: Policy) -> Guardrail:
         """The same checks and pseudonyms under the join of both policies: never weaker than either."""
-        return Guardrail(self._policy & policy, checks=self._given, pseudonyms=self._pseudonyms)
+        joined = self._policy & policy
+        return Guardrail(joined, checks=self._given, pseudonyms=self._pseudonyms, tenant_policies=self._own)
 
     def about(self, *, prompt: str, canary: str = "") -> Guardrail:
         """The same guardrail, which knows the instructions that an answer must not give away."""
@@ -66,6 +82,7 @@ class Guardrail:
                 **self._checks,
                 "prompt_leak": PromptLeak(prompt, canary=canary),
             }
+        known._tenants = {name: own.about(prompt=prompt, canary=canary) for name, own in self._tenants.items()}  # noqa: SLF001
         return known
 
     @property
@@ -82,6 +99,8 @@ class Guardrail:
         A check that raises or takes longer than `policy.limits.check_s` counts as `policy.on_check_failure`, and a
         finding says so. Raises StoreError when pseudonyms cannot be kept, IntegrityError as it comes.
         """
+        if (own := self.for_tenant(scope.tenant)) is not self:
+            return await own.check(text, where=where, scope=scope, label=label)
         decided = await self.judge(text, where=where, scope=scope, label=label)
         decision = max((d for _, d in decided), default=Decision.ALLOW)
         rewritten = "" if decision == Decision.BLOCK else await self.rewrite(text, decided, where=where, scope=scope)
@@ -128,6 +147,8 @@ class Guardrail:
 
     async def judge(self, text: str, *, where: Where, scope: Scope, label: Label | None = None) -> tuple[Decided, ...]:
         """The findings that the policy cares about, in order, each with what it decides. Nothing is changed."""
+        if (own := self.for_tenant(scope.tenant)) is not self:
+            return await own.judge(text, where=where, scope=scope, label=label)
         names = self._policy.checks_for(where)
         results: dict[str, tuple[Decided, ...]] = {}
         broken: list[IntegrityError] = []

@@ -41,6 +41,8 @@ _TOKEN = re.compile(
 )
 TOKEN_CHARS = 2 + 16 + 1 + max(STEM_DIGITS) + 2
 """The longest token, brackets included: what a stream holds back at most."""
+_MAYBE = re.compile(rf"_[0-9]{{{min(STEM_DIGITS)}}}", re.ASCII)
+"""In every token: most texts hold none, and this says so some fifty times faster."""
 _TAIL = re.compile(rf"[<\[]?{_WORD}{{0,{TOKEN_CHARS - 2}}}\Z", re.ASCII)
 _NOT_LETTERS = re.compile("[^A-Z]")
 
@@ -109,7 +111,7 @@ class Pseudonyms:
 
     async def restore_from(self, start: int, text: str, *, scope: Scope, unknown: Unknown | None = None) -> str:
         """`text[start:]` restored; what stands before `start` tells only whether a word goes on there."""
-        matches = list(_TOKEN.finditer(text, start))
+        matches = list(_TOKEN.finditer(text, start)) if _MAYBE.search(text, start) else []
         if not matches:
             return text[start:]
         names = [_canonical(match) for match in matches]
@@ -184,6 +186,8 @@ class Restorer:
 
 def with_look_alikes(text: str, spans: Sequence[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
     """The spans, sorted and disjoint as given, and between them those of everything that could be taken for a token."""
+    if not _MAYBE.search(text):
+        return list(spans)
     result: list[tuple[int, int, str]] = []
     at = 0
     for start, end, type_ in (*spans, (len(text), len(text), "")):
@@ -217,4 +221,4 @@ def _type(rule: str) -> str:
 
 def find_tokens(text: str) -> list[str]:
     """The pseudonyms in a text, in brackets and as they are made, in order; also those that a model has damaged."""
-    return [f"<{_canonical(match)}>" for match in _TOKEN.finditer(text)]
+    return [f"<{_canonical(match)}>" for match in _TOKEN.finditer(text)] if _MAYBE.search(text) else []

@@ -40,6 +40,10 @@ class Judge(Protocol):
     @property
     def policy(self) -> Policy: ...
 
+    def for_tenant(self, tenant: str) -> Judge:
+        """Itself, as it is for a tenant."""
+        ...
+
     def whole(self, where: Where) -> bool:
         """Whether a text of this place can be judged only when there is all of it."""
         ...
@@ -72,6 +76,7 @@ class OutputFilter:
         where: Where = "output",
         restore: bool = True,
     ) -> None:
+        guardrail = None if guardrail is None else guardrail.for_tenant(scope.tenant)
         self._guardrail = guardrail
         self._scope = scope
         self._label = label

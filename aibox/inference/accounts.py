@@ -82,6 +82,7 @@ class Accounts:
         self._unwritten: dict[Key, Sums] = {}
         self._background = Background()
         self._loaded = self._path is None
+        self._day = -1, ("", "")
 
     async def admit(self, scope: Scope, budgets: Budgets) -> None:
         """Raises LimitError, with the time until the budget is renewed, when nothing is left."""
@@ -89,7 +90,8 @@ class Accounts:
             return
         if not self._loaded:
             await self._write()
-        day, month, now = self._periods()
+        day, month = self._periods()
+        now = datetime.fromtimestamp(self._now(), UTC)
         for budget, user, who in (
             (budgets.tenant, "", f"the tenant {scope.tenant}"),
             (budgets.user, scope.user, "you"),
@@ -108,7 +110,7 @@ class Accounts:
         usage = call.usage
         # Rounded up: what is cheaper than a millionth of a dollar must not be free for ever.
         micro_usd = -int(-(usage.cost_usd or 0.0) * 1e6 // 1) if usage.cost_usd else 0
-        day, month, _ = self._periods()
+        day, month = self._periods()
         for user in ("", call.scope.user):
             for period in (day, month):
                 key = (call.scope.tenant, user, period)
@@ -135,10 +137,13 @@ class Accounts:
         incoming, outgoing, calls, micro_usd = self._sums.get(key, (0, 0, 0, 0))
         return Spent(incoming + outgoing, micro_usd / 1e6, calls)
 
-    def _periods(self) -> tuple[str, str, datetime]:
-        now = datetime.fromtimestamp(self._now(), UTC)
-        day = now.date().isoformat()
-        return day, day[:7], now
+    def _periods(self) -> tuple[str, str]:
+        """The day and the month that it is."""
+        number = int(self._now() // 86_400)
+        if number != self._day[0]:
+            day = datetime.fromtimestamp(number * 86_400, UTC).date().isoformat()
+            self._day = number, (day, day[:7])
+        return self._day[1]
 
     async def _write_soon(self) -> None:
         await asyncio.sleep(WRITE_S)
@@ -149,7 +154,7 @@ class Accounts:
             return
 
     async def _write(self) -> None:
-        day, month, _ = self._periods()
+        day, month = self._periods()
         added, self._unwritten = self._unwritten, {}
         try:
             rows = await asyncio.to_thread(self._exchange, added, (day, month))

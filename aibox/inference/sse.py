@@ -23,6 +23,8 @@ class Events:
         """Raises BackendError for an event that is too large to be one."""
         if not received:
             return []
+        if received.endswith(b"\n\n") and not (self._line or self._data or self._after_cr or b"\r" in received):
+            return self._whole(received)
         if self._after_cr and received.startswith(b"\n"):
             received = received[1:]  # the other half of a CRLF
         self._after_cr = received.endswith(b"\r")
@@ -41,6 +43,16 @@ class Events:
             raise BackendError(f"the model server sent an event of more than {MAX_EVENT_BYTES >> 20} MiB")
         if rest:
             self._line.append(rest)
+        return found
+
+    def _whole(self, received: bytes) -> list[bytes]:
+        """Events that came whole, as nearly all do: each is one line of data and an empty line."""
+        found = []
+        for block in received[:-2].split(b"\n\n"):
+            if block.startswith(b"data: ") and b"\n" not in block:
+                found.append(block[6:])
+            else:
+                found += (event for line in (*block.split(b"\n"), b"") if (event := self._end_line(line)) is not None)
         return found
 
     def _end_line(self, line: bytes) -> bytes | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from pydantic import Field
 
 from aibox.policy.fields import Part
@@ -23,7 +25,7 @@ class Budget(Part):
 
         return Budget.model_validate({name: least(name) for name in Budget.model_fields})
 
-    @property
+    @cached_property
     def bounded(self) -> bool:
         return any(getattr(self, name) is not None for name in Budget.model_fields)
 
@@ -39,6 +41,6 @@ class Budgets(Part):
     def __and__(self, other: Budgets) -> Budgets:
         return Budgets(tenant=self.tenant & other.tenant, user=self.user & other.user)
 
-    @property
+    @cached_property
     def bounded(self) -> bool:
         return self.tenant.bounded or self.user.bounded

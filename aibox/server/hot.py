@@ -21,6 +21,8 @@ from aibox.server.problem import openai_error, status_of
 
 MAX_BODY_BYTES = 8 * 2**20
 """Of one request: room for a long conversation; a message alone is bounded by the policy."""
+WATCH_S = 0.02
+"""How long a call goes on before anybody looks whether the caller is still there."""
 ROUTES: Mapping[str, Api] = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completions",
@@ -109,7 +111,14 @@ async def _while_there(receive: Receive) -> AsyncIterator[None]:
         gone = True
         working.cancel()
 
-    leaving = asyncio.ensure_future(leave())
+    leaving: asyncio.Task[None] | None = None
+
+    def watch() -> None:
+        nonlocal leaving
+        leaving = asyncio.ensure_future(leave())
+
+    # Most calls have ended by then, and whoever has left before is noticed then.
+    later = asyncio.get_running_loop().call_later(WATCH_S, watch)
     try:
         yield
     except asyncio.CancelledError:
@@ -117,8 +126,9 @@ async def _while_there(receive: Receive) -> AsyncIterator[None]:
             raise GoneError from None
         raise
     finally:
-        leaving.cancel()
-        if not leaving.done():
+        later.cancel()
+        if leaving is not None and not leaving.done():
+            leaving.cancel()
             await asyncio.wait((leaving,))
 
 

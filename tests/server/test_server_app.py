@@ -121,7 +121,7 @@ async def test_a_bare_model_answers_under_the_policy(served: Served) -> None:
     assert response.json()["choices"][0]["message"]["content"] == "Hello there."
     assert "maria.keller@example.org" not in str(served.model.requests[0].messages)
     kinds = await served.kinds()
-    assert kinds == ["guardrail.decided", "model.called", "model.answered", "turn.sealed"]
+    assert kinds == ["guardrail.decided", "model.called", "turn.sealed"]
 
 
 @pytest.mark.parametrize("script", [["To maria.keller@example.org it goes."]])

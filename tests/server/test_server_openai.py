@@ -156,7 +156,7 @@ async def test_every_api_is_checked_and_leaves_one_terminal_entry(served: Served
     said = await ask(served.client, api, f"I am at {MAIL}")
     assert MAIL not in _asked(served.model.requests[0])
     assert said == "[0.5, -0.25]" if api == "embeddings" else MAIL in said
-    assert await served.kinds() == ["guardrail.decided", "model.called", "model.answered", "turn.sealed"]
+    assert await served.kinds() == ["guardrail.decided", "model.called", "turn.sealed"]
 
 
 @pytest.mark.parametrize("api", APIS)
@@ -300,3 +300,13 @@ async def test_what_nothing_changes_is_passed_on_as_the_bytes_it_came_in(tmp_pat
         assert odd in sent
         assert b'["caf\\u00e9",  "x"]' in sent
         assert answer.content == served.model._made(answer.json()).encoded()  # type: ignore[attr-defined]  # Everything
+
+
+async def test_a_call_has_a_receipt_when_somebody_asks_for_it(served: Served) -> None:
+    """The proofs are not made for every call, and can be made for any: they hold, and name the model that answered."""
+    await ask(served.client, "chat", "hi")
+    entries = [entry async for entry in served.box.audit.entries(SCOPE.tenant)]
+    receipt = await served.box.audit.receipt(entries[-1].turn, scope=SCOPE)
+    assert [entry.kind for entry in receipt.entries] == ["model.called", "turn.sealed"]
+    assert receipt.entries[-1].detail["model"] == "m"
+    receipt.verify()
