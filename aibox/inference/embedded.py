@@ -1,4 +1,4 @@
-"""llama.cpp in this process: one GGUF file, loaded when first needed, one generation at a time in order of asking.
+"""llama.cpp in this process: one GGUF file, loaded when first needed, one call at a time in order of asking.
 
 The engine binds a port on 127.0.0.1 whether one wants it or not: it has a random key that nobody is told.
 """
@@ -18,15 +18,18 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo, Weights, assemble
 from aibox.errors import AIBoxError, BackendError, ConfigError, MissingExtraError
-from aibox.inference import demo_model, envelope
+from aibox.inference import demo_model, envelope, pooled
+from aibox.inference.capabilities import Api
 from aibox.inference.chunks import wants_usage
 from aibox.inference.gguf import Header, read_header
+from aibox.inference.pooled import Pooling
 from aibox.types import Scope
 
+T = TypeVar("T")
 MAX_THREADS = 8
 BATCH_TOKENS = 256
 """Of the prompt between two looks at whether anybody still waits for the answer: under a second of work."""
@@ -49,6 +52,9 @@ class Embedded:
     `context_tokens` is bounded by what the model was trained on. `threads` None is all cores but one, 8 at
     most. `model_id` names the model (default: the file's name). `verified_sha256` is the digest, in hex, that the file
     must have: any other file is refused, and the weights count as verified. `demo` marks a model too small to rely on.
+
+    A file that says how its vectors are pooled embeds texts, or ranks documents, and does not chat; `pooling` says it
+    for a file that does not.
     """
 
     external = False
@@ -63,6 +69,7 @@ class Embedded:
         model_id: str | None = None,
         demo: bool | None = None,
         verified_sha256: str | None = None,
+        pooling: Pooling | None = None,
     ) -> None:
         self.name = name
         self._path = None if path is None else Path(path).expanduser()
@@ -73,6 +80,7 @@ class Embedded:
         self._model_id = model_id
         self._demo = demo
         self._verified_sha256 = verified_sha256.lower() if verified_sha256 else None
+        self._pooling = pooling
         self._lock = threading.Lock()
         # One thread: loading, and then one generation after the other, first come, first served.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aibox-llama")
@@ -120,6 +128,22 @@ class Embedded:
             generation.cancel()
             self._running.discard(stop)
 
+    async def post(self, api: Api, request: ChatRequest, *, scope: Scope) -> Completion:
+        """An answer of the API that the model is for: chat, embeddings or rerank. Raises ConfigError for another."""
+        if api == "chat":
+            return await self.complete(request, scope=scope)
+        stop = threading.Event()
+        work = self._submit(functools.partial(self._pooled, api, request, stop), stop)
+        try:
+            return await asyncio.wrap_future(work)
+        except asyncio.CancelledError:
+            if self._closed:
+                raise _closed(self.name) from None
+            raise
+        finally:
+            stop.set()
+            self._running.discard(stop)
+
     async def health(self) -> Health:
         """Whether the engine is installed and the file can be read. Never raises."""
         if importlib.util.find_spec("xllamacpp") is None:
@@ -141,7 +165,7 @@ class Embedded:
         if loaded is not None:
             await asyncio.to_thread(_free, loaded)
 
-    def _submit(self, work: Callable[[], None], stop: threading.Event) -> Future[None]:
+    def _submit(self, work: Callable[[], T], stop: threading.Event) -> Future[T]:
         if self._closed:
             raise _closed(self.name)
         self._running.add(stop)
@@ -153,6 +177,8 @@ class Embedded:
         self, request: ChatRequest, scope: Scope, put: Callable[[Chunk], None], stop: threading.Event
     ) -> None:
         server, model = self._load()
+        if (task := self._task(model)) != "chat":
+            raise ConfigError(f"the model of {self.name} does not chat", hint=f"it can do: {task}")
         body = _body(request, template=model.header.template)
         # The time that a cached prompt saves would tell one tenant what another has asked.
         body["cache_prompt"] = scope.tenant == self._last_tenant
@@ -178,6 +204,29 @@ class Embedded:
         if stop.is_set():
             raise _closed(self.name)
 
+    def _pooled(self, api: Api, request: ChatRequest, stop: threading.Event) -> Completion:
+        model = self._model()
+        if api != (task := self._task(model)):
+            raise ConfigError(f"the model of {self.name} has no /{api}", hint=f"it can do: {task}")
+        server, model = self._load()
+
+        def hold(answer: Any) -> dict[str, Any]:
+            if stop.is_set():
+                raise _closed(self.name)
+            if "error" in answer:
+                raise _failure(self.name, answer["error"])
+            return dict(answer)
+
+        makes = pooled.embed if task == "embeddings" else pooled.rerank
+        try:
+            body = makes(server, request.body, model=self._id(model), hold=hold)
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+            raise BackendError(f"{self.name} could not use the request: {_short(error)}") from None
+        return Completion(body, self.name, self._weights(model))
+
+    def _task(self, model: _Model) -> pooled.Task:
+        return pooled.task_of(pooled.pooling_of(model.header, self._pooling))
+
     def _load(self) -> tuple[Any, _Model]:
         if self._loaded is None:
             try:
@@ -186,6 +235,9 @@ class Embedded:
                 raise _missing() from None
             model = self._model()
             params = self._params(xllamacpp.CommonParams(), model)
+            if (pooling := pooled.pooling_of(model.header, self._pooling)) is not None:
+                kinds = xllamacpp.llama_pooling_type
+                pooled.prepare(params, pooling, kinds, context_tokens=self._context(model))
             try:
                 server = xllamacpp.Server(params)
             except RuntimeError:
@@ -250,7 +302,7 @@ class Embedded:
             context_tokens=self._context(model),
             weights=self._weights(model),
             demo=model.sha256 == demo_model.SHA256 if self._demo is None else self._demo,
-            capabilities=frozenset({"chat"}),
+            capabilities=frozenset({self._task(model)}),
         )
 
     def _id(self, model: _Model) -> str:
@@ -315,6 +367,9 @@ def _free(loaded: tuple[Any, _Model]) -> None:
 
 
 def _failure(name: str, error: Mapping[str, Any]) -> BackendError:
+    if "too large to process" in str(error.get("message")):
+        hint = "send less, or give the backend more context_tokens"
+        return BackendError(f"a text is longer than the context of {name}: {_short(error['message'])}", hint=hint)
     if error.get("type") == "exceed_context_size_error":
         asked, held = error.get("n_prompt_tokens"), error.get("n_ctx")
         return BackendError(

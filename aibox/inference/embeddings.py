@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal
 
 from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo
@@ -35,24 +35,11 @@ class Embeddings:
         """An answer of the Embeddings API, in floats or in base64 as asked."""
         if api != "embeddings":
             raise self._only_embeds()
-        asked = request.body.get("input")
-        texts = [asked] if isinstance(asked, str) else asked
-        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise ConfigError("`input` is a text or a list of texts", hint="token ids cannot be embedded here")
+        texts = texts_of(request.body)
         kind: Literal["query", "passage"] = "query" if request.body.get("input_type") == "query" else "passage"
         vectors = await self._embedder.embed(texts, kind=kind)
-        dimensions = request.body.get("dimensions")
-        if dimensions not in (None, self._embedder.dimensions):
-            raise ConfigError(f"{self._embedder.name} has {self._embedder.dimensions} dimensions, and no other number")
-        packed = request.body.get("encoding_format") == "base64"
-        data: list[dict[str, Any]] = [
-            {"object": "embedding", "index": index, "embedding": _packed(vector) if packed else vector}
-            for index, vector in enumerate(vectors)
-        ]
         tokens = sum(len(text.encode("utf-8", "replace")) for text in texts) // BYTES_PER_TOKEN + 1
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        body = {"object": "list", "data": data, "model": self._embedder.name, "usage": usage}
-        return Completion(body, self.name)
+        return Completion(answer(request.body, vectors, model=self._embedder.name, tokens=tokens), self.name)
 
     async def complete(self, request: ChatRequest, *, scope: Scope) -> Completion:  # noqa: ARG002 - Backend's signature
         raise self._only_embeds()
@@ -71,6 +58,29 @@ class Embeddings:
 
     def __repr__(self) -> str:
         return f"Embeddings({self._embedder!r}, name={self.name!r})"
+
+
+def texts_of(body: Mapping[str, Any]) -> list[str]:
+    """The texts to embed. Raises ConfigError for what are none."""
+    asked = body.get("input")
+    texts = [asked] if isinstance(asked, str) else asked
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
+        raise ConfigError("`input` is a text or a list of texts", hint="token ids cannot be embedded here")
+    return texts
+
+
+def answer(body: Mapping[str, Any], vectors: Sequence[list[float]], *, model: str, tokens: int) -> dict[str, Any]:
+    """The answer of the Embeddings API to a request, in floats or in base64 as asked. Raises ConfigError."""
+    size = len(vectors[0])
+    if body.get("dimensions") not in (None, size):
+        raise ConfigError(f"{model} has {size} dimensions, and no other number")
+    packed = body.get("encoding_format") == "base64"
+    data: list[dict[str, Any]] = [
+        {"object": "embedding", "index": index, "embedding": _packed(vector) if packed else vector}
+        for index, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data, "model": model, "usage": usage}
 
 
 def _packed(vector: list[float]) -> str:

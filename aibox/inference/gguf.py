@@ -32,6 +32,8 @@ class Header:
     name: str = ""
     context_tokens: int | None = None
     template: str = ""
+    pooling: int | None = None
+    """How token vectors become one, in llama.cpp's numbers: 1 mean, 2 cls, 3 last, 4 rank. None: it chats."""
 
 
 def read_header(path: Path) -> Header:
@@ -49,6 +51,7 @@ def read_header(path: Path) -> Header:
         name=_text(values.get("general.name")),
         context_tokens=context if isinstance(context, int) and context > 0 else None,
         template=_text(values.get("tokenizer.chat_template")),
+        pooling=pooling if isinstance(pooling := values.get(f"{architecture}.pooling_type"), int) else None,
     )
 
 
