@@ -139,6 +139,7 @@ class Bubblewrap:
         try:
             with anyio.fail_after(_START_S):
                 await guest.begin(self._command(runtime, limits, uid), uid=uid, filter_program=self._filter)
+                await guest.bound()
                 await Frames(guest).greet(program.body(same=True), greeting)
         except BaseException as error:
             said = guest.said()
@@ -165,7 +166,7 @@ class BubblewrapGuest:
         self._closed = False
 
     async def begin(self, make: partial[list[str]], *, uid: int, filter_program: bytes | None) -> None:
-        """Start it and take its first process into the control group; nothing of the guest's has run by then."""
+        """Start it, and hold on to its first process."""
         with ExitStack() as given, ExitStack() as kept:
             status_r, status_w = pipe(kept, given, owner=None)
             passed, options = [status_w.fileno()], ["--json-status-fd", str(status_w.fileno())]
@@ -183,9 +184,13 @@ class BubblewrapGuest:
         await self._find()
         if self._pidfd is None:
             raise SandboxError("the isolation failed")
+
+    async def bound(self) -> None:
+        """Take its first process into the control group: before it is greeted, since then it forks."""
         if self._group is not None:
             try:
-                self._group.add(self._pid)
+                # The kernel waits for all processors here, which may take it milliseconds.
+                await anyio.to_thread.run_sync(self._group.add, self._pid)
             except OSError as error:
                 raise SandboxError(f"no limits could be set: {error}") from None
 
