@@ -17,6 +17,7 @@ from aibox.audit.chain import AuditChain
 from aibox.errors import LimitError, SandboxError
 from aibox.execution import Limits, Result, Table
 from aibox.sandbox.bubblewrap import Bubblewrap
+from aibox.sandbox.runtime import HOLD
 from aibox.sandbox.sandbox import Sandbox
 from aibox.types import Scope
 
@@ -178,7 +179,7 @@ async def test_a_hundred_cycles_leave_nothing(scope: Scope, tmp_path: Path, monk
     """A hundred sessions whose processes try to stay leave no process, group, mount, file or descriptor."""
     sandbox = Sandbox(Bubblewrap(), limits=SMALL)
     await sandbox.available()
-    before, mounts = left(), Path("/proc/self/mountinfo").read_text().count("\n")
+    before = left()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for _ in range(50):
         async with anyio.create_task_group() as tasks:
@@ -186,7 +187,9 @@ async def test_a_hundred_cycles_leave_nothing(scope: Scope, tmp_path: Path, monk
                 tasks.start_soon(_cycle, sandbox, scope)
     await sandbox.close()
     assert left() == before
-    assert Path("/proc/self/mountinfo").read_text().count("\n") == mounts
+    # An engine beside this may mount what it likes; these are where a guest's file system is put together.
+    mounts = Path("/proc/self/mountinfo").read_text()
+    assert not [place for place in ("/workspace", "/newroot", "/oldroot", f"{HOLD}/python-") if f" {place}" in mounts]
     assert not list(tmp_path.iterdir())
     assert not of_guests(Path("/tmp"))
     assert not running("4242.4242")

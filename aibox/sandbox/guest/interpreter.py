@@ -6,14 +6,13 @@ it can say only with the token that came with it, and the supervisor stops it th
 
 from __future__ import annotations
 
-import _ast
-import _socket
 import builtins
 import os
 import sys
 
 TYPE_CHECKING = False  # `typing` and `collections` would cost more time to import than all the rest
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Callable
     from typing import Any
 
@@ -29,6 +28,7 @@ _ONLY_AST = 0x400  # ast.PyCF_ONLY_AST
 
 def serve(channel: _socket.socket) -> None:
     """Run what comes over the channel until it ends."""
+    compile("0", "", "eval")  # the first takes a millisecond, here while the host still reads that all is well
     main = type(sys)("__main__")
     sys.modules["__main__"] = main
     main.__dict__["__builtins__"] = builtins
@@ -77,11 +77,11 @@ def _run(
 ) -> int:
     try:
         sources[name] = text = code.decode()
-        tree = compile(text, name, "exec", _ONLY_AST | _AWAIT, dont_inherit=True)
-        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], _ast.Expr) else None
-        _execute(compile(tree, name, "exec", _AWAIT, dont_inherit=True), names)
+        statements, last = _compiled(text, name)
+        if statements is not None:
+            _execute(statements, names)
         if last is not None:
-            value = _execute(compile(_ast.Expression(last.value), name, "eval", _AWAIT, dont_inherit=True), names)
+            value = _execute(last, names)
             if value is not None:
                 names["_"] = value
                 _show(value, say)
@@ -95,6 +95,24 @@ def _run(
         _tell(error, sources)
         return 130 if isinstance(error, KeyboardInterrupt) else 1
     return 0
+
+
+def _compiled(text: str, name: str) -> tuple[Any, Any]:
+    """The statements, and the expression at the end; either may be None."""
+    if "\n" not in text and "\\" not in text and text[:1] > " ":
+        try:
+            return None, compile(text, name, "eval", _AWAIT, dont_inherit=True)
+        except SyntaxError:
+            pass  # no expression: said below, if it is nothing else either
+    import _ast  # a millisecond the first time, which one expression does not need
+
+    tree = compile(text, name, "exec", _ONLY_AST | _AWAIT, dont_inherit=True)
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], _ast.Expr) else None
+    code = None if last is None else _ast.Expression(last.value)
+    return (
+        compile(tree, name, "exec", _AWAIT, dont_inherit=True),
+        code and compile(code, name, "eval", _AWAIT, dont_inherit=True),
+    )
 
 
 def _execute(code: Any, names: dict[str, Any]) -> Any:

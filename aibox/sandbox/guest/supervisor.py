@@ -27,6 +27,7 @@ from aibox.sandbox.guest.processes import (
     own_group,
     prctl,
     settle,
+    signal_one,
     sweep,
 )
 from aibox.sandbox.guest.run import FAR, GRACE_S, PIECE, Run, become, count
@@ -168,7 +169,9 @@ class Supervisor:
         except OSError:
             pass  # it has died, which the run is about to see
         run.cell(self._channel, token)
-        lost = run.ended or settle(self._worker)
+        lost = run.ended
+        if not lost:
+            signal_one(self._worker, STOP)  # and it stops while the others are looked for
         sweep(keep=0 if lost else self._worker)
         if not lost and others(self._worker):
             lost = self._bury()
