@@ -47,13 +47,21 @@ class Host:
 
 
 def listed(entries: Sequence[str]) -> list[Host]:
-    """Hosts as `name:port` or `10.0.0.7:port`. Raises ConfigError for anything else."""
+    """Hosts as `name:port`, `10.0.0.7:port` or `[fd00::7]:port`. Raises ConfigError for anything else."""
     found: list[Host] = []
     addresses: dict[str, str] = {}
     for entry in entries:
         name, _, port = entry.strip().lower().rpartition(":")
-        if not name or not port.isdecimal() or not 0 < int(port) < 65536 or len(entries) > MAX_HOSTS:
-            raise ConfigError(f"{entry!r} is no host and port", hint="write db.internal:5432 or 10.0.0.7:8000")
+        if "/" in name or "-" in port:
+            raise ConfigError(
+                f"{entry!r} is a network or a range, of which each address and port would need a listener inside",
+                hint="list the hosts one by one: db.internal:5432, 10.0.0.7:8000, [fd00::7]:443",
+            )
+        bare = ":" in name and not (name.startswith("[") and name.endswith("]"))
+        if not name or bare or not port.isdecimal() or not 0 < int(port) < 65536 or len(entries) > MAX_HOSTS:
+            raise ConfigError(
+                f"{entry!r} is no host and port", hint="write db.internal:5432, 10.0.0.7:8000 or [fd00::7]:443"
+            )
         try:
             address = ipaddress.ip_address(name.strip("[]"))
         except ValueError:
@@ -61,11 +69,13 @@ def listed(entries: Sequence[str]) -> list[Host]:
                 raise ConfigError(f"{name!r} is no host", hint="write db.internal:5432") from None
             inside = addresses.setdefault(name, f"127.77.{len(addresses) // 250}.{len(addresses) % 250 + 1}")
         else:
-            if address.version != 4 or address.is_loopback:
+            mapped = address.version == 6 and address.ipv4_mapped is not None
+            if address.is_loopback or address.is_unspecified or address.is_multicast or address.is_link_local or mapped:
                 raise ConfigError(
-                    f"{name} cannot be listed here", hint="IPv4 addresses and names; loopback is the inside's"
+                    f"{name} cannot be listed: loopback is the inside's own, and the others name no one host",
+                    hint="list the address by which other machines reach it",
                 )
-            inside = str(address)
+            name = inside = str(address)
         found.append(Host(name, int(port), inside))
     return found
 
@@ -253,13 +263,9 @@ def _enter(theirs: socket.socket, folder: Path, listen: Sequence[tuple[str, int]
         if Path(place).is_dir():
             call("mount", os.fsencode(folder / "nothing"), os.fsencode(place), None, _MS_BIND, None)
     sockets = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        _up(control)
-        for number, address in enumerate(sorted({a for a, _ in listen if not a.startswith("127.")})):
-            packed = struct.pack("16sH2s4s8x", f"lo:{number}".encode(), socket.AF_INET, b"", socket.inet_aton(address))
-            fcntl.ioctl(control, _SIOCSIFADDR, packed)
+    _stand({address for address, _ in listen if not address.startswith("127.")})
     for address, port in listen:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))
         sock.listen(128)
@@ -274,6 +280,21 @@ def _enter(theirs: socket.socket, folder: Path, listen: Sequence[tuple[str, int]
     theirs.close()
     call("prctl", _NO_NEW_PRIVS, 1, 0, 0, 0)
     os.execvp(command[0], list(command))  # noqa: S606 - the operator's own command
+
+
+def _stand(addresses: set[str]) -> None:
+    """Bring loopback up, with these addresses on it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        _up(control)
+        for number, address in enumerate(sorted(a for a in addresses if ":" not in a)):
+            packed = struct.pack("16sH2s4s8x", f"lo:{number}".encode(), socket.AF_INET, b"", socket.inet_aton(address))
+            fcntl.ioctl(control, _SIOCSIFADDR, packed)
+    if sixes := sorted(a for a in addresses if ":" in a):
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as control:
+            for address in sixes:
+                # struct in6_ifreq of linux/ipv6.h. Loopback asks nobody whether an address is free.
+                there = socket.inet_pton(socket.AF_INET6, address)
+                fcntl.ioctl(control, _SIOCSIFADDR, struct.pack("16sIi", there, 128, socket.if_nametoindex("lo")))
 
 
 def _up(control: socket.socket) -> None:

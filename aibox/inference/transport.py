@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from aibox.errors import ConfigError
 from aibox.inference.addresses import Address, in_networks, is_inside_address, is_public_address
@@ -38,6 +38,13 @@ class Transport:
             parts = urlsplit(self.proxy)
             if parts.scheme != "http" or not parts.hostname:
                 raise ConfigError("a proxy is the URL of an HTTP proxy", hint="such as http://proxy.corp.internal:3128")
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no message may show, the longest first: a proxy's URL comes back in what the client raises."""
+        parts = urlsplit(self.proxy or "")
+        password = parts.password or ""
+        return (parts.netloc.rpartition("@")[0], password, unquote(password))
 
     def tls(self) -> ssl.SSLContext:
         """A context that verifies names and certificates. Raises ConfigError for a file that cannot be used."""

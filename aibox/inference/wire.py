@@ -49,7 +49,8 @@ class Wire:
     """The connection to one server: a pool for each event loop that uses it, made when it is first needed.
 
     `timeout_s` is the longest silence of the server: before its first byte and between two pieces. Errors name the
-    server as `name`, and never show `secret`. `rule` says which addresses the host's name may resolve to.
+    server as `name`, and never show `secret` or a proxy's password. `rule` says which addresses the host's name may
+    resolve to.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Wire:
         self._rule = rule
         self._name = name
         self._headers = dict(headers)
-        self._secret = secret
+        self._secrets = [text for text in (*self._transport.secrets, secret) if text]
         self._timeout_s = timeout_s
         self._sessions: dict[asyncio.AbstractEventLoop, ClientSession] = {}
 
@@ -241,8 +242,8 @@ class Wire:
 
     def _short(self, message: str) -> str:
         message = " ".join(message.split())
-        if self._secret:
-            message = message.replace(self._secret, "[key]")
+        for secret in self._secrets:
+            message = message.replace(secret, "[key]")
         return message if len(message) <= MAX_MESSAGE_CHARS else message[:MAX_MESSAGE_CHARS] + "..."
 
     @contextlib.contextmanager

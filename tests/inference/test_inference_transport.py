@@ -1,0 +1,307 @@
+"""Corporate reality, against real peers on loopback: an authority of one's own, client certificates, a proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import datetime as dt
+import ipaddress
+import json
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from inference_parts import Notes, Upstream
+
+from aibox.errors import BackendError, ConfigError, EgressError
+from aibox.inference.configured import make_backend
+from aibox.inference.openai_compatible import OpenAICompatible
+from aibox.inference.router import Router
+from aibox.inference.transport import Transport
+from aibox.inference.vllm import VLLM
+from aibox.policy.egress import EgressRules
+from aibox.policy.policy import Policy
+from aibox.settings import BackendSettings
+from aibox.types import Scope
+
+pytestmark = [pytest.mark.anyio, pytest.mark.loopback]
+LOOPBACK = ("127.0.0.0/8",)
+
+
+class Authority:
+    """A private authority, and what it has signed, as PEM files in a folder."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder = folder
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self.bundle = folder / f"{name}.pem"
+        made = self._made(self._name, self._key).add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
+        usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+        made = made.add_extension(usage, True)
+        self._certificate = made.sign(self._key, hashes.SHA256())
+        self.bundle.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
+
+    def issue(self, name: str, *, client: bool = False) -> tuple[Path, Path]:
+        """A certificate for a host (or a client) and its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        names: list[x509.GeneralName] = [x509.DNSName(name)]
+        if name.startswith("127."):
+            names = [x509.IPAddress(ipaddress.ip_address(name))]
+        use = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
+        made = (
+            self._made(subject, key)
+            .add_extension(x509.SubjectAlternativeName(names), False)
+            .add_extension(x509.ExtendedKeyUsage([use]), False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), False)
+            .sign(self._key, hashes.SHA256())
+        )
+        place = self._folder / f"{name}.crt", self._folder / f"{name}.key"
+        place[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+        place[1].write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        return place
+
+    def _made(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        now = dt.datetime.now(dt.UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(days=1))
+            .not_valid_after(now + dt.timedelta(days=1))
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+        )
+
+
+class Proxy:
+    """An HTTP proxy: CONNECT, and requests in absolute form. It keeps the first line and the headers of each."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.port = 0
+        self.refuses = False
+        self._open: set[asyncio.StreamWriter] = set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
+        try:
+            await self._one(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+            self._open.discard(writer)
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        self.asked.append(head)
+        method, target, _ = head.split(" ", 2)
+        if self.refuses:
+            writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+            await writer.drain()
+            return
+        where = target if method == "CONNECT" else target.split("/", 3)[2]
+        host, _, port = where.rpartition(":")
+        there, out = await asyncio.open_connection(host, int(port))
+        self._open.add(out)
+        if method == "CONNECT":
+            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        else:
+            out.write(head.replace(target, "/" + target.split("/", 3)[3], 1).encode("latin-1"))
+        await asyncio.gather(_pipe(reader, out), _pipe(there, writer))
+
+    def close(self) -> None:
+        for writer in self._open:
+            writer.close()
+
+
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+@dataclass
+class Peers:
+    """A model server behind TLS that wants a client certificate when `mutual`, its authority, and a proxy."""
+
+    authority: Authority
+    other: Authority
+    upstream: Upstream
+    url: str
+    mutual_url: str
+    proxy: Proxy
+    folder: Path
+
+    def trusted(self, **fields: Any) -> Transport:
+        return Transport(ca_bundle=self.authority.bundle, **fields)
+
+
+@pytest.fixture
+async def peers(upstream: Upstream, tmp_path: Path) -> AsyncIterator[Peers]:
+    authority, other = Authority(tmp_path, "ours"), Authority(tmp_path, "theirs")
+    certificate, key = authority.issue("127.0.0.1")
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", upstream.chat)
+    app.router.add_get("/v1/models", upstream.list_models)
+    app.router.add_get("/health", upstream.list_models)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    for mutual in (False, True):
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate, key)
+        if mutual:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(authority.bundle)
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    proxy = Proxy()
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    proxy.port = server.sockets[0].getsockname()[1]
+    urls = [f"https://127.0.0.1:{address[1]}/v1" for address in runner.addresses]
+    yield Peers(authority, other, upstream, urls[0], urls[1], proxy, tmp_path)
+    server.close()
+    proxy.close()
+    await runner.cleanup()
+
+
+KINDS = [VLLM, OpenAICompatible]
+
+
+async def _ask(backend: Any, scope: Scope, **options: Any) -> str:
+    router = Router(backend, **options)
+    try:
+        whole = await router.complete("Hi", model=f"{backend.name}/m", scope=scope)
+        pieces = [chunk.text async for chunk in router.stream("Hi", model=f"{backend.name}/m", scope=scope)]
+    finally:
+        await router.close()
+    assert "".join(pieces) == "Hello thére 😀."
+    return whole.text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_authority_of_ones_own_is_trusted_where_it_is_named(peers: Peers, kind: Any, scope: Scope) -> None:
+    """With its bundle the server is believed, whole and streamed; without it, or with another's, nothing is sent."""
+    assert await _ask(kind(peers.url, name="tls", transport=peers.trusted()), scope) == "Hello there."
+    asked = len(peers.upstream.bodies)
+    for transport in (None, Transport(ca_bundle=peers.other.bundle)):
+        with pytest.raises(BackendError, match=r"(?i)certificate|ssl"):
+            await _ask(kind(peers.url, name="tls", models=["m"], transport=transport), scope)
+    assert len(peers.upstream.bodies) == asked
+
+
+async def test_a_certificate_is_of_a_name(peers: Peers, scope: Scope) -> None:
+    """A trusted authority's certificate for another host is refused: what is verified is who was asked for."""
+    elsewhere = peers.url.replace("127.0.0.1", "localhost")
+    with pytest.raises(BackendError, match=r"(?i)certificate|hostname|ssl"):
+        await _ask(OpenAICompatible(elsewhere, name="tls", models=["m"], transport=peers.trusted()), scope)
+    assert not peers.upstream.bodies
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_client_certificate_is_shown_where_it_is_wanted(peers: Peers, kind: Any, scope: Scope) -> None:
+    """The server that wants one answers who has one of its authority, and nobody else."""
+    certificate, key = peers.authority.issue("aibox", client=True)
+    transport = peers.trusted(client_certificate=certificate, client_key=key)
+    assert await _ask(kind(peers.mutual_url, name="mtls", transport=transport), scope) == "Hello there."
+    asked = len(peers.upstream.bodies)
+    wrong, wrong_key = peers.other.issue("stranger", client=True)
+    for given in (peers.trusted(), peers.trusted(client_certificate=wrong, client_key=wrong_key)):
+        with pytest.raises(BackendError):
+            await _ask(kind(peers.mutual_url, name="mtls", models=["m"], transport=given), scope)
+    assert len(peers.upstream.bodies) == asked
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("secure", [True, False])
+async def test_everything_goes_through_the_proxy(peers: Peers, kind: Any, secure: bool, scope: Scope) -> None:
+    """By CONNECT with TLS to the server itself, or in absolute form; the proxy gets its password, and no more."""
+    proxy = f"http://eva:secret@127.0.0.1:{peers.proxy.port}"
+    url = peers.url if secure else peers.upstream.url
+    backend = kind(url, name="far", api_key="key-of-the-server", transport=peers.trusted(proxy=proxy))
+    assert await _ask(backend, scope) == "Hello there."
+    assert peers.proxy.asked
+    wanted = "Basic " + base64.b64encode(b"eva:secret").decode()
+    for head in peers.proxy.asked:
+        assert head.startswith("CONNECT 127.0.0.1:") if secure else "http://127.0.0.1:" in head.split("\r\n", 1)[0]
+        assert wanted in head
+        assert not secure or "key-of-the-server" not in head
+    assert {h["Authorization"] for h in peers.upstream.headers} == {"Bearer key-of-the-server"}
+    assert not any("Proxy-Authorization" in h for h in peers.upstream.headers if secure)
+
+
+async def test_a_proxy_that_refuses_is_an_error_that_names_it_and_no_password(peers: Peers, scope: Scope) -> None:
+    """And nothing goes around it."""
+    peers.proxy.refuses = True
+    proxy = f"http://eva:secret@127.0.0.1:{peers.proxy.port}"
+    backend = OpenAICompatible(peers.url, name="far", models=["m"], transport=peers.trusted(proxy=proxy))
+    with pytest.raises(BackendError) as caught:
+        await _ask(backend, scope)
+    assert "407" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert not peers.upstream.bodies
+
+
+async def test_the_door_goes_the_same_way(peers: Peers, notes: Notes, scope: Scope) -> None:
+    """An external backend behind the door has its authority, its client certificate and its proxy, and each attempt
+    is on record before the proxy hears of it."""
+    certificate, key = peers.authority.issue("aibox", client=True)
+    proxy = f"http://127.0.0.1:{peers.proxy.port}"
+    transport = peers.trusted(client_certificate=certificate, client_key=key, proxy=proxy, networks=LOOPBACK)
+    backend = OpenAICompatible(peers.mutual_url, name="out", models=["m"], external=True, transport=transport)
+    policy = Policy(egress=EgressRules(models=frozenset({"out/m"})))
+    router = Router(backend, policy=policy, audit=notes)
+    answer = await router.complete("Hi", model="out/m", scope=scope, label="public")
+    assert answer.text == "Hello there."
+    kinds = [kind for kind, _, _ in notes.entries]
+    assert kinds == ["egress.allowed", "egress.returned"]
+    heard = len(peers.proxy.asked)
+    notes.broken = True
+    with pytest.raises(Exception, match="disk is full"):
+        await router.complete("Hi", model="out/m", scope=scope, label="public")
+    notes.broken = False
+    with pytest.raises(EgressError, match="marked confidential"):
+        await router.complete("Hi", model="out/m", scope=scope, label="confidential")
+    assert len(peers.proxy.asked) == heard
+    await router.close()
+
+
+async def test_settings_carry_all_of_it(peers: Peers, scope: Scope) -> None:
+    """What a table of the settings says is what the connection does."""
+    certificate, key = peers.authority.issue("aibox", client=True)
+    table = BackendSettings(
+        kind="openai", name="set", url=peers.mutual_url, ca_bundle=peers.authority.bundle,
+        client_certificate=certificate, client_key=key, proxy=f"http://127.0.0.1:{peers.proxy.port}",  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert await _ask(make_backend(table), scope) == "Hello there."
+    assert peers.proxy.asked
+    assert json.loads(peers.upstream.bodies[0])["model"] == "m"
+    broken = peers.folder / "broken.pem"
+    broken.write_text("not a certificate")
+    with pytest.raises(ConfigError, match="certificates of a backend"):
+        await _ask(make_backend(table.model_copy(update={"ca_bundle": broken, "proxy": None})), scope)
+
+
+def test_an_older_tls_is_not_spoken() -> None:
+    """1.2 at least, names and certificates verified, whatever else is set."""
+    context = replace(Transport(), networks=LOOPBACK).tls()
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+    assert context.verify_mode == ssl.CERT_REQUIRED
+    assert context.check_hostname
