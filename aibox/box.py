@@ -32,12 +32,12 @@ from aibox.inference.router import Router
 from aibox.inference.staging import ModelStore
 from aibox.memory.memory import Memory
 from aibox.memory.redis_buffer import RedisBuffer
-from aibox.policy.policy import PROFILES, Policy
+from aibox.policy.policy import SHIPPED, Policy
 from aibox.protocols import Erasable, Tool
 from aibox.sandbox.configured import make_sandbox
 from aibox.sandbox.sandbox import Sandbox
 from aibox.sealing import seal, telemetry_off
-from aibox.settings import Settings
+from aibox.settings import Settings, read_secret
 from aibox.types import Label, Scope
 
 
@@ -81,7 +81,7 @@ class Box:
     def __init__(self, settings: Settings, *, policy: Policy | str | None = None) -> None:
         telemetry_off(os.environ)
         self.settings = settings
-        configured = load_policy(settings.policy)
+        configured = load_policy(settings.policy, key=policy_key(settings))
         self.policy = configured if policy is None else configured & load_policy(policy)
         self.tenant_policies = {
             tenant: load_policy(table.policy) for tenant, table in settings.tenants.items() if table.policy is not None
@@ -160,7 +160,13 @@ class Box:
 
     @cached_property
     def guardrail(self) -> Guardrail:
-        return Guardrail(self.policy, pseudonyms=self.pseudonyms, tenant_policies=self.tenant_policies)
+        shadow = self.settings.shadow_policy
+        return Guardrail(
+            self.policy,
+            pseudonyms=self.pseudonyms,
+            tenant_policies=self.tenant_policies,
+            shadow=None if shadow is None else load_policy(shadow),
+        )
 
     @property
     def models(self) -> ModelStore | None:
@@ -295,8 +301,13 @@ class _Lazily:
 _HOME_HINT = "set AIBOX_HOME to a folder of yours"
 
 
-def load_policy(value: Policy | str) -> Policy:
-    """A policy as it is, a profile by its name, or a file."""
+def load_policy(value: Policy | str, *, key: str | None = None) -> Policy:
+    """A policy as it is, a shipped one by its name, or a file; a file must be signed where a verifier key is given."""
     if isinstance(value, Policy):
         return value
-    return Policy.profile(value) if value in PROFILES else Policy.load(value)
+    return Policy.profile(value) if value in SHIPPED else Policy.load(value, key=key)
+
+
+def policy_key(settings: Settings) -> str | None:
+    """The verifier key that must have signed the policy file; None where the settings ask for none."""
+    return read_secret(None, settings.policy_key)

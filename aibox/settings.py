@@ -241,7 +241,11 @@ class Settings(_Section):
     home: Path
     """The data folder: evidence, keys, memory."""
     policy: str = "balanced"
-    """A profile (permissive, balanced, strict) or the path of a TOML file."""
+    """A shipped one (permissive, balanced, strict, clinic, bank, defence) or the path of a TOML or YAML file."""
+    policy_key: Path | None = None
+    """A file with the verifier key (`aibox policy sign` names it) that must have signed the policy file."""
+    shadow_policy: str | None = None
+    """A second policy, named as `policy` is, that decides nothing: what it would have decided is recorded."""
     backends: tuple[BackendSettings, ...] = ()
     """Model servers, in order of preference. Empty is the embedded demo model."""
     default_model: str | None = None
@@ -324,8 +328,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
         values["home"] = (base / Path(values["home"]).expanduser()).absolute()
     tenants = values.get("tenants")
     for table in (values, *(tenants.values() if isinstance(tenants, dict) else ())):
-        if isinstance(table, dict) and isinstance(policy := table.get("policy"), str) and policy.endswith(".toml"):
-            table["policy"] = str(base / policy)
+        for key in ("policy", "shadow_policy") if isinstance(table, dict) else ():
+            if isinstance(policy := table.get(key), str) and policy.endswith((".toml", ".yaml", ".yml")):
+                table[key] = str(base / policy)
+    if isinstance(values.get("policy_key"), str):
+        values["policy_key"] = base / values["policy_key"]
     return values
 
 

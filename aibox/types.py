@@ -182,6 +182,8 @@ class Verdict:
     findings: tuple[Finding, ...] = ()
     policy_digest: str = ""
     where: Where = "input"
+    shadow: Verdict | None = None
+    """What a policy in shadow would have decided, without a text; None where there is none."""
 
     @property
     def blocked(self) -> bool:

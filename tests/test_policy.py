@@ -12,8 +12,8 @@ from aibox.errors import ConfigError
 from aibox.execution import Limits
 from aibox.policy.egress import EgressRules
 from aibox.policy.limits import TurnLimits
-from aibox.policy.policy import PROFILES, Policy
-from aibox.policy.texts import FormRules, TokenLimits, TopicRules
+from aibox.policy.policy import PROFILES, SHIPPED, Policy
+from aibox.policy.texts import SPOTLIGHTS, FormRules, TokenLimits, TopicRules
 from aibox.policy.tools import ToolRules
 from aibox.types import PLACES, Decision, Label, Level
 
@@ -30,6 +30,7 @@ topics = st.fixed_dictionaries(
 schemas = st.sampled_from([{}, {"type": "object"}, {"minimum": 0.5}])
 policies = st.builds(
     Policy,
+    spotlight=st.sampled_from(SPOTLIGHTS),
     topics=topics,
     tokens=st.builds(TokenLimits, input=st.none() | st.integers(1, 99), retrieved=st.none() | st.integers(1, 99)),
     form=schemas.map(lambda schema: FormRules.model_validate({"output": schema})),
@@ -60,6 +61,7 @@ def test_a_join_is_never_weaker_than_either(a: Policy, b: Policy, where: str, sc
         for model in MODELS[1:]:
             assert one.egress.allows(model) or not both.egress.allows(model)
         assert marked <= one.egress.ceiling or not marked <= both.egress.ceiling
+        assert SPOTLIGHTS.index(both.spotlight) >= SPOTLIGHTS.index(one.spotlight)
         for topic, words in one.topics.banned.items():
             assert words <= both.topics.banned[topic]
         assert one.topics.allowed <= both.topics.allowed
@@ -102,22 +104,17 @@ def test_the_name_is_for_people_only() -> None:
     assert Policy(name="a").digest == Policy(name="b").digest
 
 
-@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_no_profile_opens_the_door(name: str) -> None:
     """Whatever profile is chosen, nothing leaves."""
     assert not Policy.profile(name).egress.open
 
 
 def test_the_profiles_grow_stricter() -> None:
-    """strict decides at least as strictly as balanced, and balanced as permissive, for every event."""
+    """strict decides at least as strictly as balanced, and balanced as permissive, about everything."""
     permissive, balanced, strict = (Policy.profile(name) for name in PROFILES)
     for lower, higher in ((permissive, balanced), (balanced, strict)):
-        for check in ("pii", "jailbreak"):
-            for where in PLACES:
-                for score in range(11):
-                    low, high = (p.decide(check, where=where, score=score / 10) for p in (lower, higher))
-                    assert high >= low
-        assert (lower & higher).limits == higher.limits
+        assert (lower & higher).digest == higher.digest
 
 
 def test_silence_shuts_the_door_and_leaves_tools_alone() -> None:

@@ -21,7 +21,7 @@ from aibox.guardrails.pseudonyms import find_tokens
 from aibox.guardrails.stream import OutputFilter
 from aibox.inference.capabilities import Api
 from aibox.inference.router import Router
-from aibox.types import Decision, Scope, Verdict, Where
+from aibox.types import PLACES, Decision, Scope, Verdict, Where
 
 
 class BareCall:
@@ -41,7 +41,6 @@ class BareCall:
         self._api = api
         self._router = router
         self._guardrail = guardrail.for_tenant(scope.tenant)
-        self._policy = self._guardrail.policy
         self._scope = scope
         self._label = request.label
         self._record = TurnRecord(audit, scope=scope)
@@ -74,7 +73,11 @@ class BareCall:
             ending: list[Chunk] = []
             batches = self._router.batches(self._api, await self._prepare(), scope=self._scope)
             shows = self._guardrail_looks or self._restores
-            through = Response(self._filter) if self._api == "responses" else Choices(self._api, self._filter)
+            through = (
+                Response(self._filter, self._call)
+                if self._api == "responses"
+                else Choices(self._api, self._filter, self._call)
+            )
             try:
                 async for batch in batches:
                     chunks += batch
@@ -98,8 +101,11 @@ class BareCall:
             raise
 
     async def _prepare(self) -> ChatRequest:
-        checked = bool(self._policy.checks_for("input") or self._policy.checks_for("tool_result"))
+        checked = any(self._guardrail.looks(where) for where in PLACES)
+        if prompt := bodies.instructions(self._request.body):
+            self._guardrail = self._guardrail.about(prompt=prompt)
         body = await bodies.asked(self._api, self._request.body, self._check, checked=checked)
+        self._enforce(await self._guardrail.together(bodies.users(body), scope=self._scope, label=self._label))
         request = replace(self._request, body=body)
         data = request.encoded()
         # A model that was shown no pseudonym has none to give back.
@@ -114,7 +120,7 @@ class BareCall:
 
     @property
     def _guardrail_looks(self) -> bool:
-        return bool(self._policy.checks_for("output"))
+        return self._guardrail.looks("output") or self._guardrail.looks("tool_arguments")
 
     async def _check(self, text: str, where: Where) -> str:
         verdict = await self._guardrail.check(text, where=where, scope=self._scope, label=self._label)
@@ -122,17 +128,23 @@ class BareCall:
         return verdict.text
 
     async def _show(self, text: str, where: Where) -> str:
-        """A text of the model as it may be shown."""
-        if self._guardrail_looks:
+        """A text of the model as it may be shown; arguments of a call as a tool needs them."""
+        if self._guardrail.looks(where):
             text = await self._check(text, where)
-        return await self._guardrail.restore(text, scope=self._scope) if self._restores else text
+        if not self._restores:
+            return text
+        if where == "tool_arguments":
+            return await self._guardrail.restore_arguments(text, scope=self._scope)
+        return await self._guardrail.restore(text, scope=self._scope)
+
+    async def _call(self, arguments: str) -> str:
+        return await self._show(arguments, "tool_arguments")
 
     def _filter(self) -> _Held:
         return _Held(self, OutputFilter(self._guardrail, scope=self._scope, label=self._label))
 
     def _enforce(self, verdict: Verdict) -> None:
-        if verdict.decision > Decision.ALLOW:
-            self._record.decided(verdict)
+        self._record.decided(verdict)
         if verdict.blocked:
             raise GuardrailError(
                 f"a safety check refused this: {'; '.join(verdict.reasons())}",

@@ -5,7 +5,7 @@ Whatever a check cannot read is refused, not passed by: token ids, and items tha
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from aibox.errors import ConfigError
@@ -21,10 +21,12 @@ SAID: Mapping[str, tuple[str, ...]] = {
 }
 """What a model writes in a choice of these APIs, in the order in which it writes it."""
 
-_PLACES: Mapping[str, Where] = {"tool": "tool_result", "function": "tool_result"}
-_TRUSTED = ("system", "developer", "assistant")
-# Items of a conversation that hold no word of a user's or of a tool's.
-_ITEMS = ("function_call", "custom_tool_call", "reasoning")
+_EARLIER: Where = "retrieved"
+"""Earlier answers and calls: what the caller kept, with everything in it that was restored for the caller."""
+_PLACES: Mapping[str, Where] = {"tool": "tool_result", "function": "tool_result", "assistant": _EARLIER}
+_TRUSTED = ("system", "developer")
+CALLS: Mapping[str, str] = {"function_call": "arguments", "custom_tool_call": "input"}
+"""Items of the Responses API that call a tool, and the field of what it is called with."""
 _OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 
@@ -53,6 +55,28 @@ async def asked(api: Api, body: Mapping[str, Any], change: Change, *, checked: b
     return {**body, **changed}
 
 
+def instructions(body: Mapping[str, Any]) -> str:
+    """What the caller tells the model to be: system and developer messages, and the Responses API's instructions."""
+    told = [body["instructions"]] if isinstance(body.get("instructions"), str) else []
+    told += [_text(item.get("content")) for item in _messages(body) if item.get("role") in _TRUSTED]
+    return "\n".join(told)
+
+
+def users(body: Mapping[str, Any]) -> list[str]:
+    """What a conversation's user wrote, message by message."""
+    return [_text(item.get("content")) for item in _messages(body) if item.get("role") == "user"]
+
+
+def _messages(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for key in ("messages", "input"):
+        yield from (item for item in body.get(key) or () if isinstance(item, Mapping))
+
+
+def _text(content: Any) -> str:
+    parts = [{"text": content}] if isinstance(content, str) else content if isinstance(content, list) else ()
+    return "\n".join(part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str))
+
+
 async def answered(api: Api, body: dict[str, Any], change: Change) -> dict[str, Any]:
     """The whole answer with its texts changed; the same object when nothing did."""
     if api == "responses":
@@ -72,6 +96,10 @@ async def output(response: dict[str, Any], change: Change) -> dict[str, Any]:
 
 async def output_item(item: dict[str, Any], change: Change) -> dict[str, Any]:
     made = dict(item)
+    field = CALLS.get(str(item.get("type")), "")
+    if isinstance(text := item.get(field), str) and text:
+        shown = await change(text, "tool_arguments")
+        made[field] = text if shown == text else shown
     for key in ("content", "summary"):
         if isinstance(item.get(key), list):
             made[key] = _same(item[key], [await output_part(part, change) for part in item[key]])
@@ -89,9 +117,33 @@ async def output_part(part: dict[str, Any], change: Change) -> dict[str, Any]:
 async def _choice(api: Api, choice: dict[str, Any], change: Change) -> dict[str, Any]:
     told = choice.get("message") or {} if api == "chat" else choice
     made = {key: await change(told[key], "output") for key in SAID[api] if isinstance(told.get(key), str) and told[key]}
+    for key in ("tool_calls", "function_call") if api == "chat" else ():
+        if (old := told.get(key)) and (new := await _calls(old, "tool_arguments", change)) is not old:
+            made[key] = new
     if all(told[key] == text for key, text in made.items()):
         return choice
     return without_tokens({**choice, "message": {**told, **made}} if api == "chat" else {**choice, **made})
+
+
+async def _calls(calls: Any, where: Where, change: Change) -> Any:
+    """The calls of a message, or the one of the old form; the same object when no arguments changed."""
+    if isinstance(calls, Mapping):
+        text = calls.get("arguments")
+        shown = await change(text, where) if isinstance(text, str) and text else text
+        return calls if shown == text else {**calls, "arguments": shown}
+    if not isinstance(calls, list):
+        return calls
+    made: list[Any] = []
+    for call in calls:
+        if not isinstance(call, Mapping):
+            raise ConfigError("each call of a tool is an object")
+        key = "custom" if call.get("type") == "custom" else "function"
+        told = call.get(key)
+        field = "input" if key == "custom" else "arguments"
+        text = told.get(field) if isinstance(told, Mapping) else None
+        shown = await change(text, where) if isinstance(text, str) and text else text
+        made.append(call if shown == text else {**call, key: {**told, field: shown}})  # type: ignore[dict-item]
+    return _same(calls, made)
 
 
 def without_tokens(choice: dict[str, Any]) -> dict[str, Any]:
@@ -109,14 +161,30 @@ async def _item(item: Any, change: Change, *, checked: bool) -> Any:
     if kind in _OUTPUTS:
         made = await _content(item.get("output"), "tool_result", change)
         return item if made is item.get("output") else {**item, "output": made}
+    if isinstance(kind, str) and (field := CALLS.get(kind)):
+        text = item.get(field)
+        shown = await change(text, _EARLIER) if isinstance(text, str) and text else text
+        return item if shown == text else {**item, field: shown}
+    if kind == "reasoning":
+        parts = {
+            key: await _content(item.get(key), _EARLIER, change) for key in ("summary", "content") if item.get(key)
+        }
+        return item if all(part is item[key] for key, part in parts.items()) else {**item, **parts}
     if not isinstance(role, str):
-        if checked and kind not in _ITEMS:
+        if checked:
             raise ConfigError(f"the item {str(kind)[:40]!r} cannot be checked, as the policy asks")
         return item
     if role in _TRUSTED:
         return item
     made = await _content(item.get("content"), _PLACES.get(role, "input"), change)
-    return item if made is item.get("content") else {**item, "content": made}
+    fields = {"content": made} if made is not item.get("content") else {}
+    for key in ("tool_calls", "function_call"):
+        if (old := item.get(key)) and (new := await _calls(old, _EARLIER, change)) is not old:
+            fields[key] = new
+    for key in ("reasoning_content", "reasoning", "refusal"):
+        if isinstance(text := item.get(key), str) and text and (shown := await change(text, _EARLIER)) != text:
+            fields[key] = shown
+    return {**item, **fields} if fields else item
 
 
 async def _content(content: Any, where: Where, change: Change) -> Any:

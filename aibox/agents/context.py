@@ -16,10 +16,12 @@ from aibox.agents.exposure import Exposure
 from aibox.agents.model_call import Blocked
 from aibox.agents.parts import Parts
 from aibox.agents.sessions import Past, Sessions
+from aibox.agents.spotlight import bare, joined
 from aibox.chat import ChatRequest
 from aibox.errors import UpstreamError
 from aibox.memory.memory import Memory
 from aibox.memory.quote import quote
+from aibox.memory.record import Passage, Record
 from aibox.types import Label, Scope, Verdict, Where
 
 KEPT_SHARE = 3
@@ -97,7 +99,7 @@ class Context:
         for hit in hits:
             verdict = await turn.check(hit.record.text, where="retrieved")
             if not verdict.blocked:
-                kept.append(replace(hit, record=replace(hit.record, text=verdict.text)))
+                kept.append(replace(hit, record=replace(hit.record, text=self._shown(hit.record, verdict.text))))
                 turn.touch(hit.record.label.because(hit.citation))
         if kept:
             turn.expose(_RECALLED)
@@ -105,6 +107,13 @@ class Context:
         turn.record.note("memory.read", {"outcome": "read", "records": [hit.record.id for hit in kept]})
         if kept:
             self._note(quote(kept))
+
+    def _shown(self, record: Record | Passage, text: str) -> str:
+        """What a document says as the policy has it shown; `quote` puts it between marks anyway."""
+        mode = self._turn.parts.policy.spotlight
+        if mode == "off":
+            return text
+        return joined(bare(text)) if mode == "mark" and isinstance(record, Passage) else bare(text)
 
     async def earlier(self) -> list[Mapping[str, Any]]:
         """What was said before: given by the caller, and then checked anew; else kept, as the model saw it."""
@@ -114,7 +123,9 @@ class Context:
             return await self._window(memory)
         earlier: list[Mapping[str, Any]] = []
         for message in self.history or ():
-            verdict = await self._turn.check(message["content"], where="input")
+            # What the model said before is no user's text, and may hold what was restored in it.
+            place: Where = "input" if message["role"] == "user" else "retrieved"
+            verdict = await self._turn.check(message["content"], where=place)
             if verdict.blocked:
                 raise Blocked
             earlier.append({"role": message["role"], "content": verdict.text})

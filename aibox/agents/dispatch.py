@@ -16,7 +16,7 @@ import anyio
 import msgspec
 from pydantic import ValidationError
 
-from aibox.agents import exposure
+from aibox.agents import exposure, spotlight
 from aibox.agents.approvals import Approval, digest_of
 from aibox.agents.events import ApprovalAsked, ToolCalled, ToolReturned
 from aibox.agents.evidence import digest
@@ -89,6 +89,8 @@ async def dispatch(tool: Tool, arguments_json: str, *, call_id: str, turn: TurnS
     }
     turn.record.note("tool.returned", detail)
     turn.returned(ToolReturned(tool.name, text, ok, duration_s))
+    if outcome in ("returned", "failed") and getattr(tool, "untrusted", False):
+        text = spotlight.quote(text, source=tool.name, mode=turn.policy.spotlight)
     turn.frame.results[call_id] = text
     return text
 
@@ -130,7 +132,7 @@ async def _read(tool: Tool, arguments_json: str, *, turn: TurnState) -> dict[str
     text = verdict.text
     # What the turn keeps, it keeps as the model sees it: a tool over memory gets and gives pseudonyms.
     if turn.guardrail is not None and not getattr(tool, "keeps", False):
-        text = await turn.guardrail.restore(text, scope=turn.scope, unknown=_forged)
+        text = await turn.guardrail.restore_arguments(text, scope=turn.scope, unknown=_forged)
     try:
         arguments = msgspec.json.decode(text or "{}")
     except msgspec.DecodeError as error:

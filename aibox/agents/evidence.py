@@ -18,7 +18,7 @@ from aibox.audit.chain import AuditChain
 from aibox.audit.receipt import Receipt
 from aibox.chat import ChatRequest, Completion
 from aibox.errors import AIBoxError, IntegrityError
-from aibox.types import Label, Scope, Verdict
+from aibox.types import Decision, Label, Scope, Verdict
 
 MAX_FINDINGS = 32
 """Of one verdict in its entry: an entry has a bounded size, and a text may be full of them."""
@@ -43,17 +43,14 @@ class TurnRecord:
             await self.chain.append(kind, scope=self.scope, turn=self.turn, detail=detail)
 
     def decided(self, verdict: Verdict) -> None:
-        findings = [
-            {"check": f.check, "rule": f.rule, "score_permille": round(f.score * 1000)}
-            for f in verdict.findings[:MAX_FINDINGS]
-        ]
-        detail = {
-            "where": verdict.where,
-            "decision": str(verdict.decision),
-            "policy": verdict.policy_digest,
-            "findings": findings,
-            "findings_total": len(verdict.findings),
-        }
+        """Nothing found is nothing noted; a policy in shadow is noted where it would have decided otherwise."""
+        shadow = verdict.shadow
+        differs = shadow is not None and shadow.decision != verdict.decision
+        if verdict.decision == Decision.ALLOW and not verdict.findings and not differs:
+            return
+        detail = {"where": verdict.where, **_decided(verdict)}
+        if shadow is not None and differs:
+            detail["shadow"] = _decided(shadow)
         self.note("guardrail.decided", detail)
 
     def called(self, request: ChatRequest, body: bytes | None = None) -> None:
@@ -120,6 +117,19 @@ def _turn_id() -> str:
 
 # Two processes must not draw from what one has drawn.
 os.register_at_fork(after_in_child=_drawn.clear)
+
+
+def _decided(verdict: Verdict) -> dict[str, Any]:
+    findings = [
+        {"check": f.check, "rule": f.rule, "score_permille": round(f.score * 1000)}
+        for f in verdict.findings[:MAX_FINDINGS]
+    ]
+    return {
+        "decision": str(verdict.decision),
+        "policy": verdict.policy_digest,
+        "findings": findings,
+        "findings_total": len(verdict.findings),
+    }
 
 
 def digest(data: bytes) -> str:

@@ -6,8 +6,9 @@ import json
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -195,6 +196,26 @@ class Sessions:
         ]
         head = {"id": session.id, "agent": session.agent, "title": session.title, "label": str(session.label)}
         return {**head, "created_us": session.created_us, "updated_us": session.updated_us, "messages": messages}
+
+    async def texts(self) -> AsyncIterator[tuple[Scope, int, str, str]]:
+        """Every message that is kept, of every tenant: (scope, number of its turn, role, text). For the operator.
+
+        A conversation at a time is read; nothing of it stays in memory.
+        """
+
+        def names(db: sqlite3.Connection) -> list[_Key]:
+            return db.execute("SELECT tenant, user, agent, id FROM sessions ORDER BY 1, 2, 3, 4").fetchall()
+
+        def read(db: sqlite3.Connection, key: _Key) -> list[tuple[int, bytes]]:
+            return db.execute(
+                "SELECT seq, body FROM messages WHERE tenant=? AND user=? AND agent=? AND session=? ORDER BY seq", key
+            ).fetchall()
+
+        for key in await self._store.run(names):
+            scope = Scope(tenant=key[0], user=key[1], agent=key[2], session=key[3])
+            for seq, body in await self._store.run(partial(read, key=key)):
+                for message in json.loads(self._store.open(body, "messages", *key, str(seq))):
+                    yield scope, seq, str(message.get("role")), str(message.get("content") or "")
 
     async def delete(self, *, scope: Scope) -> None:
         """Let go of the scope's session. Raises AccessError where there is none."""

@@ -27,6 +27,7 @@ from aibox.agents.parts import Parts
 from aibox.agents.pause import Pause
 from aibox.agents.runs import Run
 from aibox.agents.skills import catalogue, narrowing
+from aibox.agents.spotlight import note
 from aibox.errors import AIBoxError, BackendError, LimitError
 from aibox.guardrails.stream import OutputFilter
 from aibox.policy.tools import ToolRules
@@ -206,7 +207,14 @@ class Turn:
 
     async def _answer(self, asked: str) -> str:
         await self.context.recall(asked)
-        return await self._loop([*await self.context.earlier(), {"role": "user", "content": asked}])
+        messages: list[Mapping[str, Any]] = [*await self.context.earlier(), {"role": "user", "content": asked}]
+        if self.guardrail is not None:
+            said = [str(m.get("content") or "") for m in messages if m.get("role") == "user"]
+            verdict = await self.guardrail.together(said, scope=self.scope, label=self.label)
+            if verdict.blocked:
+                self.decided(verdict)
+                raise Blocked
+        return await self._loop(messages)
 
     async def _go_on(self, frame: Frame) -> str:
         """The calls that waited, then the loop as if nothing had been between."""
@@ -233,6 +241,8 @@ class Turn:
         instructions = parts.told
         if listed := catalogue(parts.skills):
             instructions += f"\n\n{listed}"
+        if (said := note(self.policy.spotlight)) and any(getattr(tool, "untrusted", False) for tool in parts.tools):
+            instructions += f"\n\n{said}"
         if self.context.notes:
             instructions += f"\n\n{self.context.notes}"
 
@@ -336,8 +346,8 @@ class Turn:
         return verdict
 
     def decided(self, verdict: Verdict) -> None:
+        self.record.decided(verdict)
         if verdict.decision == Decision.ALLOW and not verdict.findings:
             return
         self.verdicts.append(verdict)
         self.emit(Decided(verdict))
-        self.record.decided(verdict)

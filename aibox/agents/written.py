@@ -5,7 +5,7 @@ An event whose text is held back waits for it; one that nothing was changed in g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from aibox.agents import bodies
@@ -25,15 +25,20 @@ class Filter(Protocol):
 
 
 Make = Callable[[], Filter]
+Arguments = Callable[[str], Awaitable[str]]
+"""What becomes of the arguments of a call, once there is all of them: half of a JSON text cannot be judged."""
 Body = dict[str, Any]
 
 
 class Choices:
     """A stream of Chat Completions or of Completions."""
 
-    def __init__(self, api: Api, make: Make) -> None:
+    def __init__(self, api: Api, make: Make, arguments: Arguments) -> None:
         self._api = api
         self._make = make
+        self._arguments = arguments
+        self._calls: dict[tuple[int, int], str] = {}
+        self._kinds: dict[tuple[int, int], str] = {}
         self._filters: dict[tuple[int, str], Filter] = {}
         self._open: set[tuple[int, str]] = set()
         self._last: Body = {}
@@ -53,8 +58,10 @@ class Choices:
     async def rest(self) -> list[Body]:
         """What was still held back, when a stream ends without a reason."""
         shown = []
-        for index in sorted({index for index, _ in self._open}):
-            if said := await self._finish(index):
+        for index in sorted({index for index, _ in (*self._open, *self._calls)}):
+            said: Body = await self._finish(index)
+            said |= await self._called(index)
+            if said:
                 frame = {"index": index, "finish_reason": None}
                 shown.append({**frame, "delta": said} if self._api == "chat" else {**frame, **said})
         frame = {key: value for key, value in self._last.items() if key not in ("choices", "usage")}
@@ -73,6 +80,9 @@ class Choices:
         if choice.get("finish_reason"):
             for key, text in (await self._finish(index)).items():
                 made[key] = made.get(key, "") + text
+        if self._api == "chat":
+            made |= await self._calling(index, told, last=bool(choice.get("finish_reason")))
+            said |= {key: told[key] for key in ("tool_calls", "function_call") if told.get(key)}
         if made == said:
             return choice
         others = told.keys() - said.keys() - ({"role"} if self._api == "chat" else _FRAME)
@@ -80,6 +90,43 @@ class Choices:
             return None
         changed = {**choice, "delta": {**told, **made}} if self._api == "chat" else {**choice, **made}
         return bodies.without_tokens(changed)
+
+    async def _calling(self, index: int, told: Body, *, last: bool) -> Body:
+        """The calls in a piece, without their arguments, which follow in the last one."""
+        made: Body = {}
+        if isinstance(one := told.get("function_call"), dict):
+            self._calls[index, _OLD] = self._calls.get((index, _OLD), "") + (one.get("arguments") or "")
+            made["function_call"] = {**one, "arguments": ""}
+        if isinstance(calls := told.get("tool_calls"), list):
+            made["tool_calls"] = [begun for call in calls if (begun := self._begun(index, call)) is not None]
+        if last:
+            for key, rest in (await self._called(index)).items():
+                made[key] = [*made.get(key, ()), *rest] if key == "tool_calls" else {**made.get(key, {}), **rest}
+        return made
+
+    def _begun(self, index: int, call: Body) -> Body | None:
+        """A piece of a call without what it is called with; None for one that is nothing else."""
+        kind = "custom" if call.get("custom") else "function"
+        field, number, told = _FIELDS[kind], call.get("index", 0), call.get(kind) or {}
+        self._kinds[index, number] = kind
+        self._calls[index, number] = self._calls.get((index, number), "") + (told.get(field) or "")
+        if not (call.get("id") or told.get("name")):
+            return None
+        return {**call, kind: {**told, field: ""}} if told else call
+
+    async def _called(self, index: int) -> Body:
+        """The arguments of a choice's calls, whole."""
+        keys = [key for key in sorted(self._calls) if key[0] == index]
+        texts = {number: self._calls.pop((choice, number)) for choice, number in keys}
+        made: Body = {}
+        if old := texts.pop(_OLD, ""):
+            made["function_call"] = {"arguments": await self._arguments(old)}
+        calls = []
+        for number, text in texts.items():
+            kind = self._kinds.pop((index, number))
+            if text:
+                calls.append({"index": number, kind: {_FIELDS[kind]: await self._arguments(text)}})
+        return {**made, "tool_calls": calls} if calls else made
 
     def _filter(self, index: int, key: str) -> Filter:
         self._open.add((index, key))
@@ -99,6 +146,9 @@ class Choices:
         return made
 
 
+_FIELDS = {"function": "arguments", "custom": "input"}
+_OLD = -1
+"""The number of a call in the form that came before `tool_calls`."""
 _FRAME = {"index", "finish_reason", "logprobs", "stop_reason"}
 
 # The texts of the Responses API: the field of the whole text, and the field that counts the parts.
@@ -109,14 +159,16 @@ _TEXTS = {
     "response.reasoning_summary_text": ("text", "summary_index"),
 }
 _ENDS = ("completed", "incomplete", "failed")
-_QUIET = ("response.function_call_arguments.", "response.custom_tool_call_input.", "error")
+_CALLS = {"response.function_call_arguments": "arguments", "response.custom_tool_call_input": "input"}
 
 
 class Response:
     """A stream of the Responses API: the same text comes in pieces, whole, in its part, its item and the response."""
 
-    def __init__(self, make: Make) -> None:
+    def __init__(self, make: Make, arguments: Arguments) -> None:
         self._make = make
+        self._arguments = arguments
+        self._called: dict[str, str] = {}
         self._filters: dict[tuple[int, str, int], Filter] = {}
         self._pieces: dict[tuple[int, str, int], Body] = {}
         self._whole: dict[str, str] = {}
@@ -150,7 +202,9 @@ class Response:
             late = await self._late() if kind == "response" and step in _ENDS else []
             response = await bodies.output(body["response"], self._shown)
             return [*late, body if response is body["response"] else {**body, "response": response}]
-        if str(body.get("type", "")).startswith(_QUIET):
+        if kind in _CALLS:
+            return await self._call(kind, step, body)
+        if body.get("type") == "error":
             return [body]
         # An event that is not known could say what no check has seen.
         return [] if any(isinstance(body.get(key), str) for key in ("delta", "text", "transcript")) else [body]
@@ -177,6 +231,14 @@ class Response:
             return [done]
         return [_piece(body, kind, rest), done]
 
+    async def _call(self, kind: str, step: str, body: Body) -> list[Body]:
+        """Arguments are shown when they are whole: a piece that is all of them, then the event that ends them."""
+        if step != "done" or not isinstance(text := body.get(_CALLS[kind]), str):
+            return []
+        shown = await self._shown(text, "tool_arguments")
+        frame = {name: value for name, value in body.items() if name not in (_CALLS[kind], "name")}
+        return [{**frame, "type": f"{kind}.delta", "delta": shown}, {**body, _CALLS[kind]: shown}]
+
     async def _late(self) -> list[Body]:
         """What is held back of texts that the server never said the end of."""
         pieces, self._pieces = self._pieces, {}
@@ -186,7 +248,10 @@ class Response:
 
     async def _shown(self, text: str, where: Where) -> str:
         """What was shown of a text that has been written by now; one that never came in pieces is looked at now."""
-        del where
+        if where == "tool_arguments":
+            if text not in self._called:
+                self._called[text] = await self._arguments(text)
+            return self._called[text]
         if text not in self._whole:
             through = self._make()
             shown = await through.push(text) + await through.finish()

@@ -25,7 +25,7 @@ OPEN: Mapping[str, frozenset[str]] = {
     "turn.sealed": _TURN_ENDS | _ANSWERED,
     "turn.failed": _TURN_ENDS,
     "prompt.built": frozenset({"bytes", "messages", "label"}),
-    "guardrail.decided": frozenset({"where", "decision", "policy", "findings", "findings_total"}),
+    "guardrail.decided": frozenset({"where", "decision", "policy", "findings", "findings_total", "shadow"}),
     "model.called": frozenset({"model", "bytes", "label"}),
     "model.answered": _ANSWERED,
     "tool.called": frozenset({"tool", "decision", "approval", "label", "side_effects"}),

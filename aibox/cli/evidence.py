@@ -123,7 +123,10 @@ def _decided(detail: dict[str, Any]) -> str:
         "retrieved": "a remembered text",
         "output": "the answer",
     }[detail["where"]]
-    return f"The guardrail found {found} in {where} and {did}, under policy {detail['policy'][:19]}."
+    said = f"The guardrail found {found} in {where} and {did}, under policy {detail['policy'][:19]}."
+    if shadow := detail.get("shadow"):
+        said += f" Policy {shadow['policy'][:19]}, in shadow, would have decided: {shadow['decision']}."
+    return said
 
 
 def _answered(detail: dict[str, Any]) -> str:

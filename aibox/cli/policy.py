@@ -1,34 +1,46 @@
-"""`aibox policy`: whether policy files hold, what they decide about a text and why, and their JSON Schema."""
+"""`aibox policy`: whether policy files hold, what they decide and why, what a change changes, and their signatures."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 from rich.markup import escape
 
+from aibox.audit.keys import Keyring, write_new
+from aibox.audit.signer import KeySigner, public_key
 from aibox.box import load_policy
+from aibox.cli.options import ConfigOption, load_settings
+from aibox.cli.policy_changes import changes
 from aibox.errors import ConfigError
+from aibox.guardrails.cases import Outcome, read_cases, tried
 from aibox.guardrails.guardrail import Guardrail
+from aibox.policy.files import sign as sign_file
 from aibox.policy.levels import effective
-from aibox.policy.policy import Policy
+from aibox.policy.policy import SHIPPED, Policy
+from aibox.settings import read_secret
 from aibox.types import PLACES, Scope, Where
 
 app = typer.Typer(no_args_is_help=True, help="Policies: check them, and ask what they decide.")
 
-FilesArgument = Annotated[list[str], typer.Argument(help="TOML files or profiles: permissive, balanced, strict.")]
+FilesArgument = Annotated[list[str], typer.Argument(help=f"TOML or YAML files, or one of {', '.join(SHIPPED)}.")]
 
 
 @app.command()
-def check(files: FilesArgument) -> None:
+def check(
+    files: FilesArgument,
+    key: Annotated[Path | None, typer.Option(help="A file with the verifier key that must have signed them.")] = None,
+) -> None:
     """Read policies as a box would, and show the digest of each. Exit code 2 for one that does not hold."""
     console = Console(highlight=False)
     for name in files:
-        policy = load_policy(name)
+        policy = load_policy(name, key=read_secret(None, key))
         Guardrail(policy)  # refuses checks that are not there
         checks = ", ".join(f"{check} at {'/'.join(rules)}" for check, rules in policy.checks.items()) or "no checks"
         console.print(f"{escape(name)}: holds, {policy.digest[:19]}, {escape(checks)}", soft_wrap=True)
@@ -59,6 +71,50 @@ def explain(
 
 
 @app.command()
+def sign(
+    file: Annotated[Path, typer.Argument(help="A policy file.")],
+    config: ConfigOption = None,
+) -> None:
+    """Sign a policy as it is now, with the data folder's key `policy`: FILE.sig. The setting `policy_key` checks it."""
+    Guardrail(Policy.load(file))  # what does not hold is not signed
+    settings, _ = load_settings(config=config)
+    keys = Keyring(settings.home / "keys")
+    signer = KeySigner("aibox-policy", Ed25519PrivateKey.from_private_bytes(keys.secret("policy")))
+    public = settings.home / "keys" / "policy.pub"
+    if not public.exists():
+        write_new(public, public_key(signer) + "\n")
+    console = Console(highlight=False)
+    console.print(f"signed: {sign_file(file, signer)}; the key to check it with: {public}", soft_wrap=True)
+
+
+@app.command("test")
+def test_(
+    policy: Annotated[str, typer.Argument(help="The policy: a file or a shipped one.")],
+    cases: Annotated[Path, typer.Argument(help="A TOML or YAML file: cases with text, where, decision.")],
+) -> None:
+    """Hold a policy against cases of what it should decide. 1: it decides otherwise about one of them."""
+    console = Console(highlight=False)
+    known = read_cases(cases)
+    guardrail = Guardrail(load_policy(policy))
+
+    async def main() -> list[Outcome]:
+        return [outcome async for outcome in tried(guardrail, known, scope=Scope.local())]
+
+    wrong = 0
+    for number, outcome in enumerate(asyncio.run(main()), 1):
+        case = outcome.case
+        if outcome.wrong:
+            wrong += 1
+            text = " ".join(case.text.split())[:60]
+            console.print(
+                f"[red]wrong[/] {number}: {escape(text)!r} at {case.where}: {escape(outcome.wrong)}", soft_wrap=True
+            )
+    console.print(f"{len(known) - wrong} of {len(known)} cases are decided as they should be")
+    if wrong:
+        raise typer.Exit(1)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a policy file, for editors."""
     print(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **Policy.model_json_schema()}))
@@ -66,8 +122,12 @@ def schema() -> None:
 
 @app.command()
 def diff(
-    before: Annotated[str, typer.Argument(help="A TOML file or a profile.")],
+    before: Annotated[str, typer.Argument(help="A policy file or a shipped one.")],
     after: Annotated[str, typer.Argument(help="Another.")],
+    recorded: Annotated[
+        bool, typer.Option("--recorded", help="Also name the recorded turns and conversations that would change.")
+    ] = False,
+    config: ConfigOption = None,
 ) -> None:
     """Say where the second policy decides otherwise than the first, check by check, and 1 where it relaxes anything."""
     console = Console(highlight=False)
@@ -84,6 +144,10 @@ def diff(
     for part in sorted(set(a) - {"checks", "name", "version"}):
         if a[part] != b[part]:
             console.print(f"  {part} differs", soft_wrap=True)
+    if recorded:
+        settings, _ = load_settings(config=config)
+        for line in asyncio.run(changes(settings, old, new)):
+            console.print(f"  {escape(line)}", soft_wrap=True)
     # Where the second is at least as strict everywhere, joining the first to it changes nothing.
     if (old & new).digest != new.digest:
         console.print("the second relaxes something of the first")

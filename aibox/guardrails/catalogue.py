@@ -23,6 +23,8 @@ from aibox.policy.policy import Policy
 from aibox.protocols import Check
 
 GROUP = "aibox.checks"
+OF_POLICY = ("topics", "tokens", "form")
+"""The checks that are made of a policy's own lists and limits."""
 
 
 def built_in(policy: Policy | None = None) -> dict[str, Check]:

@@ -1,3 +1,4 @@
+# ruff: noqa: SLF001 - a guardrail looks into the one beside it, which is in shadow
 """Decides about a text: allow, flag, redact, require approval, block. The policy decides; the checks only look.
 
 All checks see the text as it came; changes are made once, at the end, so that no redaction can hide a reason to refuse.
@@ -7,18 +8,32 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any
 
 import anyio
+import msgspec
 
 from aibox.errors import ConfigError, GuardrailError, IntegrityError
-from aibox.guardrails.catalogue import brought, built_in, offered
+from aibox.guardrails.catalogue import OF_POLICY, brought, built_in, offered
 from aibox.guardrails.leak import PromptLeak
-from aibox.guardrails.pseudonyms import Pseudonyms, Restorer, Unknown, placeholder, splice, with_look_alikes
-from aibox.guardrails.stream import CheckedStream, Decided, OutputFilter
+from aibox.guardrails.pseudonyms import (
+    Pseudonyms,
+    Restorer,
+    Unknown,
+    find_tokens,
+    placeholder,
+    splice,
+    with_look_alikes,
+)
+from aibox.guardrails.stream import CheckedStream, Decided, Judged, OutputFilter
 from aibox.policy.policy import Policy
 from aibox.protocols import Check
-from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
+from aibox.types import PLACES, Decision, Finding, Label, Scope, Verdict, Where
 
+TOGETHER = 4
+TOGETHER_CHARS = 4_000
+"""How many of a user's messages are read as one text, and how much of them."""
+_ATTACKS = ("jailbreak", "injection")
 # On its way to a model a text gets pseudonyms, which are restored later. A model's own text does not: what is taken out
 # of it stays out, or restoring would put it back.
 _TO_MODEL: tuple[Where, ...] = ("input", "tool_result", "retrieved")
@@ -31,9 +46,9 @@ class Guardrail:
 
     Built in are `jailbreak`, `injection`, `pii`, `secrets`, `links`, `topics`, `tokens`, `form` and `prompt_leak`;
     installed packages bring others, and `checks` adds others by name, or takes their place. `tenant_policies` narrow
-    `policy`, each for its tenant. On its way to a model
-    personal data to be redacted becomes tokens of `pseudonyms` (None: kept in memory only) that `restore` turns back;
-    anything else to be redacted becomes `[removed: ...]`.
+    `policy`, each for its tenant. On its way to a model personal data to be redacted becomes tokens of `pseudonyms`
+    (None: kept in memory only) that `restore` turns back; anything else to be redacted becomes `[removed: ...]`. A
+    policy in `shadow` decides nothing; what it would have decided is in each verdict.
     Raises ConfigError when the policy names a check that is not there.
     """
 
@@ -44,6 +59,7 @@ class Guardrail:
         checks: Mapping[str, Check] | None = None,
         pseudonyms: Pseudonyms | None = None,
         tenant_policies: Mapping[str, Policy] | None = None,
+        shadow: Policy | None = None,
     ) -> None:
         given = {**built_in(policy), **(checks or {})}
         # What is installed is looked at only for a name that is not there otherwise.
@@ -58,11 +74,32 @@ class Guardrail:
         self._policy = policy
         self._given = dict(checks or {})
         self._pseudonyms = pseudonyms or Pseudonyms()
+        self._shadow = None if shadow is None else Guardrail(shadow, checks=self._given, pseudonyms=self._pseudonyms)
+        self._share()
+        self._looks = frozenset(
+            where for where in PLACES if any(p is not None and p.checks_for(where) for p in (policy, shadow))
+        )
+        self._wholes = frozenset(
+            where
+            for where in PLACES
+            if any(getattr(self._checks[name], "whole", False) for name in policy.checks_for(where))
+        )
         self._own = dict(tenant_policies or {})
         self._tenants = {
-            tenant: Guardrail(policy & own, checks=checks, pseudonyms=self._pseudonyms)
+            tenant: Guardrail(
+                policy & own,
+                checks=checks,
+                pseudonyms=self._pseudonyms,
+                shadow=None if shadow is None else shadow & own,
+            )
             for tenant, own in self._own.items()
         }
+
+    def _share(self) -> None:
+        """What both policies ask is asked once; only what the policy itself parametrises is there twice."""
+        if self._shadow is not None:
+            same = {name: check for name, check in self._checks.items() if name not in OF_POLICY}
+            self._shadow._checks = {**self._shadow._checks, **same}
 
     def for_tenant(self, tenant: str) -> Guardrail:
         """What holds for a tenant: this one, or the one under its own policy too. Every check takes this way."""
@@ -70,19 +107,26 @@ class Guardrail:
 
     def under(self, policy: Policy) -> Guardrail:
         """The same checks and pseudonyms under the join of both policies: never weaker than either."""
-        joined = self._policy & policy
-        return Guardrail(joined, checks=self._given, pseudonyms=self._pseudonyms, tenant_policies=self._own)
+        return Guardrail(
+            self._policy & policy,
+            checks=self._given,
+            pseudonyms=self._pseudonyms,
+            tenant_policies=self._own,
+            shadow=None if self.shadow is None else self.shadow & policy,
+        )
 
     def about(self, *, prompt: str, canary: str = "") -> Guardrail:
         """The same guardrail, which knows the instructions that an answer must not give away."""
+        policies = (self._policy, self.shadow, *self._own.values())
+        if not any(policy is not None and "prompt_leak" in policy.checks for policy in policies):
+            return self
         known = copy.copy(self)
         # One that somebody gave in its place knows best what it is about.
         if "prompt_leak" not in self._given:
-            known._checks = {  # noqa: SLF001 - a copy of ourselves
-                **self._checks,
-                "prompt_leak": PromptLeak(prompt, canary=canary),
-            }
-        known._tenants = {name: own.about(prompt=prompt, canary=canary) for name, own in self._tenants.items()}  # noqa: SLF001
+            known._checks = {**self._checks, "prompt_leak": PromptLeak(prompt, canary=canary)}
+            known._shadow = copy.copy(self._shadow)
+            known._share()
+        known._tenants = {name: own.about(prompt=prompt, canary=canary) for name, own in self._tenants.items()}
         return known
 
     @property
@@ -93,6 +137,11 @@ class Guardrail:
     def policy(self) -> Policy:
         return self._policy
 
+    @property
+    def shadow(self) -> Policy | None:
+        """The policy that runs beside the one in force and only reports."""
+        return None if self._shadow is None else self._shadow.policy
+
     async def check(self, text: str, *, where: Where = "input", scope: Scope, label: Label | None = None) -> Verdict:
         """The verdict about a text. Its `text` is what may be used further on; it is empty when blocked.
 
@@ -101,11 +150,38 @@ class Guardrail:
         """
         if (own := self.for_tenant(scope.tenant)) is not self:
             return await own.check(text, where=where, scope=scope, label=label)
-        decided = await self.judge(text, where=where, scope=scope, label=label)
+        judged = await self.judge(text, where=where, scope=scope, label=label)
+        decided = judged.decided
         decision = max((d for _, d in decided), default=Decision.ALLOW)
         rewritten = "" if decision == Decision.BLOCK else await self.rewrite(text, decided, where=where, scope=scope)
+        shadow = None
+        if judged.shadow is not None and self.shadow is not None:
+            would = max((d for _, d in judged.shadow), default=Decision.ALLOW)
+            shadow = Verdict(would, "", tuple(finding for finding, _ in judged.shadow), self.shadow.digest, where)
         findings = tuple(finding for finding, _ in decided)
-        return Verdict(decision, rewritten, findings, self._policy.digest, where)
+        return Verdict(decision, rewritten, findings, self._policy.digest, where, shadow)
+
+    async def together(self, texts: Sequence[str], *, scope: Scope, label: Label | None = None) -> Verdict:
+        """The verdict about a user's last messages as one text: an attack may come in parts, each of them harmless.
+
+        Only attacks are looked for, and only a refusal counts: it was said who wrote what, and nothing is rewritten.
+        """
+        if (own := self.for_tenant(scope.tenant)) is not self:
+            return await own.together(texts, scope=scope, label=label)
+        last = list(texts)[-TOGETHER:]
+        text = "\n".join(last)[-TOGETHER_CHARS:]
+        asked = {name: check for name, check in self._asked("input").items() if name in _ATTACKS}
+        decided: tuple[Decided, ...] = ()
+        if len(last) > 1 and asked:
+            seen = {
+                id(check): await self._look(name, check, text, where="input", scope=scope, label=label)
+                for name, check in asked.items()
+            }
+            decided = self._decide(asked, seen, text, "input")
+        strict = tuple((found, what) for found, what in decided if what >= Decision.REQUIRE_APPROVAL)
+        decision = max((what for _, what in strict), default=Decision.ALLOW)
+        findings = tuple(found for found, _ in strict)
+        return Verdict(decision, "" if strict else text, findings, self._policy.digest, "input")
 
     async def enforce(self, text: str, *, where: Where = "input", scope: Scope, label: Label | None = None) -> str:
         """The text as it may be used further on. Raises GuardrailError when it may not be used."""
@@ -125,6 +201,29 @@ class Guardrail:
         """
         return await self._pseudonyms.restore(text, scope=scope, unknown=unknown)
 
+    async def restore_arguments(self, text: str, *, scope: Scope, unknown: Unknown = placeholder) -> str:
+        """As `restore` for a JSON text: what is put in is put in as JSON. A text that is none is restored as it is."""
+        if not find_tokens(text):
+            return text
+        try:
+            value = msgspec.json.decode(text)
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            return await self.restore(text, scope=scope, unknown=unknown)
+        return msgspec.json.encode(await self._restored(value, scope, unknown)).decode()
+
+    async def _restored(self, value: Any, scope: Scope, unknown: Unknown) -> Any:
+        if isinstance(value, str):
+            return await self.restore(value, scope=scope, unknown=unknown)
+        if isinstance(value, list):
+            return [await self._restored(item, scope, unknown) for item in value]
+        if isinstance(value, dict):
+            pairs = [
+                (await self._restored(k, scope, unknown), await self._restored(v, scope, unknown))
+                for k, v in value.items()
+            ]
+            return dict(pairs)
+        return value
+
     def stream(
         self,
         chunks: AsyncIterator[str],
@@ -141,58 +240,84 @@ class Guardrail:
         through = OutputFilter(self, scope=scope, label=label, where=where, restore=restore)
         return CheckedStream(chunks, through=through)
 
+    def looks(self, where: Where) -> bool:
+        """Whether anything is looked for at this place, by the policy in force or by one in shadow."""
+        return where in self._looks
+
     def whole(self, where: Where) -> bool:
         """Whether a check that the policy asks for at this place can judge a whole text only."""
-        return any(getattr(self._checks[name], "whole", False) for name in self._policy.checks_for(where))
+        return where in self._wholes
 
-    async def judge(self, text: str, *, where: Where, scope: Scope, label: Label | None = None) -> tuple[Decided, ...]:
-        """The findings that the policy cares about, in order, each with what it decides. Nothing is changed."""
+    async def judge(
+        self, text: str, *, where: Where, scope: Scope, label: Label | None = None, piece: bool = False
+    ) -> Judged:
+        """The findings that the policy cares about, in order, each with what it decides. Nothing is changed.
+
+        A policy in shadow is told what the same checks found; of a `piece` it is not asked what needs the whole.
+        """
         if (own := self.for_tenant(scope.tenant)) is not self:
-            return await own.judge(text, where=where, scope=scope, label=label)
-        names = self._policy.checks_for(where)
-        results: dict[str, tuple[Decided, ...]] = {}
+            return await own.judge(text, where=where, scope=scope, label=label, piece=piece)
+        mine = self._asked(where)
+        beside = self._shadow._asked(where, piece=piece) if self._shadow is not None else {}
+        checks = {id(check): (name, check) for name, check in (*mine.items(), *beside.items())}
+        seen: dict[int, Verdict | Finding] = {}
         broken: list[IntegrityError] = []
 
-        async def run(name: str) -> None:
+        async def run(key: int, name: str, check: Check) -> None:
             try:
-                results[name] = await self._look(name, text, where=where, scope=scope, label=label)
+                seen[key] = await self._look(name, check, text, where=where, scope=scope, label=label)
             except IntegrityError as error:
                 broken.append(error)
 
-        if len(names) == 1:
-            await run(names[0])
-        elif names:
+        if len(checks) == 1:
+            [(key, (name, check))] = checks.items()
+            await run(key, name, check)
+        elif checks:
             async with anyio.create_task_group() as group:
-                for name in names:
-                    group.start_soon(run, name)
+                for key, (name, check) in checks.items():
+                    group.start_soon(run, key, name, check)
         if broken:
             raise broken[0]
-        return tuple(sorted((pair for name in names for pair in results[name]), key=lambda pair: pair[0].span))
+        decided = self._decide(mine, seen, text, where)
+        if self._shadow is None:
+            return Judged(decided)
+        return Judged(decided, self._shadow._decide(beside, seen, text, where))
+
+    def _asked(self, where: Where, *, piece: bool = False) -> dict[str, Check]:
+        asked = {name: self._checks[name] for name in self._policy.checks_for(where)}
+        return {name: check for name, check in asked.items() if not (piece and getattr(check, "whole", False))}
 
     async def _look(
-        self, name: str, text: str, *, where: Where, scope: Scope, label: Label | None
-    ) -> tuple[Decided, ...]:
+        self, name: str, check: Check, text: str, *, where: Where, scope: Scope, label: Label | None
+    ) -> Verdict | Finding:
+        """What a check says; a finding of its own kind where it could not answer."""
         limit_s = self._policy.limits.check_s
         try:
             with anyio.fail_after(limit_s):
-                verdict = await self._checks[name].check(text, where=where, scope=scope, label=label)
+                return await check.check(text, where=where, scope=scope, label=label)
         except IntegrityError:
             raise
         except TimeoutError:
-            return self._failed(name, "too-slow", text, f"the check {name} took longer than {limit_s:g} s")
+            rule, reason = "too-slow", f"the check {name} took longer than {limit_s:g} s"
         except Exception as error:  # noqa: BLE001 - whatever a check raises counts as the policy says, and is reported
-            return self._failed(name, "failed", text, f"the check {name} failed: {type(error).__name__}")
-        return tuple(self._decided(name, verdict, text, where))
+            rule, reason = "failed", f"the check {name} failed: {type(error).__name__}"
+        return Finding(name, rule, (0, len(text)), 1.0, reason)
 
-    def _failed(self, name: str, rule: str, text: str, reason: str) -> tuple[Decided, ...]:
-        return ((Finding(name, rule, (0, len(text)), 1.0, reason), self._policy.on_check_failure),)
+    def _decide(
+        self, asked: Mapping[str, Check], seen: Mapping[int, Verdict | Finding], text: str, where: Where
+    ) -> tuple[Decided, ...]:
+        pairs = (pair for name, check in asked.items() for pair in self._decided(name, seen[id(check)], text, where))
+        return tuple(sorted(pairs, key=lambda pair: pair[0].span))
 
-    def _decided(self, name: str, verdict: Verdict, text: str, where: Where) -> Iterable[Decided]:
+    def _decided(self, name: str, seen: Verdict | Finding, text: str, where: Where) -> Iterable[Decided]:
+        if isinstance(seen, Finding):
+            yield seen, self._policy.on_check_failure
+            return
         # Above FLAG a check insists; that it found something is what FLAG says.
-        insisted = verdict.decision if verdict.decision > Decision.FLAG else Decision.ALLOW
-        findings = verdict.findings
+        insisted = seen.decision if seen.decision > Decision.FLAG else Decision.ALLOW
+        findings = seen.findings
         if insisted and not findings:
-            findings = (Finding(name, "insists", (0, len(text)), 1.0, f"the check {name} decided {verdict.decision}"),)
+            findings = (Finding(name, "insists", (0, len(text)), 1.0, f"the check {name} decided {seen.decision}"),)
         for finding in findings:
             decision = max(self._policy.decide(name, where=where, score=finding.score), insisted)
             if decision > Decision.ALLOW:

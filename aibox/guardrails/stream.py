@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from aibox.guardrails.pseudonyms import Restorer
@@ -34,6 +35,14 @@ _SENTENCE_END = re.compile(rf"(?i:{_NO_END})\.[\"')\]]{{0,3}}\s|[!?][\"')\]]{{0,
 Decided = tuple[Finding, Decision]
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The findings that a policy cares about, in order, each with what it decides; the same of one in shadow."""
+
+    decided: tuple[Decided, ...]
+    shadow: tuple[Decided, ...] | None = None
+
+
 class Judge(Protocol):
     """What a filter asks of a Guardrail."""
 
@@ -44,12 +53,19 @@ class Judge(Protocol):
         """Itself, as it is for a tenant."""
         ...
 
+    def looks(self, where: Where) -> bool:
+        """Whether anything is looked for at this place."""
+        ...
+
     def whole(self, where: Where) -> bool:
         """Whether a text of this place can be judged only when there is all of it."""
         ...
 
-    async def judge(self, text: str, *, where: Where, scope: Scope, label: Label | None) -> tuple[Decided, ...]:
-        """The findings that the policy cares about, each with what it decides; nothing is changed."""
+    @property
+    def shadow(self) -> Policy | None: ...
+
+    async def judge(self, text: str, *, where: Where, scope: Scope, label: Label | None, piece: bool) -> Judged:
+        """What is found and decided; nothing is changed. Of a `piece` nothing is asked that needs the whole."""
         ...
 
     async def rewrite(self, text: str, decided: Sequence[Decided], *, where: Where, scope: Scope) -> str:
@@ -81,7 +97,7 @@ class OutputFilter:
         self._scope = scope
         self._label = label
         self._where: Where = where
-        self._checked = guardrail is not None and bool(guardrail.policy.checks_for(where))
+        self._checked = guardrail is not None and guardrail.looks(where)
         self._whole = guardrail is not None and guardrail.whole(where)
         self._restorer = guardrail.restorer(scope=scope) if guardrail is not None and restore else None
         self._pending = ""
@@ -89,6 +105,8 @@ class OutputFilter:
         self._offset = 0
         self._decision = Decision.ALLOW
         self._findings: list[Finding] = []
+        self._shadow = guardrail.shadow if guardrail is not None else None
+        self._shadow_found: dict[Finding, Decision] = {}
         self._passed: list[str] = []
         self._shown: list[str] = []
 
@@ -101,7 +119,12 @@ class OutputFilter:
     def verdict(self) -> Verdict:
         """What has been decided so far. `text` is what passed, with pseudonyms; spans are of the text as it came."""
         digest = self._guardrail.policy.digest if self._guardrail is not None else ""
-        return Verdict(self._decision, "".join(self._passed), tuple(self._findings), digest, self._where)
+        shadow = None
+        if self._shadow is not None:
+            found = self._shadow_found
+            decision = max(found.values(), default=Decision.ALLOW)
+            shadow = Verdict(decision, "", tuple(found), self._shadow.digest, self._where)
+        return Verdict(self._decision, "".join(self._passed), tuple(self._findings), digest, self._where, shadow)
 
     @property
     def text(self) -> str:
@@ -158,9 +181,15 @@ class OutputFilter:
             return None
         assert self._guardrail is not None
         window = self._behind + self._pending[:seen]
-        decided = await self._guardrail.judge(window, where=self._where, scope=self._scope, label=self._label)
-        decided = _moved(decided, -len(self._behind))
+        judged = await self._guardrail.judge(
+            window, where=self._where, scope=self._scope, label=self._label, piece=not self._whole
+        )
+        decided = _moved(judged.decided, -len(self._behind))
         cut = _beside(decided, cut, min(seen, len(self._pending)))
+        # By their place in the whole text, so that what two windows see counts once.
+        for finding, decision in _moved(judged.shadow or (), self._offset - len(self._behind)):
+            if finding.span[0] < self._offset + cut:
+                self._shadow_found[finding] = decision
         return await self._pass(decided, cut)
 
     async def _pass(self, decided: tuple[Decided, ...], cut: int) -> str | None:

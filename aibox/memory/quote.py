@@ -13,7 +13,7 @@ _MARKS = re.compile(r"</?\s*passages?\b[^>]*>", re.IGNORECASE)
 def quote(hits: Iterable[Hit]) -> str:
     """The memories as notes, the passages as quoted data with numbers to cite; empty without hits.
 
-    A passage cannot end its own quotation: marks like ours are taken out of it.
+    A passage cannot end its own quotation: marks like ours become a space, so that what is around makes no new one.
     """
     hits = list(hits)
     notes = [f"- {hit.record.text}" for hit in hits if not isinstance(hit.record, Passage)]
@@ -23,7 +23,7 @@ def quote(hits: Iterable[Hit]) -> str:
         parts.append("Notes from earlier conversations with this user:\n" + "\n".join(notes))
     if passages:
         quoted = "\n".join(
-            f'<passage number="{number}" source="{_source(p)}">\n{_MARKS.sub("", p.text)}\n</passage>'
+            f'<passage number="{number}" source="{_source(p)}">\n{_MARKS.sub(" ", p.text)}\n</passage>'
             for number, p in enumerate(passages, 1)
         )
         parts.append(

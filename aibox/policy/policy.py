@@ -8,7 +8,6 @@ deny-lists by union, allow-lists and ceilings by the meet, limits by the minimum
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Mapping
 from functools import cached_property
 from importlib import resources
@@ -20,18 +19,21 @@ from pydantic import Field, ValidationError
 from aibox.audit import canonical
 from aibox.errors import ConfigError
 from aibox.execution import Limits
+from aibox.policy import files
 from aibox.policy.budgets import Budgets
 from aibox.policy.egress import EgressRules
 from aibox.policy.fields import DecisionField, Ladder, Part, join_ladders
 from aibox.policy.limits import TurnLimits
 from aibox.policy.retention import Retention
 from aibox.policy.reuse import ReuseRules
-from aibox.policy.texts import FormRules, TokenLimits, TopicRules
+from aibox.policy.texts import SPOTLIGHTS, FormRules, Spotlight, TokenLimits, TopicRules
 from aibox.policy.tools import ToolRules
 from aibox.types import PLACES, Decision, Where
 from aibox.validation import explain_validation
 
 PROFILES = ("permissive", "balanced", "strict")
+WORKED = ("clinic", "bank", "defence")
+SHIPPED = (*PROFILES, *WORKED)
 
 Rules = dict[Where, Ladder]
 
@@ -50,6 +52,8 @@ class Policy(Part):
     """Check name -> place (input, tool_arguments, tool_result, retrieved, output) -> decision or ladder."""
     on_check_failure: DecisionField = Decision.BLOCK
     """What a check counts as that raises or is too slow. Of several levels the strictest holds."""
+    spotlight: Spotlight = "off"
+    """How results of tools that bring other people's text are shown to a model. Of several levels the strictest."""
     topics: TopicRules = TopicRules()
     tokens: TokenLimits = TokenLimits()
     form: FormRules = FormRules()
@@ -64,28 +68,29 @@ class Policy(Part):
     """Tenant -> how many GPUs a sandbox session of it may ask for. Who is not named has none, at each level."""
 
     @classmethod
-    def load(cls, path: str | Path) -> Policy:
-        """Read a TOML file. Raises ConfigError that names the file, the key and, for a mistyped one, the likely key."""
+    def load(cls, path: str | Path, *, key: str | None = None) -> Policy:
+        """Read a TOML or YAML file. With a verifier `key` it must be signed: `FILE.sig` lies beside it.
+
+        Raises ConfigError that names the file, the key and, for a mistyped one, the likely key; IntegrityError for a
+        file that the verifier key has not signed.
+        """
         path = Path(path)
-        try:
-            data = tomllib.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read the policy {path}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not TOML: {error}") from None
-        return cls.read(data, source=str(path))
+        return cls.read(files.read(path, key=key), source=str(path))
 
     @classmethod
     def profile(cls, name: str) -> Policy:
-        """One of the shipped policies: permissive, balanced or strict. None of them opens the door."""
-        if name not in PROFILES:
-            raise ConfigError(f"no policy profile is called {name!r}", hint=f"one of {', '.join(PROFILES)}")
-        text = resources.files("aibox").joinpath("policy", "profiles", f"{name}.toml").read_text("utf-8")
-        return cls.read(tomllib.loads(text), source=f"{name}.toml")
+        """One of the shipped policies: permissive, balanced or strict, or a worked one: clinic, bank or defence.
+
+        None of them opens the door.
+        """
+        if name not in SHIPPED:
+            raise ConfigError(f"no policy profile is called {name!r}", hint=f"one of {', '.join(SHIPPED)}")
+        data = resources.files("aibox").joinpath("policy", "profiles", f"{name}.toml").read_bytes()
+        return cls.read(files.parse(data, source=f"{name}.toml"), source=f"{name}.toml")
 
     @classmethod
     def read(cls, data: Mapping[str, Any], *, source: str = "policy") -> Policy:
-        """From parsed TOML or JSON."""
+        """From parsed TOML, YAML or JSON."""
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -102,6 +107,7 @@ class Policy(Part):
             name=" & ".join(dict.fromkeys(n for n in (self.name, other.name) if n)),
             checks=checks,
             on_check_failure=max(self.on_check_failure, other.on_check_failure),
+            spotlight=max(self.spotlight, other.spotlight, key=SPOTLIGHTS.index),
             topics=self.topics & other.topics,
             tokens=self.tokens & other.tokens,
             form=self.form & other.form,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import BeforeValidator, Field, PlainSerializer, StringConstraints, WithJsonSchema
 
 from aibox.policy.fields import Part
 from aibox.types import Where
+
+Spotlight = Literal["off", "quote", "mark"]
+"""How what others wrote is shown to a model: as it is, between marks, or also with marks between its words."""
+SPOTLIGHTS: tuple[Spotlight, ...] = ("off", "quote", "mark")
 
 Phrase = Annotated[str, StringConstraints(strip_whitespace=True, min_length=2, max_length=100)]
 """Words as they are written; a word that ends in `*` stands for all that begin with it."""

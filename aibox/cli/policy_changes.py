@@ -1,0 +1,78 @@
+"""What a changed policy would have decided otherwise: about recorded findings, and about conversations still kept."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from aibox.agents.state import AgentState
+from aibox.audit.keys import Keyring
+from aibox.audit.record import read_detail, read_open
+from aibox.audit.store import open_store
+from aibox.guardrails.guardrail import Guardrail
+from aibox.policy.levels import FAILURES
+from aibox.policy.policy import Policy
+from aibox.settings import Settings
+from aibox.types import Decision, Where
+
+
+async def changes(settings: Settings, old: Policy, new: Policy) -> list[str]:
+    """A line for each recorded decision and each kept message about which the two policies differ.
+
+    A record holds what the policy of its day cared about: a finding that it passed over is seen only in a text that is
+    still kept. The record itself is read as it is; `aibox verify` says whether it holds.
+    """
+    url = settings.audit.url or "audit.db"
+    place = url if "://" in url else str(settings.home / url)
+    lines = [*_recorded(place, old, new)] if "://" in place or Path(place).is_file() else []
+    state = settings.home / "agents.db"
+    if state.is_file():
+        kept = AgentState(state, key=Keyring(settings.home / "keys").secret("agents"))
+        try:
+            lines += [line async for line in _kept(kept, old, new)]
+        finally:
+            await kept.close()
+    return lines or ["no recorded turn and no kept conversation would be decided otherwise"]
+
+
+def _recorded(place: str, old: Policy, new: Policy) -> Iterator[str]:
+    with closing(open_store(place, read_only=True)) as store:
+        for name in store.logs():
+            for row in store.entries(name.log):
+                if not row.open:
+                    continue  # past its retention: that it was there is known, what it said is not
+                entry = read_open(row.open)
+                if entry.action != "guardrail.decided":
+                    continue
+                detail = read_detail(row.open)
+                was, now = _decision(old, detail), _decision(new, detail)
+                if was != now:
+                    yield f"turn {entry.turn_id} of {name.tenant}, {detail['where']}: {was} -> {now}"
+
+
+def _decision(policy: Policy, detail: dict[str, Any]) -> Decision:
+    """What a policy says about findings that were recorded."""
+    where: Where = detail["where"]
+    decision = Decision.ALLOW
+    for finding in detail["findings"]:
+        check = finding["check"]
+        if finding["rule"] in FAILURES:
+            decision = max(decision, policy.on_check_failure if check in policy.checks_for(where) else Decision.ALLOW)
+        else:
+            decision = max(decision, policy.decide(check, where=where, score=finding["score_permille"] / 1000))
+    return decision
+
+
+async def _kept(state: AgentState, old: Policy, new: Policy) -> AsyncIterator[str]:
+    before, after = Guardrail(old), Guardrail(new)
+    places: dict[str, Where] = {"user": "input", "assistant": "output", "tool": "tool_result"}
+    async for scope, number, role, text in state.sessions.texts():
+        if (where := places.get(role)) is None or not text:
+            continue
+        was = (await before.check(text, where=where, scope=scope)).decision
+        now = (await after.check(text, where=where, scope=scope)).decision
+        if was != now:
+            who = f"{scope.tenant}, agent {scope.agent or '-'}, session {scope.session}"
+            yield f"turn {number} of {who}, {where}: {was} -> {now}"
