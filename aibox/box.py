@@ -222,8 +222,10 @@ class Box:
 
     @cached_property
     def state(self) -> AgentState:
-        """Conversations, and runs that wait for people: encrypted, in the data folder."""
-        place, key = self.settings.home / "agents.db", self.keys.secret("agents")
+        """Conversations, and runs that wait for people: encrypted, in the data folder or in PostgreSQL."""
+        url = self.settings.agents.url
+        place = self._place(None if url is None else url.get_secret_value(), "agents.db")
+        key = self.keys.secret("agents")
         state: AgentState = self._keep(AgentState(place, key=key, audit=self.audit))
         return state
 

@@ -176,6 +176,11 @@ class MemorySettings(_Section):
     """A Redis or Valkey server for the last messages of each conversation. None: they are kept in this process."""
 
 
+class AgentSettings(_Section):
+    url: SecretStr | None = None
+    """A file, or `postgresql://...`, for conversations and runs that wait. Default: `agents.db` in the data folder."""
+
+
 class AuditSettings(_Section):
     url: str | None = None
     """A file, or `postgresql://...`. Default: `audit.db` in the data folder."""
@@ -254,6 +259,7 @@ class Settings(_Section):
     tenants: dict[str, TenantSettings] = Field(default_factory=dict)
     """By the tenant's name, as tokens and keys have it."""
     memory: MemorySettings = MemorySettings()
+    agents: AgentSettings = AgentSettings()
     audit: AuditSettings = AuditSettings()
     sandbox: SandboxSettings = SandboxSettings()
     server: ServerSettings = ServerSettings()

@@ -7,7 +7,6 @@ version, and holds for nothing else. Whoever asked may not answer where two peop
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from aibox.agents.evidence import digest as sha256
-from aibox.agents.store import Store
+from aibox.agents.store import Rows, Store
 from aibox.errors import AccessError, ConfigError
 from aibox.protocols import Recorder
 from aibox.types import Label, Scope
@@ -101,12 +100,16 @@ class Approvals:
             approval.expires_us,
         )
         await self._store.run(
-            lambda db: db.execute("INSERT INTO approvals VALUES (?,?,?,?,?,?,?,?,?,?)", row), durable=True
+            lambda db: db.execute("INSERT INTO approvals VALUES (?,?,?,?,?,?,?,?,?,?)", row),
+            tenant=scope.tenant,
+            durable=True,
         )
 
     async def pending(self, *, scope: Scope, run: str | None = None) -> list[Approval]:
         """What waits for an answer in the scope's tenant, the most urgent first."""
-        found = await self._select(scope, "status='waiting' AND (? IS NULL OR run=?) ORDER BY expires_us", (run, run))
+        found = await self._select(
+            scope, "status='waiting' AND (CAST(? AS TEXT) IS NULL OR run=?) ORDER BY expires_us", (run, run)
+        )
         return [approval for approval in found if approval.status == "waiting"]
 
     async def of_run(self, run: str, *, scope: Scope) -> list[Approval]:
@@ -147,27 +150,26 @@ class Approvals:
             kind = "approval.given" if yes else "approval.rejected"
             await self._audit.append(kind, scope=scope, detail={**detail, "reason_sha256": sha256(reason.encode())})
 
-        def write(db: sqlite3.Connection) -> None:
+        def write(db: Rows) -> None:
             where = (scope.tenant, approval)
             row = db.execute("SELECT status, people FROM approvals WHERE tenant=? AND id=?", where).fetchone()
             if row is None or row[0] != "waiting":
                 raise AccessError(f"the question about {asked.tool} was answered meanwhile")
             kept = json.dumps({"yes": yes, "reason": reason})
             sealed = self._store.seal(kept.encode(), "votes", scope.tenant, approval, scope.user)
-            try:
-                db.execute("INSERT INTO votes VALUES (?,?,?,?,?)", (*where, scope.user, sealed, now))
-            except sqlite3.IntegrityError:
-                raise AccessError("you have answered already; somebody else must agree too") from None
+            vote = "INSERT INTO votes VALUES (?,?,?,?,?) ON CONFLICT DO NOTHING"
+            if not db.execute(vote, (*where, scope.user, sealed, now)).rowcount:
+                raise AccessError("you have answered already; somebody else must agree too")
             said = db.execute("SELECT count(*) FROM votes WHERE tenant=? AND approval=?", where).fetchone()[0]
             if not yes or said >= row[1]:
                 status = "approved" if yes else "rejected"
                 db.execute("UPDATE approvals SET status=? WHERE tenant=? AND id=?", (status, *where))
 
-        await self._store.run(write, durable=True)
+        await self._store.run(write, tenant=scope.tenant, durable=True)
         return await self.get(approval, scope=scope)
 
     async def _select(self, scope: Scope, where: str, values: tuple[Any, ...]) -> list[Approval]:
-        def read(db: sqlite3.Connection) -> list[tuple[Any, list[Any]]]:
+        def read(db: Rows) -> list[tuple[Any, list[Any]]]:
             now = time.time_ns() // 1000
             db.execute(
                 "UPDATE approvals SET status='expired' WHERE tenant=? AND status='waiting' AND expires_us<=?",
@@ -181,7 +183,7 @@ class Approvals:
             votes = "SELECT person, reason FROM votes WHERE tenant=? AND approval=? ORDER BY at_us"
             return [(row, db.execute(votes, (scope.tenant, row[0])).fetchall()) for row in rows]
 
-        return [self._read(scope, row, votes) for row, votes in await self._store.run(read)]
+        return [self._read(scope, row, votes) for row, votes in await self._store.run(read, tenant=scope.tenant)]
 
     def _read(self, scope: Scope, row: Any, votes: list[Any]) -> Approval:
         id_, run, call, tool, shown, digest, people, status, expires_us = row

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import re
-import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from aibox.agents.evidence import digest
 from aibox.agents.passage import passage
 from aibox.agents.secret import Secret
 from aibox.agents.state import AgentState
+from aibox.agents.store import Rows
 from aibox.agents.turn_state import TurnState
 from aibox.errors import ConfigError, MissingExtraError, UpstreamError
 from aibox.guardrails.guardrail import Guardrail
@@ -195,19 +195,25 @@ class McpConnection:
     async def _pins(self, tools: Mapping[str, McpTool]) -> dict[str, str]:
         """What was accepted of each tool. One that was never seen is accepted as it is."""
 
-        def work(db: sqlite3.Connection) -> dict[str, str]:
+        def work(db: Rows) -> dict[str, str]:
             for name, tool in tools.items():
                 row = (_EVERYBODY, self.server.name, name, tool.digest)
-                db.execute("INSERT OR IGNORE INTO tools_seen VALUES (?,?,?,?)", row)
+                db.execute("INSERT INTO tools_seen VALUES (?,?,?,?) ON CONFLICT DO NOTHING", row)
             who = (_EVERYBODY, self.server.name)
             return dict(db.execute("SELECT name, digest FROM tools_seen WHERE tenant=? AND server=?", who).fetchall())
 
-        return await self._state.store.run(work, durable=True)
+        return await self._state.store.run(work, tenant=_EVERYBODY, durable=True)
 
     async def _pin(self, tool: McpTool) -> None:
         row = (_EVERYBODY, self.server.name, tool.name, tool.digest)
         await self._state.store.run(
-            lambda db: db.execute("INSERT OR REPLACE INTO tools_seen VALUES (?,?,?,?)", row), durable=True
+            lambda db: db.execute(
+                "INSERT INTO tools_seen VALUES (?,?,?,?) "
+                "ON CONFLICT (tenant, server, name) DO UPDATE SET digest=excluded.digest",
+                row,
+            ),
+            tenant=_EVERYBODY,
+            durable=True,
         )
 
     async def _fault(self, tool: McpTool) -> str:

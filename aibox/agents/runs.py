@@ -6,7 +6,6 @@ and has no end is never begun again, because nobody can know how far it came.
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +13,31 @@ from typing import Any
 
 import msgspec
 
-from aibox.agents.store import Store
+from aibox.agents.store import Rows, Store
 from aibox.errors import AccessError
 from aibox.types import Scope
 
 LEASE_S = 30.0
 """Beyond the time limit of a turn: after that a run that says nothing belongs to nobody."""
+
+
+_COLUMNS = (
+    "tenant",
+    "id",
+    '"user"',
+    "agent",
+    "session",
+    "version",
+    "turn",
+    "status",
+    "state",
+    "created_us",
+    "lease_us",
+)
+_KEEP = (
+    f"INSERT INTO runs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "  # noqa: S608 - names from above
+    f"ON CONFLICT (tenant, id) DO UPDATE SET {', '.join(f'{name}=excluded.{name}' for name in _COLUMNS[2:])}"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,18 +84,16 @@ class Runs:
         now = time.time_ns() // 1000
         row = (scope.tenant, run, scope.user, scope.agent, scope.session, version, turn, status, sealed, now)
         lease = now + round((lease_s + LEASE_S) * 1e6) if status == "running" else 0
-        await self._store.run(
-            lambda db: db.execute("INSERT OR REPLACE INTO runs VALUES (?,?,?,?,?,?,?,?,?,?,?)", (*row, lease)),
-            durable=True,
-        )
+        await self._store.run(lambda db: db.execute(_KEEP, (*row, lease)), tenant=scope.tenant, durable=True)
 
     async def take(self, run: str, *, scope: Scope, turn: str, lease_s: float) -> Run:
         """Take a waiting or abandoned run up in `turn`; nobody else gets it meanwhile. Raises AccessError."""
 
-        def work(db: sqlite3.Connection) -> Any:
+        def work(db: Rows) -> Any:
             now = time.time_ns() // 1000
             row = db.execute(
-                "SELECT user, agent, session, version, turn, status, state, lease_us FROM runs WHERE tenant=? AND id=?",
+                'SELECT "user", agent, session, version, turn, status, state, lease_us '
+                "FROM runs WHERE tenant=? AND id=?",
                 (scope.tenant, run),
             ).fetchone()
             if row is None or row[0] != scope.user:
@@ -93,16 +109,16 @@ class Runs:
             )
             return row
 
-        row = await self._store.run(work, durable=True)
+        row = await self._store.run(work, tenant=scope.tenant, durable=True)
         return self._run(scope, run, row)
 
     async def agent_of(self, run: str, *, scope: Scope) -> str:
         """The name of the agent whose run it is. Raises AccessError for one that the scope's user did not begin."""
 
-        def read(db: sqlite3.Connection) -> Any:
-            return db.execute("SELECT user, agent FROM runs WHERE tenant=? AND id=?", (scope.tenant, run)).fetchone()
+        def read(db: Rows) -> Any:
+            return db.execute('SELECT "user", agent FROM runs WHERE tenant=? AND id=?', (scope.tenant, run)).fetchone()
 
-        row = await self._store.run(read)
+        row = await self._store.run(read, tenant=scope.tenant, reads=True)
         if row is None or row[0] != scope.user:
             raise _unknown()
         return str(row[1])
@@ -111,31 +127,31 @@ class Runs:
         """Put a run back (`waiting`), or end it (`done`, `failed`); an ended one keeps no text."""
         ended = status not in ("waiting", "running")
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Rows) -> None:
             where = (scope.tenant, run)
             db.execute("UPDATE runs SET status=?, lease_us=0 WHERE tenant=? AND id=?", (status, *where))
             if ended:
                 db.execute("UPDATE runs SET state=NULL WHERE tenant=? AND id=?", where)
                 db.execute("UPDATE approvals SET status='used' WHERE tenant=? AND run=? AND status='approved'", where)
 
-        await self._store.run(work, durable=True)
+        await self._store.run(work, tenant=scope.tenant, durable=True)
 
     async def interrupted(self, *, scope: Scope, agent: str, now: bool = False) -> list[Run]:
         """Runs of the tenant with this agent whose time is over without an end; with `now` all that have none."""
 
-        def read(db: sqlite3.Connection) -> Any:
+        def read(db: Rows) -> Any:
             return db.execute(
-                "SELECT user, agent, session, version, turn, status, state, id FROM runs "
+                'SELECT "user", agent, session, version, turn, status, state, id FROM runs '
                 "WHERE tenant=? AND agent=? AND status='running' AND (lease_us<=? OR ?) ORDER BY created_us",
                 (scope.tenant, agent, time.time_ns() // 1000, now),
             ).fetchall()
 
-        return [self._run(scope, row[7], row) for row in await self._store.run(read)]
+        return [self._run(scope, row[7], row) for row in await self._store.run(read, tenant=scope.tenant, reads=True)]
 
     async def begin(self, key: str, tool: str, *, scope: Scope) -> Begun | None:
         """Write down that a call begins: None when it is the first of its key, else what became of that one."""
 
-        def work(db: sqlite3.Connection) -> Begun | None:
+        def work(db: Rows) -> Begun | None:
             row = db.execute("SELECT result, ok FROM calls WHERE tenant=? AND key=?", (scope.tenant, key)).fetchone()
             if row is None:
                 db.execute("INSERT INTO calls VALUES (?,?,?,NULL,NULL)", (scope.tenant, key, tool))
@@ -144,14 +160,16 @@ class Runs:
                 return Begun(None, False)
             return Begun(self._store.open(row[0], "calls", scope.tenant, key).decode(), bool(row[1]))
 
-        return await self._store.run(work, durable=True)
+        return await self._store.run(work, tenant=scope.tenant, durable=True)
 
     async def ended(self, key: str, result: str, *, ok: bool, scope: Scope) -> None:
         """Write down what a call gave, before anybody is told."""
         sealed = self._store.seal(result.encode(), "calls", scope.tenant, key)
         values = (sealed, int(ok), scope.tenant, key)
         await self._store.run(
-            lambda db: db.execute("UPDATE calls SET result=?, ok=? WHERE tenant=? AND key=?", values), durable=True
+            lambda db: db.execute("UPDATE calls SET result=?, ok=? WHERE tenant=? AND key=?", values),
+            tenant=scope.tenant,
+            durable=True,
         )
 
     def _bound(self, scope: Scope, run: str) -> tuple[str, ...]:

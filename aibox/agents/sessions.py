@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import msgspec
 
 from aibox.agents.exposure import Exposure
-from aibox.agents.store import Store
+from aibox.agents.store import Rows, Store
 from aibox.errors import AccessError
 from aibox.types import Label, Scope
 
@@ -63,10 +62,10 @@ class Sessions:
         key = _key(scope)
         known = self._cache.get(key)
 
-        def read(db: sqlite3.Connection) -> Past:
+        def read(db: Rows) -> Past:
             row = db.execute(
                 "SELECT seq, first_seq, label, exposure, summary FROM sessions "
-                "WHERE tenant=? AND user=? AND agent=? AND id=?",
+                'WHERE tenant=? AND "user"=? AND agent=? AND id=?',
                 key,
             ).fetchone()
             if row is None:
@@ -75,7 +74,7 @@ class Sessions:
             if known is not None and (known.seq, known.first_seq) == row[:2]:
                 return known
             bodies = db.execute(
-                "SELECT seq, body FROM messages WHERE tenant=? AND user=? AND agent=? AND session=? AND seq>=? "
+                'SELECT seq, body FROM messages WHERE tenant=? AND "user"=? AND agent=? AND session=? AND seq>=? '
                 "ORDER BY seq",
                 (*key, row[1]),
             ).fetchall()
@@ -85,7 +84,7 @@ class Sessions:
             summary = self._store.open(row[4], "summary", *key).decode() if row[4] else ""
             return Past(summary, tuple(messages), _label(row[2]), Exposure.read(json.loads(row[3])), row[0], row[1])
 
-        past = await self._store.run(read)
+        past = await self._store.run(read, tenant=scope.tenant, reads=True)
         self._remember(key, past)
         return past
 
@@ -98,21 +97,21 @@ class Sessions:
         asked = next((m for m in messages if m.get("role") == "user"), {})
         title = " ".join(str(asked.get("content") or "").split())[:TITLE_CHARS]
 
-        def write(db: sqlite3.Connection) -> tuple[int, Label, Exposure]:
+        def write(db: Rows) -> tuple[int, Label, Exposure]:
             row = db.execute(
-                "SELECT seq, label, exposure FROM sessions WHERE tenant=? AND user=? AND agent=? AND id=?", key
+                'SELECT seq, label, exposure FROM sessions WHERE tenant=? AND "user"=? AND agent=? AND id=?', key
             ).fetchone()
             seq, joined, touched = 1, label, exposure
             if row is not None:
                 seq, joined, touched = row[0] + 1, _label(row[1]) | label, Exposure.read(json.loads(row[2])) | exposure
                 db.execute(
                     "UPDATE sessions SET seq=?, label=?, exposure=?, updated_us=? "
-                    "WHERE tenant=? AND user=? AND agent=? AND id=?",
+                    'WHERE tenant=? AND "user"=? AND agent=? AND id=?',
                     (seq, _text(joined), json.dumps(touched.as_dict()), now, *key),
                 )
             else:
                 db.execute(
-                    "INSERT INTO sessions (tenant,user,agent,id,title,label,exposure,seq,created_us,updated_us) "
+                    'INSERT INTO sessions (tenant,"user",agent,id,title,label,exposure,seq,created_us,updated_us) '
                     "VALUES (?,?,?,?,?,?,?,1,?,?)",
                     (
                         *key,
@@ -127,7 +126,7 @@ class Sessions:
             db.execute("INSERT INTO messages VALUES (?,?,?,?,?,?)", (*key, seq, body))
             return seq, joined, touched
 
-        seq, joined, touched = await self._store.run(write)
+        seq, joined, touched = await self._store.run(write, tenant=scope.tenant)
         known = self._cache.get(key, Past())
         if known.seq == seq - 1:
             added = (*known.messages, *(dict(m) for m in messages))
@@ -137,23 +136,24 @@ class Sessions:
         """Begin the conversation with `summary` from now on, and the last `keep` turns after it. Nothing is deleted."""
         key = _key(scope)
 
-        def write(db: sqlite3.Connection) -> None:
+        def write(db: Rows) -> None:
             db.execute(
-                "UPDATE sessions SET summary=?, first_seq=max(first_seq, seq-?+1) "
-                "WHERE tenant=? AND user=? AND agent=? AND id=?",
-                (self._store.seal(summary.encode(), "summary", *key), keep, *key),
+                "UPDATE sessions SET summary=?, "
+                "first_seq=CASE WHEN first_seq > seq-?+1 THEN first_seq ELSE seq-?+1 END "
+                'WHERE tenant=? AND "user"=? AND agent=? AND id=?',
+                (self._store.seal(summary.encode(), "summary", *key), keep, keep, *key),
             )
 
-        await self._store.run(write)
+        await self._store.run(write, tenant=scope.tenant)
         self._cache.pop(key, None)
 
     async def list(self, *, scope: Scope, limit: int = 100) -> list[Session]:
         """The user's conversations with the scope's agent (with "" all agents), the latest first."""
 
-        def read(db: sqlite3.Connection) -> list[Any]:
+        def read(db: Rows) -> Any:
             return db.execute(
                 "SELECT id, agent, title, seq, label, created_us, updated_us FROM sessions "
-                "WHERE tenant=? AND user=? AND (agent=? OR ?='') ORDER BY updated_us DESC LIMIT ?",
+                "WHERE tenant=? AND \"user\"=? AND (agent=? OR CAST(? AS TEXT)='') ORDER BY updated_us DESC LIMIT ?",
                 (scope.tenant, scope.user, scope.agent, scope.agent, limit),
             ).fetchall()
 
@@ -167,22 +167,24 @@ class Sessions:
                 created_us=row[5],
                 updated_us=row[6],
             )
-            for row in await self._store.run(read)
+            for row in await self._store.run(read, tenant=scope.tenant, reads=True)
         ]
 
     async def rename(self, title: str, *, scope: Scope) -> None:
         """Give the scope's session a title. Raises AccessError where there is no such session of this user."""
         key = _key(scope)
         sealed = self._store.seal(title.strip()[:TITLE_CHARS].encode(), "title", *key)
-        await self._changed("UPDATE sessions SET title=? WHERE tenant=? AND user=? AND agent=? AND id=?", sealed, *key)
+        await self._changed(
+            'UPDATE sessions SET title=? WHERE tenant=? AND "user"=? AND agent=? AND id=?', sealed, *key
+        )
 
     async def export(self, *, scope: Scope) -> dict[str, Any]:
         """The whole conversation, also what was compacted, as the model saw it: JSON-ready."""
         key = _key(scope)
 
-        def read(db: sqlite3.Connection) -> Any:
+        def read(db: Rows) -> Any:
             return db.execute(
-                "SELECT seq, body FROM messages WHERE tenant=? AND user=? AND agent=? AND session=? ORDER BY seq", key
+                'SELECT seq, body FROM messages WHERE tenant=? AND "user"=? AND agent=? AND session=? ORDER BY seq', key
             ).fetchall()
 
         known = {session.id: session for session in await self.list(scope=scope, limit=1_000_000)}
@@ -191,7 +193,7 @@ class Sessions:
         session = known[scope.session]
         messages = [
             m
-            for seq, body in await self._store.run(read)
+            for seq, body in await self._store.run(read, tenant=scope.tenant, reads=True)
             for m in json.loads(self._store.open(body, "messages", *key, str(seq)))
         ]
         head = {"id": session.id, "agent": session.agent, "title": session.title, "label": str(session.label)}
@@ -220,30 +222,31 @@ class Sessions:
     async def delete(self, *, scope: Scope) -> None:
         """Let go of the scope's session. Raises AccessError where there is none."""
         key = _key(scope)
-        await self._changed("DELETE FROM sessions WHERE tenant=? AND user=? AND agent=? AND id=?", *key)
+        await self._changed('DELETE FROM sessions WHERE tenant=? AND "user"=? AND agent=? AND id=?', *key)
         self._cache.pop(key, None)
 
     async def erase(self, *, scope: Scope, subject: str | None = None) -> int:
         """Forget every conversation of `subject`, or with None of everyone in the tenant; how many there were."""
 
-        def write(db: sqlite3.Connection) -> int:
+        def write(db: Rows) -> int:
             who = (scope.tenant, subject, subject)
-            db.execute("DELETE FROM messages WHERE tenant=? AND (? IS NULL OR user=?)", who)
-            return db.execute("DELETE FROM sessions WHERE tenant=? AND (? IS NULL OR user=?)", who).rowcount
+            db.execute('DELETE FROM messages WHERE tenant=? AND (CAST(? AS TEXT) IS NULL OR "user"=?)', who)
+            gone = db.execute('DELETE FROM sessions WHERE tenant=? AND (CAST(? AS TEXT) IS NULL OR "user"=?)', who)
+            return int(gone.rowcount)
 
-        gone = await self._store.run(write, durable=True)
+        gone: int = await self._store.run(write, tenant=scope.tenant, durable=True)
         for key in [k for k in self._cache if k[0] == scope.tenant and subject in {None, k[1]}]:
             del self._cache[key]
         return gone
 
     async def _changed(self, statement: str, *values: Any) -> None:
-        def write(db: sqlite3.Connection) -> int:
-            changed = db.execute(statement, values).rowcount
+        def write(db: Rows) -> int:
+            changed = int(db.execute(statement, values).rowcount)
             if statement.startswith("DELETE"):
-                db.execute("DELETE FROM messages WHERE tenant=? AND user=? AND agent=? AND session=?", values)
+                db.execute('DELETE FROM messages WHERE tenant=? AND "user"=? AND agent=? AND session=?', values)
             return changed
 
-        if not await self._store.run(write, durable=True):
+        if not await self._store.run(write, tenant=values[-4], durable=True):
             raise _unknown()
 
     def _remember(self, key: _Key, past: Past) -> None:

@@ -1,7 +1,8 @@
-"""One SQLite file for what agents must not lose: conversations, runs that wait, calls that may happen once.
+"""Where agents keep what they must not lose: conversations, runs that wait, calls that may happen once.
 
-With a key every text in it is AES-256-GCM, bound to its table and its owner: a row that is copied to another tenant,
-user or place does not open. Columns that are searched (tenant, user, agent, ids, times) stay readable.
+With a key every text is AES-256-GCM, bound to its table and its owner: a row that is copied to another tenant, user or
+place does not open. Columns that are searched (tenant, user, agent, ids, times) stay readable. The SQL of whoever uses
+a store is what SQLite and PostgreSQL have in common, with `?` for values.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import asyncio
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -21,63 +22,79 @@ from aibox.errors import IntegrityError, StoreError
 
 T = TypeVar("T")
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS sessions (
-    tenant TEXT, user TEXT, agent TEXT, id TEXT, title BLOB NOT NULL, label TEXT NOT NULL, exposure TEXT NOT NULL,
-    summary BLOB, first_seq INTEGER NOT NULL DEFAULT 0, seq INTEGER NOT NULL DEFAULT 0,
-    created_us INTEGER NOT NULL, updated_us INTEGER NOT NULL, PRIMARY KEY (tenant, user, agent, id)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS messages (
-    tenant TEXT, user TEXT, agent TEXT, session TEXT, seq INTEGER, body BLOB NOT NULL,
-    PRIMARY KEY (tenant, user, agent, session, seq)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS runs (
-    tenant TEXT, id TEXT, user TEXT NOT NULL, agent TEXT NOT NULL, session TEXT NOT NULL, version TEXT NOT NULL,
-    turn TEXT NOT NULL, status TEXT NOT NULL, state BLOB, created_us INTEGER NOT NULL, lease_us INTEGER NOT NULL,
-    PRIMARY KEY (tenant, id)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS approvals (
-    tenant TEXT, id TEXT, run TEXT NOT NULL, call TEXT NOT NULL, tool TEXT NOT NULL, shown BLOB NOT NULL,
-    digest TEXT NOT NULL, people INTEGER NOT NULL, status TEXT NOT NULL, expires_us INTEGER NOT NULL,
-    PRIMARY KEY (tenant, id)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS votes (
-    tenant TEXT, approval TEXT, person TEXT, reason BLOB NOT NULL, at_us INTEGER NOT NULL,
-    PRIMARY KEY (tenant, approval, person)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS calls (
-    tenant TEXT, key TEXT, tool TEXT NOT NULL, result BLOB, ok INTEGER, PRIMARY KEY (tenant, key)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS tools_seen (
-    tenant TEXT, server TEXT, name TEXT, digest TEXT NOT NULL, PRIMARY KEY (tenant, server, name)) WITHOUT ROWID;
-"""
+TABLES = {
+    "sessions": 'tenant TEXT, "user" TEXT, agent TEXT, id TEXT, title BLOB NOT NULL, label TEXT NOT NULL, '
+    "exposure TEXT NOT NULL, summary BLOB, first_seq INTEGER NOT NULL DEFAULT 0, seq INTEGER NOT NULL DEFAULT 0, "
+    'created_us INTEGER NOT NULL, updated_us INTEGER NOT NULL, PRIMARY KEY (tenant, "user", agent, id)',
+    "messages": 'tenant TEXT, "user" TEXT, agent TEXT, session TEXT, seq INTEGER, body BLOB NOT NULL, '
+    'PRIMARY KEY (tenant, "user", agent, session, seq)',
+    "runs": 'tenant TEXT, id TEXT, "user" TEXT NOT NULL, agent TEXT NOT NULL, session TEXT NOT NULL, '
+    "version TEXT NOT NULL, turn TEXT NOT NULL, status TEXT NOT NULL, state BLOB, created_us INTEGER NOT NULL, "
+    "lease_us INTEGER NOT NULL, PRIMARY KEY (tenant, id)",
+    "approvals": "tenant TEXT, id TEXT, run TEXT NOT NULL, call TEXT NOT NULL, tool TEXT NOT NULL, "
+    "shown BLOB NOT NULL, digest TEXT NOT NULL, people INTEGER NOT NULL, status TEXT NOT NULL, "
+    "expires_us INTEGER NOT NULL, PRIMARY KEY (tenant, id)",
+    "votes": "tenant TEXT, approval TEXT, person TEXT, reason BLOB NOT NULL, at_us INTEGER NOT NULL, "
+    "PRIMARY KEY (tenant, approval, person)",
+    "calls": "tenant TEXT, key TEXT, tool TEXT NOT NULL, result BLOB, ok INTEGER, PRIMARY KEY (tenant, key)",
+    "tools_seen": "tenant TEXT, server TEXT, name TEXT, digest TEXT NOT NULL, PRIMARY KEY (tenant, server, name)",
+}
+"""In the words of SQLite. The tenant is the first part of every key."""
 
 
-class Store:
-    """The file, opened on first use. `path` None keeps everything in memory. Any thread may use it."""
+class Rows(Protocol):
+    """A transaction on the tables, of one tenant."""
 
-    def __init__(self, path: str | Path | None, *, key: bytes | None = None) -> None:
-        self.path = None if path is None else Path(path)
-        # What is only in memory is nobody's to read, and sealing it costs nothing that anyone would notice.
-        self._cipher = AESGCM(key) if key else AESGCM(secrets.token_bytes(32)) if path is None else None
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        self._closed = False
+    def execute(self, sql: str, values: Sequence[Any] = (), /) -> Any:
+        """A cursor with `fetchone`, `fetchall` and `rowcount`."""
+        ...
+
+
+class Store(Protocol):
+    """Transactions of one tenant at a time, and the sealing of texts."""
+
+    @property
+    def encrypted(self) -> bool: ...
+
+    async def run(self, work: Callable[[Rows], T], *, tenant: str, durable: bool = False, reads: bool = False) -> T:
+        """Do `work` in one transaction, in a thread; no other one that writes for this tenant goes on meanwhile.
+
+        `durable`: it is on the disk when this returns. `reads`: it writes nothing. Raises StoreError; AIBoxErrors of
+        `work` as they come, and then nothing has been changed.
+        """
+        ...
+
+    def seal(self, text: bytes, *bound: str) -> bytes:
+        """The text as it is stored; it opens again only with the same `bound` values."""
+        ...
+
+    def open(self, data: bytes, *bound: str) -> bytes:
+        """Raises IntegrityError for what was changed, moved or sealed under another key."""
+        ...
+
+    async def close(self) -> None:
+        """Closing twice is allowed; all else is refused afterwards."""
+        ...
+
+
+class Sealing:
+    """Texts under a key, or readable where there is none. `place` is for messages."""
+
+    def __init__(self, key: bytes | None, *, place: str) -> None:
+        self._cipher = AESGCM(key) if key else None
+        self._place = place
 
     @property
     def encrypted(self) -> bool:
         return self._cipher is not None
 
-    async def run(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> T:
-        """Do `work` in one transaction, in a thread. `durable`: it is on the disk when this returns.
-
-        Raises StoreError; AIBoxErrors of `work` as they come, and then nothing has been changed.
-        """
-        return await asyncio.shield(asyncio.to_thread(self._work, work, durable))
-
     def seal(self, text: bytes, *bound: str) -> bytes:
-        """The text as it is stored; it opens again only with the same `bound` values."""
         if self._cipher is None:
             return b"\x00" + text
         nonce = secrets.token_bytes(12)
         return b"\x01" + nonce + self._cipher.encrypt(nonce, text, "\x1f".join(bound).encode())
 
     def open(self, data: bytes, *bound: str) -> bytes:
-        """Raises IntegrityError for what was changed, moved or sealed under another key."""
         # With a key nothing is taken that anybody without it could have written.
         if data[:1] == b"\x00" and self._cipher is None:
             return data[1:]
@@ -86,10 +103,27 @@ class Store:
                 return self._cipher.decrypt(data[1:13], data[13:], "\x1f".join(bound).encode())
             except InvalidTag:
                 pass
-        raise IntegrityError(f"a row of {self.path or 'the state'} does not belong where it lies, or to this key")
+        raise IntegrityError(f"a row of {self._place} does not belong where it lies, or to this key")
+
+
+class SqliteStore(Sealing):
+    """One file, opened on first use. `path` None keeps everything in memory. Any thread may use it."""
+
+    def __init__(self, path: str | Path | None, *, key: bytes | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        # What is only in memory is nobody's to read, and sealing it costs nothing that anyone would notice.
+        key = secrets.token_bytes(32) if path is None and not key else key
+        super().__init__(key, place=str(self.path or "the state"))
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._closed = False
+        self._durable = False
+
+    async def run(self, work: Callable[[Rows], T], *, tenant: str, durable: bool = False, reads: bool = False) -> T:  # noqa: ARG002 - in the key of every row
+        """As the protocol says; here the whole file is one writer's at a time."""
+        return await asyncio.shield(asyncio.to_thread(self._work, work, durable, reads))
 
     async def close(self) -> None:
-        """Give back the file. Closing twice is allowed; all else is refused afterwards."""
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
@@ -99,12 +133,14 @@ class Store:
                 self._connection.close()
                 self._connection = None
 
-    def _work(self, work: Callable[[sqlite3.Connection], T], durable: bool) -> T:
+    def _work(self, work: Callable[[Rows], T], durable: bool, reads: bool) -> T:
         with self._lock:
             try:
                 connection = self._open()
-                connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-                connection.execute("BEGIN IMMEDIATE")
+                if not reads and durable != self._durable:
+                    connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                    self._durable = durable
+                connection.execute("BEGIN" if reads else "BEGIN IMMEDIATE")
                 try:
                     result = work(connection)
                 except BaseException:
@@ -128,10 +164,12 @@ class Store:
             )
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA secure_delete=ON")
-            connection.executescript(_SCHEMA)
+            connection.execute("PRAGMA synchronous=NORMAL")
+            for name, columns in TABLES.items():
+                connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns}) WITHOUT ROWID")
             self._connection = connection
         assert self._connection is not None
         return self._connection
 
     def __repr__(self) -> str:
-        return f"Store({str(self.path) if self.path else 'in memory'}, {'encrypted' if self._cipher else 'readable'})"
+        return f"SqliteStore({self.path or 'in memory'}, {'encrypted' if self.encrypted else 'readable'})"
