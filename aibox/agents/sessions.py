@@ -199,23 +199,24 @@ class Sessions:
         head = {"id": session.id, "agent": session.agent, "title": session.title, "label": str(session.label)}
         return {**head, "created_us": session.created_us, "updated_us": session.updated_us, "messages": messages}
 
-    async def texts(self) -> AsyncIterator[tuple[Scope, int, str, str]]:
-        """Every message that is kept, of every tenant: (scope, number of its turn, role, text). For the operator.
+    async def texts(self, tenant: str) -> AsyncIterator[tuple[Scope, int, str, str]]:
+        """Every message that is kept of a tenant: (scope, number of its turn, role, text). For the operator.
 
         A conversation at a time is read; nothing of it stays in memory.
         """
 
-        def names(db: sqlite3.Connection) -> list[_Key]:
-            return db.execute("SELECT tenant, user, agent, id FROM sessions ORDER BY 1, 2, 3, 4").fetchall()
+        def names(db: Rows) -> Any:
+            found = 'SELECT tenant, "user", agent, id FROM sessions WHERE tenant=? ORDER BY 2, 3, 4'
+            return db.execute(found, (tenant,)).fetchall()
 
-        def read(db: sqlite3.Connection, key: _Key) -> list[tuple[int, bytes]]:
+        def read(db: Rows, key: _Key) -> Any:
             return db.execute(
-                "SELECT seq, body FROM messages WHERE tenant=? AND user=? AND agent=? AND session=? ORDER BY seq", key
+                'SELECT seq, body FROM messages WHERE tenant=? AND "user"=? AND agent=? AND session=? ORDER BY seq', key
             ).fetchall()
 
-        for key in await self._store.run(names):
+        for key in await self._store.run(names, tenant=tenant, reads=True):
             scope = Scope(tenant=key[0], user=key[1], agent=key[2], session=key[3])
-            for seq, body in await self._store.run(partial(read, key=key)):
+            for seq, body in await self._store.run(partial(read, key=key), tenant=tenant, reads=True):
                 for message in json.loads(self._store.open(body, "messages", *key, str(seq))):
                     yield scope, seq, str(message.get("role")), str(message.get("content") or "")
 

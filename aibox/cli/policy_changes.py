@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from aibox.agents.state import AgentState
 from aibox.audit.keys import Keyring
 from aibox.audit.record import read_detail, read_open
-from aibox.audit.store import open_store
+from aibox.audit.store import LogName, Store, open_store
 from aibox.guardrails.guardrail import Guardrail
 from aibox.policy.levels import FAILURES
 from aibox.policy.policy import Policy
@@ -26,30 +26,27 @@ async def changes(settings: Settings, old: Policy, new: Policy) -> list[str]:
     """
     url = settings.audit.url or "audit.db"
     place = url if "://" in url else str(settings.home / url)
-    lines = [*_recorded(place, old, new)] if "://" in place or Path(place).is_file() else []
-    state = settings.home / "agents.db"
-    if state.is_file():
-        kept = AgentState(state, key=Keyring(settings.home / "keys").secret("agents"))
-        try:
-            lines += [line async for line in _kept(kept, old, new)]
-        finally:
-            await kept.close()
+    lines: list[str] = []
+    if "://" in place or Path(place).is_file():
+        with closing(open_store(place, read_only=True)) as store:
+            names = store.logs()
+            lines += _recorded(store, names, old, new)
+        lines += await _kept(settings, [name.tenant for name in names], old, new)
     return lines or ["no recorded turn and no kept conversation would be decided otherwise"]
 
 
-def _recorded(place: str, old: Policy, new: Policy) -> Iterator[str]:
-    with closing(open_store(place, read_only=True)) as store:
-        for name in store.logs():
-            for row in store.entries(name.log):
-                if not row.open:
-                    continue  # past its retention: that it was there is known, what it said is not
-                entry = read_open(row.open)
-                if entry.action != "guardrail.decided":
-                    continue
-                detail = read_detail(row.open)
-                was, now = _decision(old, detail), _decision(new, detail)
-                if was != now:
-                    yield f"turn {entry.turn_id} of {name.tenant}, {detail['where']}: {was} -> {now}"
+def _recorded(store: Store, names: Sequence[LogName], old: Policy, new: Policy) -> Iterator[str]:
+    for name in names:
+        for row in store.entries(name.log):
+            if not row.open:
+                continue  # past its retention: that it was there is known, what it said is not
+            entry = read_open(row.open)
+            if entry.action != "guardrail.decided":
+                continue
+            detail = read_detail(row.open)
+            was, now = _decision(old, detail), _decision(new, detail)
+            if was != now:
+                yield f"turn {entry.turn_id} of {name.tenant}, {detail['where']}: {was} -> {now}"
 
 
 def _decision(policy: Policy, detail: dict[str, Any]) -> Decision:
@@ -65,10 +62,23 @@ def _decision(policy: Policy, detail: dict[str, Any]) -> Decision:
     return decision
 
 
-async def _kept(state: AgentState, old: Policy, new: Policy) -> AsyncIterator[str]:
+async def _kept(settings: Settings, tenants: Sequence[str], old: Policy, new: Policy) -> list[str]:
+    # Whoever has a conversation has a log.
+    url = settings.agents.url.get_secret_value() if settings.agents.url is not None else "agents.db"
+    place = url if "://" in url else settings.home / url
+    if isinstance(place, Path) and not place.is_file():
+        return []
+    kept = AgentState(place, key=Keyring(settings.home / "keys").secret("agents"))
+    try:
+        return [line for tenant in tenants async for line in _of_tenant(kept, tenant, old, new)]
+    finally:
+        await kept.close()
+
+
+async def _of_tenant(state: AgentState, tenant: str, old: Policy, new: Policy) -> AsyncIterator[str]:
     before, after = Guardrail(old), Guardrail(new)
     places: dict[str, Where] = {"user": "input", "assistant": "output", "tool": "tool_result"}
-    async for scope, number, role, text in state.sessions.texts():
+    async for scope, number, role, text in state.sessions.texts(tenant):
         if (where := places.get(role)) is None or not text:
             continue
         was = (await before.check(text, where=where, scope=scope)).decision
