@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import msgspec
+
 from aibox.errors import ConfigError
 
 LOCAL_TENANT = "local"
@@ -195,8 +197,7 @@ class Verdict:
         return tuple(dict.fromkeys(f.reason or f"{f.check}: {f.rule}" for f in self.findings))
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One durable line of evidence: `seq` counts from 0 in the tenant's log, `leaf` is its RFC 6962 leaf hash."""
 
     tenant: str

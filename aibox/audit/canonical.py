@@ -18,7 +18,17 @@ _encoder = msgspec.json.Encoder(order="sorted")
 
 def dumps(value: Any) -> bytes:
     """The canonical bytes. Raises ValueError, naming the place, for what has no canonical form here."""
+    check(value)
+    return encode(value)
+
+
+def check(value: Any) -> None:
+    """Raises what `dumps` raises, but for texts that are none."""
     _check(value, "$")
+
+
+def encode(value: Any) -> bytes:
+    """Of what has been checked, or is made of texts and small integers alone."""
     try:
         return _encoder.encode(value)
     except TypeError as error:
@@ -37,26 +47,29 @@ def loads(data: bytes) -> Any:
 
 def _check(value: Any, place: str) -> None:  # noqa: C901, PLR0912 - one branch a type
     kind = type(value)
-    # By exact type first: this runs for every value of every entry.
-    if kind is str:
-        if not value.isascii():
-            _check_text(value, place)
-    elif kind is int:
-        if not -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER:
-            raise ValueError(f"{place}: {value} is beyond 2^53 - 1; write it as a string")
-    elif kind is bool or value is None:
-        return
-    elif isinstance(value, dict):
+    # By exact type first, and without a call for each value: this runs for every value of every entry.
+    if kind is dict:
         for key, item in value.items():
             # Sorting by UTF-16 (RFC 8785 sec. 3.2.3) and by bytes agree on ASCII.
             if type(key) is not str or not key.isascii():
                 raise ValueError(f"{place}: the key {key!r} is not an ASCII string")
-            if type(item) is str and item.isascii():
-                continue
-            _check(item, f"{place}.{key}")
+            kind = type(item)
+            if kind is str:
+                if not item.isascii():
+                    _check_text(item, f"{place}.{key}")
+            elif kind is not int or not -MAX_SAFE_INTEGER <= item <= MAX_SAFE_INTEGER:
+                _check(item, f"{place}.{key}")
+    elif kind is bool or value is None:
+        return
+    elif kind is int:
+        if not -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER:
+            raise ValueError(f"{place}: {value} is beyond 2^53 - 1; write it as a string")
+    elif isinstance(value, dict):
+        _check(dict(value), place)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            _check(item, f"{place}[{index}]")
+            if type(item) is not str or not item.isascii():
+                _check(item, f"{place}[{index}]")
     elif isinstance(value, str):
         _check_text(value, place)
     else:

@@ -256,10 +256,11 @@ def _ending(kind: str, scope: Scope, turn: str, detail: Mapping[str, Any], *, pr
 
 
 def _job(kind: str, scope: Scope, turn: str, detail: Mapping[str, Any]) -> Job:
-    if not _KIND.fullmatch(kind):
-        raise ConfigError(f"not a kind of entry: {kind!r}", hint="lower case words with dots, such as tool.called")
-    if kind in kinds.OPERATOR:
-        raise ConfigError(f"{kind} is written by the chain alone", hint="rotate, erase, hold, prune or restore")
+    if kind not in kinds.OPEN:
+        if not _KIND.fullmatch(kind):
+            raise ConfigError(f"not a kind of entry: {kind!r}", hint="lower case words with dots, such as tool.called")
+        if kind in kinds.OPERATOR:
+            raise ConfigError(f"{kind} is written by the chain alone", hint="rotate, erase, hold, prune or restore")
     return Job(kind, scope, turn, dict(detail))
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aibox.audit.escrow import seal_first
-from aibox.audit.keys import Keyring, check_random, read_key_file, why, write_new
+from aibox.audit.keys import Keyring, check_random, overwrite, read_key_file, why, write_new
 from aibox.errors import ConfigError, StoreError
 
 EPOCH_ENTRIES = 4096
@@ -90,9 +90,7 @@ class EpochKeys:
                     os.fsync(file.fileno())
                 fresh.replace(path)
                 if old is not None:
-                    os.write(old, bytes(100))
-                    os.fsync(old)
-                    os.close(old)
+                    overwrite(old)
             except OSError as error:
                 raise StoreError(f"cannot write the key {path}: {why(error)}") from None
 

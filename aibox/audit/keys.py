@@ -69,9 +69,7 @@ class Keyring:
             (self.folder / "log.pub").rename(self.folder / f"retired-{number}.pub")
             handle = os.open(old, os.O_WRONLY | os.O_NOFOLLOW)
             fresh.replace(old)
-            os.write(handle, bytes(100))
-            os.fsync(handle)
-            os.close(handle)
+            overwrite(handle)
             _sync_folder(self.folder)
         except OSError as error:
             raise StoreError(f"the key could not be retired: {why(error)}") from None
@@ -102,6 +100,17 @@ def write_new(path: Path, text: str) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise StoreError(f"cannot write a key to {path.parent}: {why(error)}") from None
+
+
+def overwrite(handle: int) -> None:
+    """What a key was written as is gone from its place on the disk, all of it; the handle is closed."""
+    left = os.fstat(handle).st_size
+    try:
+        while left > 0:
+            left -= os.write(handle, bytes(left))
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def why(error: OSError) -> str:

@@ -32,6 +32,7 @@ from aibox.audit.record import (
     leaf_hash,
     log_id,
     make_parts,
+    pack_header,
     tag,
 )
 from aibox.audit.rotation import rotated_to
@@ -343,15 +344,13 @@ class Ledger:
         head.key, head.epoch_first, head.tags = key, head.size, hashlib.sha256()
 
     def _put(self, head: Head, shown: bytes, hidden: bytes, flags: int, kind: str) -> Entry:
-        now_us = time.time_ns() // 1000
-        head.ts_us = max(head.ts_us, now_us)
-        seq = head.frontier.size
+        head.ts_us = ts_us = max(head.ts_us, time.time_ns() // 1000)
+        log, seq = head.name.log, head.frontier.size
         if seq == 0:
             flags |= GENESIS
         if seq == head.epoch_first:
-            head.epoch_since_us = head.ts_us
-        commit = body_commit(shown, hidden)
-        header = Header(flags, head.key.epoch, seq, head.ts_us, head.name.log, head.prev, commit).pack()
+            head.epoch_since_us = ts_us
+        header = pack_header(flags, head.key.epoch, seq, ts_us, log, head.prev, body_commit(shown, hidden))
         leaf = leaf_hash(header)
         tagged = tag(head.key.key, leaf)
         head.rows.append(Row(seq, header, shown, hidden, tagged))
@@ -360,7 +359,7 @@ class Ledger:
             if level % NODE_LEVELS == 0:
                 head.nodes.append(Node(level, index, value))
         head.prev = leaf
-        return Entry(head.name.tenant, seq, kind, leaf, head.ts_us)
+        return Entry(head.name.tenant, seq, kind, leaf, ts_us)
 
     # People.
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 SCHEMA = "aibox_audit"
+IDLE_S = 30.0
+"""How long a writer may fall silent inside a transaction, by the server's clock; then the server ends it."""
 _TABLES = {
     "meta": "name text PRIMARY KEY, value text NOT NULL",
     "logs": "log bytea PRIMARY KEY, tenant text NOT NULL UNIQUE, origin text NOT NULL, public_key text NOT NULL",
@@ -111,12 +113,8 @@ class PostgresStore:
     def __init__(self, url: str, *, read_only: bool = False) -> None:
         self.url = url
         self._named = b""
-        self._db = _connect(url)
-        with _mapped(url):
-            self._db.execute(f"SET search_path = {SCHEMA}")
-            self._db.execute("SET synchronous_commit = on")
-            if read_only:
-                self._db.execute("SET default_transaction_read_only = on")
+        self._read_only = read_only
+        self._db = self._open()
         try:
             found = self.meta("format")
         except StoreError:
@@ -126,6 +124,16 @@ class PostgresStore:
             raise StoreError(
                 f"{_host(url)} holds no audit log of this version", hint="aibox.audit.postgres.prepare, as the owner"
             )
+
+    def _open(self) -> Connection[Any]:
+        db = _connect(self.url)
+        with _mapped(self.url):
+            db.execute(f"SET search_path = {SCHEMA}")
+            db.execute("SET synchronous_commit = on")
+            db.execute(f"SET idle_in_transaction_session_timeout = {round(IDLE_S * 1000)}")
+            if self._read_only:
+                db.execute("SET default_transaction_read_only = on")
+        return db
 
     def _log(self, log: bytes) -> bytes:
         """Name the log to row-level security, for this session until another is named."""
@@ -159,6 +167,9 @@ class PostgresStore:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         self._named = b""
+        if self._db.closed:
+            # The server has been away, or has ended the session: whatever was under way there was not committed.
+            self._db = self._open()
         with _mapped(self.url), self._db.transaction():
             yield
 

