@@ -19,6 +19,7 @@ from aibox.audit.record import (
     Header,
     body_commit,
     genesis_prev,
+    keyed,
     leaf_hash,
     log_id,
     make_parts,
@@ -193,3 +194,18 @@ def test_the_schema_of_a_private_part_is_closed(data: bytes) -> None:
     assert read_private(b'{"actor":{"agent":"","session":"","user":""},"detail":{}}')["detail"] == {}
     with pytest.raises(ValueError, match="not a private part"):
         read_private(data)
+
+
+@given(st.binary(max_size=64), st.binary(max_size=300))
+def test_the_quick_hmac_is_hmac(key: bytes, message: bytes) -> None:
+    """RFC 2104 by hand and by OpenSSL give the same, for every key of up to a block."""
+    assert keyed(key, message) == hmac.digest(key, message, "sha256")
+
+
+def test_the_quick_hmac_has_the_published_values() -> None:
+    """RFC 4231, test cases 1 and 2."""
+    cases = {
+        (b"\x0b" * 20, b"Hi There"): "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7",
+        (b"Jefe", b"what do ya want for nothing?"): "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843",
+    }
+    assert {keyed(*case).hex() for case in cases} == set(cases.values())
