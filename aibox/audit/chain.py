@@ -181,7 +181,7 @@ class AuditChain:
         due = by_policy(self.retention, now_us) if before_us is None else by_age(before_us)
         rules = self.retention.bodies_days if before_us is None else {}
         count = await self._do(lambda ledger: prune(ledger, scope, due, reason=reason, rules=rules))
-        await self._do(lambda ledger: ledger.store.scrub(), own_transaction=True)
+        await self._do(lambda ledger: ledger.scrub(), own_transaction=True)
         return count
 
     async def restore(self, *, scope: Scope, reason: str) -> Entry:

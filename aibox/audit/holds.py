@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from aibox.audit import kinds
-from aibox.audit.ledger import OPERATOR, Head, Ledger
+from aibox.audit.head import Head
+from aibox.audit.ledger import OPERATOR, Ledger
 from aibox.audit.record import read_detail
 from aibox.errors import ConfigError
 from aibox.types import Entry, Scope

@@ -12,12 +12,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from aibox.audit import kinds, sealed
 from aibox.audit.checkpoint import Checkpoint, public_bytes
-from aibox.audit.epochs import EPOCH_ENTRIES, EPOCH_S, EpochKey, EpochKeys
+from aibox.audit.epochs import EPOCH_ENTRIES, EPOCH_S, EpochKeys
+from aibox.audit.head import Head
 from aibox.audit.highwater import INTERVAL_S, HighWater
 from aibox.audit.keys import Keyring
 from aibox.audit.merkle import Frontier
@@ -47,40 +47,6 @@ MAX_HEADS = 10_000
 OPERATOR = "operator"
 
 
-@dataclass(slots=True)
-class Head:
-    """Where a tenant's log stands, and what this transaction adds to it."""
-
-    name: LogName
-    public_key: str
-    key: EpochKey
-    kek: bytes
-    prev: bytes
-    ts_us: int = 0
-    frontier: Frontier = field(default_factory=Frontier)
-    epoch_first: int = 0
-    epoch_since_us: int = 0
-    tags: Any = field(default_factory=hashlib.sha256)
-    subjects: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
-    nodes: list[Node] = field(default_factory=list)
-    turns: list[tuple[str, int]] = field(default_factory=list)
-    acts: list[Act] = field(default_factory=list)
-    ratcheted: bool = False
-    pointed_size: int = 0
-    pointed_s: float = 0.0
-    note: str = ""
-    moment: int = 0
-
-    @property
-    def log(self) -> bytes:
-        return self.name.log
-
-    @property
-    def size(self) -> int:
-        return self.frontier.size
-
-
 class Ledger:
     """The logs of one store under one keyring. Raises ConfigError for a store that was begun under other keys."""
 
@@ -97,6 +63,7 @@ class Ledger:
         self._marks: dict[bytes, tuple[int, str]] = {}
         self._marked_s = 0.0
         self._moment = 0
+        self._scrub_s = float("inf")
         self._hold_key()
 
     def use_signer(self) -> None:
@@ -144,6 +111,14 @@ class Ledger:
             self.mark.raise_to(self._marks)
             self._marks.clear()
             self._marked_s = time.monotonic()
+
+    def scrub(self) -> None:
+        """See that what was destroyed is in no journal either; where somebody reads, a second later again."""
+        self._scrub_s = float("inf") if self.store.scrub() else time.monotonic() + 1.0
+
+    @property
+    def scrub_due(self) -> bool:
+        return time.monotonic() >= self._scrub_s
 
     @property
     def unanchored(self) -> list[str]:

@@ -113,7 +113,7 @@ def erase(ledger: Ledger, scope: Scope, subject: str, *, reason: str, stores: Ma
             head.subjects.pop(subject, None)
         note = head.note if head.pointed_size == head.size and head.note else ledger.checkpoint(head)
         certificate = make_receipt(ledger, head, turn, [entry.seq], (head.size, note))
-    ledger.store.scrub()
+    ledger.scrub()
     return certificate
 
 
@@ -147,7 +147,7 @@ def restore(ledger: Ledger, scope: Scope, *, reason: str) -> Entry:
         ledger.flush()
         note = head.note or ledger.checkpoint(head)
         ledger.mark.set_back(log, note)
-    ledger.store.scrub()
+    ledger.scrub()
     return entry
 
 

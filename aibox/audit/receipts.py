@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aibox.audit import kinds
-from aibox.audit.ledger import Head, Ledger
+from aibox.audit.head import Head
+from aibox.audit.ledger import Ledger
 from aibox.audit.receipt import Receipt, ReceiptEntry
 from aibox.audit.record import Row, read_detail
 from aibox.audit.tree import StoredTree

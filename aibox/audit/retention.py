@@ -110,7 +110,7 @@ class Sweeper:
                     self._todo.append((tenant, start + SLICE))
             if not self._todo and self._gone:
                 self._gone = 0
-                ledger.store.scrub()
+                ledger.scrub()
         except Conflict:
             self._todo.append((tenant, start))  # the other writer was first
         except (AIBoxError, ValueError) as error:

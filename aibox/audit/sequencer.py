@@ -103,6 +103,8 @@ class Sequencer:
                 self._anchor()
             if self._sweeper.due and not last:
                 self._sweeper.step(self._ledger)
+            if self._ledger.scrub_due:
+                self._scrub()
             if last:
                 self._anchor(now=True)
                 self._ledger.store.close()
@@ -249,6 +251,12 @@ class Sequencer:
                 self._end_orphans()
         except Conflict:
             return  # the other writer anchors
+        except AIBoxError as error:
+            self.failed = error
+
+    def _scrub(self) -> None:
+        try:
+            self._ledger.scrub()
         except AIBoxError as error:
             self.failed = error
 

@@ -12,6 +12,7 @@ from aibox.audit.store import FORMAT, Act, Conflict, LogName, Node
 from aibox.errors import StoreError
 
 BUSY_S = 30.0
+SCRUB_S = 0.25
 
 _TABLES = {
     "meta": "name TEXT PRIMARY KEY, value TEXT NOT NULL",
@@ -216,9 +217,13 @@ class SqliteStore:
     def drop_subject(self, log: bytes, subject: bytes) -> None:
         self._db.execute("DELETE FROM subjects WHERE log = ? AND id = ?", (log, subject))
 
-    def scrub(self) -> None:
+    def scrub(self) -> bool:
         with self._mapped():
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            # A reader may take long, and whoever wants to write waits meanwhile.
+            self._db.execute(f"PRAGMA busy_timeout = {round(SCRUB_S * 1000)}")
+            (busy, *_) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._db.execute(f"PRAGMA busy_timeout = {round(BUSY_S * 1000)}")
+        return not busy
 
     def close(self) -> None:
         self._db.close()

@@ -135,8 +135,8 @@ class Store(Protocol):
         """Destroy a key; the bytes are overwritten as far as the database can."""
         ...
 
-    def scrub(self) -> None:
-        """Outside a transaction: see that dropped keys are in no journal either."""
+    def scrub(self) -> bool:
+        """Outside a transaction: see that dropped keys are in no journal either. False while somebody reads it."""
         ...
 
     def close(self) -> None: ...

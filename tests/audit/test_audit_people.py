@@ -112,6 +112,32 @@ async def test_an_erased_person_cannot_be_read_any_more_and_the_log_still_holds(
     receipts[0].verify()
 
 
+async def test_a_reader_delays_the_end_of_a_key_and_nobody_else(tmp_path: Path) -> None:
+    """While somebody reads the file, a destroyed key stays in its journal; nobody waits, and it goes when they end."""
+    path = tmp_path / "audit.db"
+    await write_log(path, 1)
+    async with AuditChain(path) as chain:
+        await chain.append("tool.called", scope=TOM, detail={})
+        with by_hand(path) as db:
+            wrapped = [
+                row[0] for row in db.execute("SELECT wrapped FROM subjects WHERE log = ?", (log_of(db, "acme"),))
+            ]
+            db.execute("BEGIN")
+            db.execute("SELECT count(*) FROM entries").fetchone()
+            await chain.erase(scope=ACME, subject="eva", reason="art. 17")
+            await chain.erase(scope=ACME, subject=TOM.user, reason="art. 17")
+            await chain.append("tool.called", scope=RIVAL, detail={})
+            assert left(tmp_path, wrapped)
+        while left(tmp_path, wrapped):
+            await asyncio.sleep(0.05)
+        assert (await chain.verify()).erased == 4
+
+
+def left(folder: Path, keys: list[bytes]) -> bool:
+    data = b"".join(file.read_bytes() for file in folder.glob("audit.db*"))
+    return any(key in data for key in keys)
+
+
 async def test_an_erased_subject_guessed_from_a_dictionary(tmp_path: Path) -> None:
     """Attack: with the whole data folder and a list of all names, nothing tells whose entries the erased ones were."""
     names = ["eva@acme.example", "tom@acme.example", "ada@acme.example"]
