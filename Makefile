@@ -6,8 +6,10 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
 SERVED := .venv-vllm
 NODE := .node
+PEERS := .venv-peers
+NODE_PEERS := .node-peers
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-live test-docker test-faults mutate-verify train-guards check format lock bench clean
+.PHONY: help setup demo test test-live test-docker test-faults mutate-verify train-guards check format lock bench bench-peers clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -69,6 +71,20 @@ bench: $(BENCHES) ## all benchmarks, against bench/goals.toml
 bench-%: setup ## one of them, such as bench-turn: make bench-turn ARGS='--quick --json'
 	@$(PY) bench/$(subst -,_,$*).py $(ARGS)
 
+# As bench/peers.py says: compiled, with the package whose absence slows LiteLLM down, and with the fast event loop.
+bench-peers: $(PEERS)/.ready $(NODE_PEERS)/.ready ## LiteLLM and Portkey in folders of their own, for bench-gateway (minutes, 1.5 GB)
+
+$(PEERS)/.ready: Makefile
+	@$(PYTHON) -m venv --clear $(PEERS)
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --only-binary :all: \
+		'litellm[proxy]==1.108.7' opentelemetry-sdk==1.45.2 httptools uvloop
+	@$(PEERS)/bin/python -m compileall -q $(PEERS)/lib || true
+	@touch $@
+
+$(NODE_PEERS)/.ready: Makefile
+	@npm install --silent --no-audit --no-fund --no-package-lock --prefix $(NODE_PEERS) @portkey-ai/gateway@1.15.2
+	@touch $@
+
 # liblinear is exact to the bit for one version of scikit-learn: the versions are part of the recipe.
 train-guards: setup ## the guardrail's heads anew, from the labelled text in DATA=DIR (a minute)
 	@test -d .venv-train || $(PYTHON) -m venv .venv-train
@@ -80,4 +96,4 @@ lock: setup ## resolve the dependencies anew
 		--no-emit-index-url --no-strip-extras --all-extras --group dev pyproject.toml -o requirements.lock
 
 clean: ## remove what was built
-	rm -rf $(VENV) $(SERVED) $(NODE) .venv-train build dist .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SERVED) $(NODE) $(PEERS) $(NODE_PEERS) .venv-train build dist .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -14,10 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import peers
 from report import Report, arguments, p
 from standin import CHUNKS, Connection
 
@@ -32,15 +34,17 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: Sequence[str], port: int, *, core: int, log: Path) -> Iterator[int]:
+def running(
+    command: Sequence[str], port: int, *, core: int, log: Path, env: Mapping[str, str] | None = None
+) -> Iterator[int]:
     """A process on one core, once it listens."""
     cores = sorted(os.sched_getaffinity(0))
 
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=env)
         os.sched_setaffinity(process.pid, {cores[core % len(cores)]})
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while True:
                 with socket.socket() as trying:
                     if trying.connect_ex(("127.0.0.1", port)) == 0:
@@ -75,31 +79,45 @@ class Figures:
         self.first: list[float] = []
         self.rps = 0.0
         self.cpu_us = 0.0
-        self.stream_cpu_us = 0.0
+        self.burst_us = 0.0
+        """Of CPU for a chunk, where all come as fast as they can be written."""
+        self.paced_us = 0.0
+        """The same where one comes every 2 ms."""
         self.rss = 0.0
+        self.streams = True
 
 
-async def load(port: int, *, key: str, model: str, pid: int, seconds: float) -> Figures:
-    figures = Figures()
-    async with Connection(port, key=key, model=model, stream=False) as one:
-        for number in range(300):
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to send, and with what."""
+
+    port: int
+    key: str
+    pid: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def connect(self, model: str, *, stream: bool) -> Connection:
+        return Connection(self.port, key=self.key, model=model, stream=stream, headers=self.headers)
+
+
+async def load(target: Target, *, seconds: float, rounds: int) -> Figures:
+    figures, pid = Figures(), target.pid
+    async with target.connect("m", stream=False) as one:
+        for number in range(rounds + rounds // 4):
             _, total, _ = await one.ask()
-            if number >= 50:
+            if number >= rounds // 4:
                 figures.alone.append(total * 1e3)
-    async with Connection(port, key=key, model=model, stream=True) as one:
-        before, asked = cpu_s(pid), 0
-        for number in range(150):
-            first, _, _ = await one.ask()
-            asked += 1
-            if number >= 20:
-                figures.first.append(first * 1e3)
-        figures.stream_cpu_us = (cpu_s(pid) - before) * 1e6 / asked / CHUNKS
+    try:
+        await streams(target, figures, rounds=rounds // 2)
+    except RuntimeError as error:
+        figures.streams = False
+        print(f"no streams: {str(error)[:200]}", file=sys.stderr)
     done = 0
     ends = time.perf_counter() + seconds
 
     async def caller() -> None:
         nonlocal done
-        async with Connection(port, key=key, model=model, stream=False) as mine:
+        async with target.connect("m", stream=False) as mine:
             while time.perf_counter() < ends:
                 await mine.ask()
                 done += 1
@@ -112,50 +130,101 @@ async def load(port: int, *, key: str, model: str, pid: int, seconds: float) -> 
     return figures
 
 
+async def streams(target: Target, figures: Figures, *, rounds: int) -> None:
+    async with target.connect("m", stream=True) as one:
+        before = cpu_s(target.pid)
+        for number in range(rounds):
+            first, _, _ = await one.ask()
+            if number >= rounds // 8:
+                figures.first.append(first * 1e3)
+        figures.burst_us = (cpu_s(target.pid) - before) * 1e6 / rounds / CHUNKS
+
+    async def paced() -> None:
+        async with target.connect("paced", stream=True) as mine:
+            for _ in range(PACED_ROUNDS):
+                await mine.ask()
+
+    before = cpu_s(target.pid)
+    await asyncio.gather(*(paced() for _ in range(PACED)))
+    figures.paced_us = (cpu_s(target.pid) - before) * 1e6 / (PACED * PACED_ROUNDS * CHUNKS)
+
+
+PACED, PACED_ROUNDS = 8, 6
+"""Streams at once, and how many each caller reads: so few that none of the targets is at its limit."""
+
+
 def main() -> None:
     options = arguments(__doc__)
     report = Report("the gateway")
-    seconds = 4.0 if options.quick else 15.0
+    seconds, rounds = (4.0, 240) if options.quick else (15.0, 1000)
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[-1]})
     standin = str(HERE / "standin.py")
     found: dict[str, Figures] = {}
+
+    def measure(name: str, target: Target) -> None:
+        found[name] = asyncio.run(load(target, seconds=seconds, rounds=rounds))
+
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         behind = free_port()
         with running([sys.executable, standin, "upstream", str(behind)], behind, core=-1, log=place / "upstream"):
-            found["direct"] = asyncio.run(load(behind, key="x", model="m", pid=os.getpid(), seconds=seconds))
+            measure("direct", Target(behind, "x", os.getpid()))
             port = free_port()
             command = [sys.executable, standin, "bare", str(port), str(behind)]
             with running(command, port, core=0, log=place / "bare") as pid:
-                found["bare pass-through"] = asyncio.run(load(port, key="x", model="m", pid=pid, seconds=seconds))
-            found["aibox serve"] = aibox(place, behind, seconds)
+                measure("bare pass-through", Target(port, "x", pid))
+            with aibox(place, behind) as target:
+                measure("aibox serve", target)
+            # One at a time: what a peer leaves to be done after a load is not the next one's to bear.
+            port = free_port()
+            for peer in peers.installed(place, port, behind, ("m", "paced")):
+                with running(peer.command, port, core=0, log=place / peer.name, env=peer.env) as pid:
+                    measure(peer.name, Target(port, peer.key, pid, peer.headers))
     base = found["direct"]
     for name, figures in found.items():
         report.row(
             f"{name}: 1 caller",
             f"p50 {p(figures.alone, 50):.2f} ms, p95 {p(figures.alone, 95):.2f}, p99 {p(figures.alone, 99):.2f}",
-            f"adds {p(figures.alone, 50) - p(base.alone, 50):.2f} ms at p50; "
-            f"first piece of a stream p50 {p(figures.first, 50):.2f} ms",
+            f"adds {p(figures.alone, 50) - p(base.alone, 50):.2f} ms at p50; first piece of a stream p50 "
+            + (f"{p(figures.first, 50):.2f} ms" if figures.streams else "-: it answers no streams"),
         )
         if name != "direct":
             report.row(
                 f"{name}: 32 callers",
                 f"{figures.rps:.0f} requests/s, {figures.cpu_us:.0f} us of CPU each",
-                f"{figures.stream_cpu_us:.1f} us of CPU a chunk, {figures.rss:.0f} MiB",
+                f"CPU of a chunk {figures.burst_us:.1f} us in bursts, {figures.paced_us:.1f} us paced; "
+                f"{figures.rss:.0f} MiB",
             )
-    ratio = found["aibox serve"].rps / found["bare pass-through"].rps
-    note = "token, budget, policy and two durable audit entries a call; no checks; the model server is Python too"
-    report.goal("gateway.rps_vs_bare_passthrough", ratio, unit="ratio", against="uvicorn and aiohttp alone", note=note)
-    missing = "LiteLLM and Portkey are not installed by this bench yet"
-    for name in ("rps_vs_litellm", "rps_vs_portkey", "added_p50_vs_litellm", "added_p99_vs_litellm",
-                 "paced_cpu_per_chunk_vs_litellm", "rss_vs_litellm"):  # fmt: skip
-        report.goal(f"gateway.{name}", None, unit="ratio", against=name.rpartition("_")[2], note=missing)
-    report.left_out += ["peers: " + missing, "chunks come as fast as they can be written, and not paced"]
+    goals(report, found)
     report.show(as_json=options.json)
 
 
-def aibox(place: Path, behind: int, seconds: float) -> Figures:
+def goals(report: Report, found: Mapping[str, Figures]) -> None:
+    ours, base = found["aibox serve"], found["direct"]
+    ratio = ours.rps / found["bare pass-through"].rps
+    note = "token, budget, policy and two durable audit entries a call; no checks; the model server is Python too"
+    report.goal("gateway.rps_vs_bare_passthrough", ratio, unit="ratio", against="uvicorn and aiohttp alone", note=note)
+
+    def added(figures: Figures, percent: int) -> float:
+        return max(p(figures.alone, percent) - p(base.alone, percent), 1e-3)
+
+    def against(peer: str, name: str, of: Callable[[Figures], float]) -> None:
+        figures = found.get(peer)
+        got = None if figures is None or not of(figures) else of(ours) / of(figures)
+        missing = f"{peer} is not installed: {peers.INSTALL}" if figures is None else "it answers no streams"
+        report.goal(f"gateway.{name}", got, unit="ratio", against=peer, note=missing if got is None else note)
+
+    against("LiteLLM", "rps_vs_litellm", lambda figures: figures.rps)
+    against("Portkey", "rps_vs_portkey", lambda figures: figures.rps)
+    against("LiteLLM", "added_p50_vs_litellm", lambda figures: added(figures, 50))
+    against("LiteLLM", "added_p99_vs_litellm", lambda figures: added(figures, 99))
+    against("LiteLLM", "paced_cpu_per_chunk_vs_litellm", lambda figures: figures.paced_us)
+    against("LiteLLM", "rss_vs_litellm", lambda figures: figures.rss)
+
+
+@contextmanager
+def aibox(place: Path, behind: int) -> Iterator[Target]:
     port = free_port()
     home = place / "home"
     config = place / "aibox.toml"
@@ -163,7 +232,7 @@ def aibox(place: Path, behind: int, seconds: float) -> Figures:
     policy.write_text("[budgets.user]\ntokens_per_day = 1000000000\n[limits]\noutput_tokens = 256\n")
     config.write_text(
         f'home = "{home}"\npolicy = "{policy}"\n[[backends]]\nkind = "openai"\nname = "up"\n'
-        f'url = "http://127.0.0.1:{behind}/v1"\nmodels = ["m"]\n[server]\nport = {port}\n'
+        f'url = "http://127.0.0.1:{behind}/v1"\nmodels = ["m", "paced"]\n[server]\nport = {port}\n'
     )
     log = place / "serve"
     command = [sys.executable, "-m", "aibox", "serve", "--config", str(config)]
@@ -173,7 +242,7 @@ def aibox(place: Path, behind: int, seconds: float) -> Figures:
                 break
             time.sleep(0.1)
         assert key is not None, log.read_text()
-        return asyncio.run(load(port, key=key[0], model="m", pid=pid, seconds=seconds))
+        yield Target(port, key[0], pid)
 
 
 if __name__ == "__main__":

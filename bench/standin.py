@@ -9,11 +9,13 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 TEXT = "The capital of France is Paris. " * 4
 CHUNKS = 64
+PACE_S = 0.002
+"""Between two chunks of the model `paced`: as they come, they do not run together on their way."""
 ANSWER = json.dumps({
     "id": "x", "object": "chat.completion", "created": 1, "model": "m",
     "choices": [{"index": 0, "message": {"role": "assistant", "content": TEXT}, "finish_reason": "stop"}],
@@ -62,12 +64,15 @@ async def upstream(scope: MutableMapping[str, Any], receive: Receive, send: Send
         return
     body = await _body(receive)
     if scope["path"].endswith("/models"):
-        await _answer(send, b'{"object":"list","data":[{"id":"m","object":"model"}]}')
+        await _answer(send, b'{"object":"list","data":[{"id":"m","object":"model"},{"id":"paced","object":"model"}]}')
     elif b'"stream":true' not in body.replace(b" ", b""):
         await _answer(send, ANSWER)
     else:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        paced = b'"paced"' in body
         for event in EVENTS:
+            if paced:
+                await asyncio.sleep(PACE_S)
             await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": LAST})
 
@@ -98,13 +103,16 @@ def bare(port: int) -> Any:
 class Connection:
     """One keep-alive HTTP/1.1 connection that asks the same thing again and again."""
 
-    def __init__(self, port: int, *, key: str, model: str, stream: bool) -> None:
+    def __init__(
+        self, port: int, *, key: str, model: str, stream: bool, headers: Mapping[str, str] | None = None
+    ) -> None:
         fields = {"model": model, "messages": MESSAGES, "max_tokens": 64, **({"stream": True} if stream else {})}
         body = json.dumps(fields).encode()
+        more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         self._port = port
         self._request = (
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            f"Authorization: Bearer {key}\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"{more}Authorization: Bearer {key}\r\nContent-Length: {len(body)}\r\n\r\n"
         ).encode() + body
 
     async def __aenter__(self) -> Connection:

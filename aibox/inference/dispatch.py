@@ -94,15 +94,8 @@ class Dispatch:
             for batch in head:
                 if shown := batch if usage else _without_usage(batch):
                     yield shown
-            while True:
-                if ends is None:
-                    following = await anext(rest, None)
-                else:
-                    async with _deadline(ends - time.monotonic()):
-                        following = await anext(rest, None)
-                if following is None:
-                    return
-                if shown := following if usage else _without_usage(following):
+            async for batch in rest if ends is None else _timed(rest, ends):
+                if shown := batch if usage else _without_usage(batch):
                     yield shown
         finally:
             # A generator that nobody closes would hold its connection until it is collected.
@@ -326,18 +319,29 @@ def _without_usage(batch: list[Chunk]) -> list[Chunk]:
     return [chunk for chunk in batch if chunk.body.get("choices") or "usage" not in chunk.body]
 
 
-async def _sent(backend: Any, api: Api, request: ChatRequest, scope: Scope) -> Batches:
+async def _timed(batches: Batches, ends: float) -> Batches:
+    while True:
+        async with _deadline(ends - time.monotonic()):
+            following = await anext(batches, None)
+        if following is None:
+            return
+        yield following
+
+
+def _sent(backend: Any, api: Api, request: ChatRequest, scope: Scope) -> Batches:
     """The stream of a backend, in batches where it has them."""
-    chunks: Any
     if hasattr(backend, "batches"):
-        chunks = backend.batches(api, request, scope=scope)
-    elif api == "chat":
-        chunks = backend.stream(request, scope=scope)
-    else:
-        chunks = _posts(backend, api).events(api, request, scope=scope)
+        batches: Batches = backend.batches(api, request, scope=scope)
+        return batches
+    if api == "chat":
+        return _one_by_one(backend.stream(request, scope=scope))
+    return _one_by_one(_posts(backend, api).events(api, request, scope=scope))
+
+
+async def _one_by_one(chunks: AsyncIterator[Chunk]) -> Batches:
     try:
-        async for some in chunks:
-            yield [some] if isinstance(some, Chunk) else some
+        async for chunk in chunks:
+            yield [chunk]
     finally:
         if (close := getattr(chunks, "aclose", None)) is not None:
             await close()

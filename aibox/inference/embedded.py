@@ -33,7 +33,7 @@ T = TypeVar("T")
 MAX_THREADS = 8
 BATCH_TOKENS = 256
 """Of the prompt between two looks at whether anybody still waits for the answer: under a second of work."""
-EXPLAIN_S = 30.0
+EXPLAIN_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -379,7 +379,7 @@ def _free() -> int:
 
 
 def _await(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline and server.poll() is None:
         with socket.socket() as trying:
             if trying.connect_ex(("127.0.0.1", port)) == 0:
@@ -392,11 +392,11 @@ def _put(endpoint: str, path: str, data: bytes) -> None:
     """Write an object: signed as reading is, by the same key, with the payload's digest."""
     import httpx2
 
-    deadline = time.monotonic() + 30
-    while True:  # its filer is up a moment after its port
+    deadline = time.monotonic() + 240
+    while True:  # its filer is up a moment after its port, and answers slowly where the machine is busy
         bucket = Bucket("b", endpoint=endpoint, access_key="AK", secret_key="SK")
         headers = bucket._signed(path, "", datetime.now(UTC), method="PUT")
-        answer = httpx2.put(endpoint + path, content=data, headers=headers, trust_env=False)
+        answer = httpx2.put(endpoint + path, content=data, headers=headers, trust_env=False, timeout=120)
         bucket.close()
         if answer.status_code in (200, 409) or time.monotonic() > deadline:
             assert answer.status_code in (200, 409), answer.text
