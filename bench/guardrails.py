@@ -17,7 +17,7 @@ from typing import Any
 
 from report import Report, arguments, p
 
-from aibox.guardrails import heads, injection, jailbreak, pii
+from aibox.guardrails import grounding, heads, injection, jailbreak, pii
 from aibox.guardrails.features import windows
 from aibox.guardrails.normalise import normalise
 
@@ -201,6 +201,33 @@ def personal(report: Report, folder: Path) -> None:
     )
 
 
+GROUNDING = (("begin_wow", "Fully attributable", "grounding_auc_begin"), ("wice", "supported", "grounding_auc_wice"))
+
+
+def grounded(report: Report, folder: Path) -> None:
+    """Claims against the evidence that they were given, on whatever parts of the two sets are there."""
+    card = json.loads(Path(heads.__file__).parent.joinpath("weights", "grounding.json").read_text("utf-8"))
+    for start, supported, goal in GROUNDING:
+        scores: dict[bool, list[float]] = {True: [], False: []}
+        names, took = [], []
+        for path in sorted((folder.parent / "grounding").glob(f"{start}_*.jsonl")):
+            names.append(path.name)
+            for row in map(json.loads, filter(str.strip, path.read_text("utf-8").split("\n"))):
+                started = time.perf_counter()
+                scores[row["label"] == supported].append(grounding.score(row["claim"], row["evidence"]))
+                took.append((time.perf_counter() - started) * 1e3)
+        note = f"{', '.join(names) or 'no file'}"
+        if mine := [name for name in names if name in card["trained_on"]]:
+            note += f"; TRAINED ON {', '.join(mine)}: of rows left out in training {card['auc_of_rows_left_out']}"
+        # What was trained on says what rows left out of training said, and nothing more.
+        got = card["auc_of_rows_left_out"] if mine and names == mine else auc(scores[False], scores[True])
+        report.goal(f"guardrails.{goal}", got, unit="", against="labels of the set", note=note)
+        if took:
+            alarms, found = above(scores[True], 0.5), above(scores[False], 0.5)
+            report.row(f"grounding: {start}", f"unsupported found {found}", f"supported flagged {alarms}")
+            report.row(f"grounding: {start}, time a claim", f"p50 {p(took, 50):.2f} ms", f"p95 {p(took, 95):.2f}")
+
+
 TEXT = (
     "Dear team, the quarterly figures are attached. Please look at the table on page 4 before the meeting on Monday; "
     "the second column was wrong last time. I asked Ms. Keller to send the corrected file to everyone by Friday. "
@@ -240,9 +267,10 @@ def main() -> None:
     if options.data is not None:
         detect(report, options.data, quick=options.quick)
         personal(report, options.data)
+        grounded(report, options.data)
     else:
         report.left_out.append("what is found: give --data DIR")
-    report.left_out.append("grounding and the named-entity model, which are not in this version")
+    report.left_out.append("the named-entity model, which is not in this version")
     report.show(as_json=options.json)
 
 

@@ -19,6 +19,7 @@ from aibox.agents.sessions import Past, Sessions
 from aibox.agents.spotlight import bare, joined
 from aibox.chat import ChatRequest
 from aibox.errors import UpstreamError
+from aibox.guardrails.grounding import Sources
 from aibox.memory.memory import Memory
 from aibox.memory.quote import quote
 from aibox.memory.record import Passage, Record
@@ -42,6 +43,7 @@ class Around(Protocol):
     scope: Scope
     record: TurnRecord
     budget: Budget | Share
+    sources: Sources
 
     @property
     def label(self) -> Label: ...
@@ -105,6 +107,9 @@ class Context:
             turn.expose(_RECALLED)
         turn.emit(Recalled(hits=tuple(kept)))
         turn.record.note("memory.read", {"outcome": "read", "records": [hit.record.id for hit in kept]})
+        for hit in kept:
+            passage = isinstance(hit.record, Passage)
+            (turn.sources.passages if passage else turn.sources.others).append(hit.record.text)
         if kept:
             self._note(quote(kept))
 

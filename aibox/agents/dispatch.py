@@ -89,6 +89,8 @@ async def dispatch(tool: Tool, arguments_json: str, *, call_id: str, turn: TurnS
     }
     turn.record.note("tool.returned", detail)
     turn.returned(ToolReturned(tool.name, text, ok, duration_s))
+    if ok:
+        turn.sources.others.append(text)
     if outcome in ("returned", "failed") and getattr(tool, "untrusted", False):
         text = spotlight.quote(text, source=tool.name, mode=turn.policy.spotlight)
     turn.frame.results[call_id] = text

@@ -29,6 +29,7 @@ from aibox.agents.runs import Run
 from aibox.agents.skills import catalogue, narrowing
 from aibox.agents.spotlight import note
 from aibox.errors import AIBoxError, BackendError, LimitError
+from aibox.guardrails.grounding import Sources
 from aibox.guardrails.stream import OutputFilter
 from aibox.policy.tools import ToolRules
 from aibox.protocols import Tool
@@ -69,7 +70,9 @@ class Turn:
         self.output_type = output_type
         self.policy = parts.policy
         self.rules: ToolRules = parts.policy.tools
-        self.guardrail = parts.guarded
+        # What an answer may rest on; it grows as the turn reads. A subagent's answer rests on what it has read itself.
+        self.sources = Sources()
+        self.guardrail = None if parts.guarded is None else parts.guarded.about(sources=self.sources)
         self.approver = parts.approver
         # A subagent's work is part of its parent's turn: one record, one budget, one run.
         self.parent = parent
@@ -210,6 +213,7 @@ class Turn:
         messages: list[Mapping[str, Any]] = [*await self.context.earlier(), {"role": "user", "content": asked}]
         if self.guardrail is not None:
             said = [str(m.get("content") or "") for m in messages if m.get("role") == "user"]
+            self.sources.said += said
             verdict = await self.guardrail.together(said, scope=self.scope, label=self.label)
             if verdict.blocked:
                 self.decided(verdict)

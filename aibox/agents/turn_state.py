@@ -12,6 +12,7 @@ from aibox.agents.evidence import TurnRecord
 from aibox.agents.exposure import Exposure
 from aibox.agents.frame import Frame
 from aibox.agents.parts import Parts
+from aibox.guardrails.grounding import Sources
 from aibox.guardrails.guardrail import Guardrail
 from aibox.policy.policy import Policy
 from aibox.policy.tools import ToolRules
@@ -30,6 +31,7 @@ class TurnState(Protocol):
     record: TurnRecord
     budget: Budget | Share
     frame: Frame
+    sources: Sources
     run_id: str
     skills: tuple[str, ...]
     call_ids: set[str]

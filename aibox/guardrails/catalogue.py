@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 
 from aibox.errors import ConfigError
 from aibox.guardrails.form import Form
+from aibox.guardrails.grounding import Grounding
 from aibox.guardrails.injection import Injection
 from aibox.guardrails.jailbreak import Jailbreak
 from aibox.guardrails.leak import PromptLeak
@@ -34,7 +35,7 @@ def built_in(policy: Policy | None = None) -> dict[str, Check]:
     """
     policy = policy or Policy()
     parts: tuple[Check, ...] = (
-        *(Jailbreak(), Injection(), PII(), Secrets(), Links(), PromptLeak()),
+        *(Jailbreak(), Injection(), PII(), Secrets(), Links(), PromptLeak(), Grounding()),
         *(Topics(policy.topics), Tokens(policy.tokens), Form(policy.form)),
     )
     return {check.name: check for check in parts}

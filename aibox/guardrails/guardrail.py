@@ -15,6 +15,7 @@ import msgspec
 
 from aibox.errors import ConfigError, GuardrailError, IntegrityError
 from aibox.guardrails.catalogue import OF_POLICY, brought, built_in, offered
+from aibox.guardrails.grounding import Grounding, Sources
 from aibox.guardrails.leak import PromptLeak
 from aibox.guardrails.pseudonyms import (
     Pseudonyms,
@@ -44,11 +45,11 @@ _FOREIGN: tuple[Where, ...] = ("input", "tool_result")
 class Guardrail:
     """Runs the checks that its policy asks for at a place and joins what follows. A Guardrail is a Check itself.
 
-    Built in are `jailbreak`, `injection`, `pii`, `secrets`, `links`, `topics`, `tokens`, `form` and `prompt_leak`;
-    installed packages bring others, and `checks` adds others by name, or takes their place. `tenant_policies` narrow
-    `policy`, each for its tenant. On its way to a model personal data to be redacted becomes tokens of `pseudonyms`
-    (None: kept in memory only) that `restore` turns back; anything else to be redacted becomes `[removed: ...]`. A
-    policy in `shadow` decides nothing; what it would have decided is in each verdict.
+    Built in are `jailbreak`, `injection`, `pii`, `secrets`, `links`, `topics`, `tokens`, `form`, `prompt_leak` and
+    `grounding`; installed packages bring others, and `checks` adds others by name, or takes their place.
+    `tenant_policies` narrow `policy`, each for its tenant. On its way to a model personal data to be redacted becomes
+    tokens of `pseudonyms` (None: kept in memory only) that `restore` turns back; anything else to be redacted becomes
+    `[removed: ...]`. A policy in `shadow` decides nothing; what it would have decided is in each verdict.
     Raises ConfigError when the policy names a check that is not there.
     """
 
@@ -115,19 +116,27 @@ class Guardrail:
             shadow=None if self.shadow is None else self.shadow & policy,
         )
 
-    def about(self, *, prompt: str, canary: str = "") -> Guardrail:
-        """The same guardrail, which knows the instructions that an answer must not give away."""
-        policies = (self._policy, self.shadow, *self._own.values())
-        if not any(policy is not None and "prompt_leak" in policy.checks for policy in policies):
-            return self
-        known = copy.copy(self)
+    def about(self, *, prompt: str | None = None, canary: str = "", sources: Sources | None = None) -> Guardrail:
+        """The same guardrail, which knows the instructions not to be given away, or what an answer may rest on."""
+        known: dict[str, Check] = {}
+        if prompt is not None and self._may_ask("prompt_leak"):
+            known["prompt_leak"] = PromptLeak(prompt, canary=canary)
+        if sources is not None and self._may_ask("grounding"):
+            known["grounding"] = Grounding(sources)
+        return self._knowing(known) if known else self
+
+    def _may_ask(self, name: str) -> bool:
         # One that somebody gave in its place knows best what it is about.
-        if "prompt_leak" not in self._given:
-            known._checks = {**self._checks, "prompt_leak": PromptLeak(prompt, canary=canary)}
-            known._shadow = copy.copy(self._shadow)
-            known._share()
-        known._tenants = {name: own.about(prompt=prompt, canary=canary) for name, own in self._tenants.items()}
-        return known
+        policies = (self._policy, self.shadow, *self._own.values())
+        return name not in self._given and any(policy is not None and name in policy.checks for policy in policies)
+
+    def _knowing(self, known: Mapping[str, Check]) -> Guardrail:
+        made = copy.copy(self)
+        made._checks = {**self._checks, **known}
+        made._shadow = copy.copy(self._shadow)
+        made._share()
+        made._tenants = {name: own._knowing(known) for name, own in self._tenants.items()}
+        return made
 
     @property
     def name(self) -> str:

@@ -35,6 +35,7 @@ FINDS = {
     "tokens": "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen",
     "form": "This is no JSON.",
     "prompt_leak": TOLD,
+    "grounding": "The university in Vienna employs 900 surgeons.",
 }
 RULES = {
     "topics": {"banned": {"investments": ["buy shares"]}},
@@ -56,6 +57,7 @@ OF_CHECK = {
     "form": dict.fromkeys(("input", "tool_result", "retrieved"), "only an answer has a form that was asked for")
     | {"tool_arguments": "a tool's own schema is the form of its arguments"},
     "prompt_leak": dict.fromkeys(("input", "tool_result", "retrieved"), "what comes in gives nothing away"),
+    "grounding": dict.fromkeys(("input", "tool_arguments", "tool_result", "retrieved"), "only an answer has sources"),
     "tokens": {"output": "limits.output_tokens bounds an answer, and the model's server keeps to it"},
 }
 OF_BOTH = {("prompt_leak", "completions"): "the API has no instructions apart from its prompt"}
