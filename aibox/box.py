@@ -198,7 +198,7 @@ class Box:
                 tenant_policies=self.tenant_policies,
                 fallbacks=routing.fallbacks,
                 accounts=Accounts(settings.home / "accounts.db"),
-                concealer=Outgoing(PII(), self.pseudonyms),
+                concealer=Outgoing(PII(), self.pseudonyms, rules=self.policy.pseudonyms),
             )
         )
         return router

@@ -26,6 +26,8 @@ OPEN: Mapping[str, frozenset[str]] = {
     "turn.failed": _TURN_ENDS,
     "prompt.built": frozenset({"bytes", "messages", "label"}),
     "guardrail.decided": frozenset({"where", "decision", "policy", "findings", "findings_total", "shadow"}),
+    "pseudonym.unmasked": frozenset({"count", "types"}),
+    "pseudonym.refused": frozenset({"count", "types"}),
     "model.called": frozenset({"model", "bytes", "label"}),
     "model.answered": _ANSWERED,
     "tool.called": frozenset({"tool", "decision", "approval", "label", "side_effects"}),

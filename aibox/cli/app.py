@@ -33,6 +33,7 @@ from aibox.cli import (
     seal,
     serve,
     skills,
+    unmask,
 )
 from aibox.cli.say import say
 from aibox.errors import AIBoxError, ConfigError
@@ -57,6 +58,7 @@ app.command("new")(new.new)
 app.command("replay")(evals.replay)
 app.command("seal")(seal.seal)
 app.add_typer(approvals.app, name="approvals")
+audit.app.command("unmask")(unmask.unmask)
 app.add_typer(audit.app, name="audit")
 app.add_typer(egress.app, name="egress")
 app.add_typer(models.app, name="models")

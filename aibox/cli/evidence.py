@@ -180,6 +180,8 @@ _SENTENCES: dict[str, Any] = {
     "egress.denied": lambda d: (
         f"The door kept a text marked {d['label']} from {d['model']} at {d['host']}: {d['reason']}"
     ),
+    "pseudonym.unmasked": lambda d: f"{d['count']} pseudonyms ({', '.join(d['types'])}) were unmasked: {d['reason']}",
+    "pseudonym.refused": lambda d: f"{d['count']} pseudonyms were to be unmasked, and it was refused.",
     "turn.sealed": _sealed,
     "subject.erased": lambda d: (
         f"{d['by']} erased a person ({d['reason'] or 'no reason given'}): {len(d['subjects'])} key destroyed"

@@ -28,7 +28,7 @@ from aibox.guardrails.pseudonyms import (
 )
 from aibox.guardrails.stream import CheckedStream, Decided, Judged, OutputFilter
 from aibox.policy.policy import Policy
-from aibox.protocols import Check
+from aibox.protocols import Check, Recorder
 from aibox.types import PLACES, Decision, Finding, Label, Scope, Verdict, Where
 
 TOGETHER = 4
@@ -210,6 +210,11 @@ class Guardrail:
         """
         return await self._pseudonyms.restore(text, scope=scope, unknown=unknown)
 
+    async def unmask(self, text: str, *, scope: Scope, reason: str, audit: Recorder) -> str:
+        """The text with what its pseudonyms stand for, other users' too: see `Pseudonyms.unmask`. Raises AccessError."""
+        rules = self.for_tenant(scope.tenant).policy.pseudonyms
+        return await self._pseudonyms.unmask(text, scope=scope, reason=reason, rules=rules, audit=audit)
+
     async def restore_arguments(self, text: str, *, scope: Scope, unknown: Unknown = placeholder) -> str:
         """As `restore` for a JSON text: what is put in is put in as JSON. A text that is none is restored as it is."""
         if not find_tokens(text):
@@ -346,7 +351,7 @@ class Guardrail:
         if where in _FOREIGN:
             spans = with_look_alikes(text, spans)
         values = [(type_, text[start:end]) for start, end, type_ in spans if start not in removed]
-        tokens = iter(await self._pseudonyms.tokens(values, scope=scope))
+        tokens = iter(await self._pseudonyms.tokens(values, scope=scope, rules=self._policy.pseudonyms))
         return splice(text, [(start, end, removed.get(start) or next(tokens)) for start, end, _ in spans])
 
     def restorer(self, *, scope: Scope) -> Restorer:

@@ -15,11 +15,14 @@ from typing import TypeVar
 
 import anyio.to_thread
 
-from aibox.errors import ConfigError
-from aibox.guardrails.vault import KEY_BYTES, STEM_DIGITS, Vault
+from aibox.errors import AccessError, ConfigError
+from aibox.guardrails.vault import FOR_GOOD, KEY_BYTES, STEM_DIGITS, Vault
+from aibox.policy.pseudonyms import PseudonymRules
+from aibox.protocols import Recorder
 from aibox.types import Finding, Scope
 
 T = TypeVar("T")
+_REVERSIBLE = PseudonymRules()
 Unknown = Callable[[str], str]
 """What to put in place of a token, given in its brackets, that stands for nothing here."""
 
@@ -60,8 +63,9 @@ _WORDS = {
 
 
 def placeholder(token: str) -> str:
-    """What a reader is shown for a token that stands for nothing here, such as one that a model made up."""
-    return f"[unknown {_WORDS.get(token.strip('<>').partition('_')[0], 'value')}]"
+    """What a reader is shown for a token that stands for nothing here: it is kept from all, or a model made it up."""
+    how = "withheld" if token.strip("<>").endswith(FOR_GOOD) else "unknown"
+    return f"[{how} {_WORDS.get(token.strip('<>').partition('_')[0], 'value')}]"
 
 
 class Pseudonyms:
@@ -82,14 +86,49 @@ class Pseudonyms:
         self._path = Path(path) if path is not None else None
         self._vault = Vault(self._path, key=key)
 
-    async def tokens(self, values: Sequence[tuple[str, str]], *, scope: Scope) -> list[str]:
-        """The token, in its brackets, of each (entity type, value). The user of the scope becomes an owner of each."""
+    async def tokens(
+        self, values: Sequence[tuple[str, str]], *, scope: Scope, rules: PseudonymRules = _REVERSIBLE
+    ) -> list[str]:
+        """The token, in its brackets, of each (entity type, value). The user of the scope becomes an owner of each.
+
+        Of a type that the rules call irreversible nothing is kept, and its tokens are never turned back.
+        """
         if not values:
             return []
         typed = [(_type(type_), value) for type_, value in values]
-        return [f"<{token}>" for token in await self._run(self._vault.tokens, scope.tenant, scope.user, typed)]
+        kept = [pair for pair in typed if _kept(pair[0], rules)]
+        made = iter(await self._run(self._vault.tokens, scope.tenant, scope.user, kept) if kept else ())
+        return [
+            f"<{next(made) if _kept(type_, rules) else self._vault.for_good(scope.tenant, type_, value)}>"
+            for type_, value in typed
+        ]
 
-    async def replace(self, text: str, findings: Iterable[Finding], *, scope: Scope) -> str:
+    async def unmask(self, text: str, *, scope: Scope, reason: str, rules: PseudonymRules, audit: Recorder) -> str:
+        """The text with what its pseudonyms stand for in the scope's tenant, whoever gave the values.
+
+        The scope's user must be named in the policy (`pseudonyms.unmask`) and say why. The entry is durable before
+        anything is read; a refusal leaves one too. Raises AccessError, StoreError.
+        """
+        tokens = list(dict.fromkeys(token.strip("<>") for token in find_tokens(text)))
+        types = sorted({token.partition("_")[0] for token in tokens})
+        detail = {"count": len(tokens), "types": types, "tokens": tokens[:256], "reason": reason}
+        if not rules.may_unmask(scope.user) or not reason.strip():
+            await audit.append("pseudonym.refused", scope=scope, detail=detail)
+            raise AccessError(
+                f"{scope.user} may not look behind pseudonyms" if reason.strip() else "unmasking needs a reason",
+                hint="pseudonyms.unmask in the policy names who may",
+            )
+        await audit.append("pseudonym.unmasked", scope=scope, detail=detail)
+        values = await self._run(self._vault.everyones, scope.tenant, tokens)
+        edits = [
+            (*match.span(), values.get(_canonical(match)) or placeholder(f"<{_canonical(match)}>"))
+            for match in _TOKEN.finditer(text)
+        ]
+        return splice(text, edits)
+
+    async def replace(
+        self, text: str, findings: Iterable[Finding], *, scope: Scope, rules: PseudonymRules = _REVERSIBLE
+    ) -> str:
         """The text with a token for each finding's span, by its rule, and for whatever looks like a token already.
 
         Of findings that overlap the first counts. Spans are of `text`.
@@ -99,7 +138,7 @@ class Pseudonyms:
             if finding.span[0] < finding.span[1] and (not spans or finding.span[0] >= spans[-1][1]):
                 spans.append((*finding.span, finding.rule))
         spans = with_look_alikes(text, spans)
-        made = await self.tokens([(type_, text[start:end]) for start, end, type_ in spans], scope=scope)
+        made = await self.tokens([(type_, text[start:end]) for start, end, type_ in spans], scope=scope, rules=rules)
         return splice(text, [(start, end, token) for (start, end, _), token in zip(spans, made, strict=True)])
 
     async def restore(self, text: str, *, scope: Scope, unknown: Unknown | None = None) -> str:
@@ -207,6 +246,11 @@ def splice(text: str, edits: Iterable[tuple[int, int, str]]) -> str:
         parts += (text[at:start], replacement)
         at = end
     return "".join((*parts, text[at:]))
+
+
+def _kept(type_: str, rules: PseudonymRules) -> bool:
+    # What only looks like a token is no secret, and must come back as it was typed.
+    return type_ == LITERAL or rules.reversible(type_)
 
 
 def _canonical(match: re.Match[str]) -> str:

@@ -32,7 +32,11 @@ STEM_DIGITS = range(6, 13)
 _CROWDED = 8
 # Letters tell the writings of one value apart: 482139, 482139a, 482139b.
 _LETTERS = string.ascii_lowercase
-_SUFFIXES = ("", *_LETTERS, *map("".join, itertools.product(_LETTERS, repeat=2)))
+FOR_GOOD = "zz"
+"""Ends the id of a pseudonym that is not kept, and of no other."""
+FOR_GOOD_DIGITS = 8
+_PAIRS = map("".join, itertools.product(_LETTERS, repeat=2))
+_SUFFIXES = ("", *_LETTERS, *(pair for pair in _PAIRS if pair != FOR_GOOD))
 # Written in words or signs, these are the same value.
 _WORDED = frozenset({"PERSON", "EMAIL", "URL", "LITERAL"})
 
@@ -82,6 +86,24 @@ class Vault:
                 known = [self._own(db, tenant, owner, type_, value) for type_, value in values]
                 db.execute("COMMIT")
         return [token for token in known if token is not None]
+
+    def for_good(self, tenant: str, type_: str, value: str) -> str:
+        """A token that nothing is kept of: the same for the same value in this tenant. Only a guess can be tried."""
+        canonical = f"{type_}|{_canonical(type_, value)}"
+        stem = int.from_bytes(self._digest(tenant, "for good", canonical)) % 10**FOR_GOOD_DIGITS
+        return f"{type_}_{stem:0{FOR_GOOD_DIGITS}}{FOR_GOOD}"
+
+    def everyones(self, tenant: str, tokens: Sequence[str]) -> dict[str, str]:
+        """What the tokens of a tenant stand for, whoever gave the values."""
+        found: dict[str, str] = {}
+        with self._database() as db:
+            for token in dict.fromkeys(tokens):
+                row = db.execute(
+                    "SELECT sealed FROM pseudonyms WHERE tenant = ? AND token = ?", (tenant, token)
+                ).fetchone()
+                if row:
+                    found[token] = self._open(tenant, token, row[0])
+        return found
 
     def values(self, tenant: str, user: str, tokens: Sequence[str]) -> dict[str, str]:
         """What the tokens stand for; those that the user does not own are left out."""
