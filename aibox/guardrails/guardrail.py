@@ -211,7 +211,7 @@ class Guardrail:
         return await self._pseudonyms.restore(text, scope=scope, unknown=unknown)
 
     async def unmask(self, text: str, *, scope: Scope, reason: str, audit: Recorder) -> str:
-        """The text with what its pseudonyms stand for, other users' too: see `Pseudonyms.unmask`. Raises AccessError."""
+        """The text with what its pseudonyms stand for, other users' too; see `Pseudonyms`. Raises AccessError."""
         rules = self.for_tenant(scope.tenant).policy.pseudonyms
         return await self._pseudonyms.unmask(text, scope=scope, reason=reason, rules=rules, audit=audit)
 
