@@ -89,7 +89,7 @@ class RunWorkflow:
         text = {"type": "string"}
         properties: dict[str, Any] = {
             "app": {**text, "enum": list(self._apps), "description": "Which one."},
-            "inputs": {"type": "object", "description": "Its inputs, by name."},
+            "inputs": {"type": "object", "description": "Its inputs, by name.", **_inputs(apps)},
         }
         if any(app.kind == "chat" for app in apps):
             properties["query"] = {**text, "description": "What to ask a chat app."}
@@ -147,6 +147,17 @@ class RunWorkflow:
 
     def __repr__(self) -> str:
         return f"<tool {self.name} of {', '.join(self._apps)}>"
+
+
+def _inputs(apps: Sequence[DifyApp]) -> dict[str, Any]:
+    """Where there is one app only, its inputs can be held to: small models need that."""
+    if len(apps) > 1 or not apps[0].inputs:
+        return {}
+    known = {
+        name: {"type": ["string", "number", "boolean"], "description": meaning}
+        for name, meaning in apps[0].inputs.items()
+    }
+    return {"properties": known, "additionalProperties": False}
 
 
 class _Run:

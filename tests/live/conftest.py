@@ -18,6 +18,8 @@ NEEDS = {
     "test_live_vllm.py": "AIBOX_TEST_VLLM_PYTHON",
     "test_live_router.py": "AIBOX_TEST_VLLM_PYTHON",
     "test_live_oidc.py": "AIBOX_TEST_NODE_MODULES",
+    # It needs no server, only some time.
+    "test_live_agents.py": "AIBOX_TEST_NODE_MODULES",
 }
 collect_ignore = [name for name, variable in NEEDS.items() if not os.environ.get(variable)]
 
