@@ -38,7 +38,7 @@ policies = st.builds(
         st.sampled_from(["pii", "jailbreak"]), st.dictionaries(st.sampled_from(PLACES), ladders, max_size=3)
     ),
     on_check_failure=st.sampled_from(Decision),
-    tools=st.builds(ToolRules, allow=st.none() | names, deny=names, approve=names),
+    tools=st.builds(ToolRules, allow=st.none() | names, deny=names, approve=names, approve_from=st.none() | label),
     egress=st.builds(EgressRules, models=st.frozensets(st.sampled_from(MODELS)), ceiling=label),
     limits=st.builds(TurnLimits, input_kib=st.integers(1, 99), turn_s=st.floats(0.5, 99)),
     sandbox=st.builds(Limits, pids=st.integers(1, 99), wall_s=st.floats(0.5, 99)),
@@ -58,6 +58,7 @@ def test_a_join_is_never_weaker_than_either(a: Policy, b: Policy, where: str, sc
         for name in NAMES:
             assert one.tools.allows(name) or not both.tools.allows(name)
             assert both.tools.needs_approval(name) or not one.tools.needs_approval(name)
+        assert both.tools.asks_under(marked) or not one.tools.asks_under(marked)
         for model in MODELS[1:]:
             assert one.egress.allows(model) or not both.egress.allows(model)
         assert marked <= one.egress.ceiling or not marked <= both.egress.ceiling

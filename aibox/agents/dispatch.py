@@ -176,6 +176,10 @@ def _question(tool: Tool, *, turn: TurnState) -> str:
             )
         if decision >= Decision.REQUIRE_APPROVAL:
             return f"the turn has touched {turn.exposure}, and this call adds {call}"
+    effects = getattr(tool, "side_effects", True) or getattr(tool, "sends", False)
+    if effects and turn.policy.tools.asks_under(turn.label):
+        why = f", because of {', '.join(turn.label.why)}" if turn.label.why else ""
+        return f"the turn is marked {turn.label}{why}, and this call has effects"
     if getattr(tool, "approve", False):
         return "the tool asks for it"
     return "the policy asks for it" if turn.policy.tools.needs_approval(tool.name) else ""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from aibox.policy.fields import DecisionField, Part
-from aibox.types import Decision
+from aibox.policy.fields import DecisionField, LabelField, Part
+from aibox.types import Decision, Label
 
 
 class ToolRules(Part):
@@ -19,6 +19,8 @@ class ToolRules(Part):
     """Names of tools that need a person's yes; `"*"` is every tool."""
     two_people: frozenset[str] = frozenset()
     """Names of tools that need the yes of two different people; `"*"` is every tool."""
+    approve_from: LabelField | None = None
+    """A turn that is marked so, or higher, asks a person before each call with effects. The lowest holds."""
     approval_s: float = Field(default=7 * 24 * 3600.0, gt=0)
     """Seconds after which a question that nobody answered is closed. The shortest of several levels holds."""
     lethal_three: DecisionField = Decision.REQUIRE_APPROVAL
@@ -31,6 +33,7 @@ class ToolRules(Part):
             deny=self.deny | other.deny,
             approve=self.approve | other.approve,
             two_people=self.two_people | other.two_people,
+            approve_from=_lower(self.approve_from, other.approve_from),
             approval_s=min(self.approval_s, other.approval_s),
             lethal_three=max(self.lethal_three, other.lethal_three),
         )
@@ -41,6 +44,15 @@ class ToolRules(Part):
     def needs_approval(self, name: str) -> bool:
         return name in self.approve or "*" in self.approve or self.people(name) > 1
 
+    def asks_under(self, label: Label) -> bool:
+        """Whether the label of a turn alone is a reason to ask."""
+        return self.approve_from is not None and self.approve_from <= label
+
     def people(self, name: str) -> int:
         """How many different people must say yes, when somebody must."""
         return 2 if name in self.two_people or "*" in self.two_people else 1
+
+
+def _lower(a: Label | None, b: Label | None) -> Label | None:
+    """Above either is above the meet of both: what one level asks about, the join asks about."""
+    return b if a is None else a if b is None else a & b

@@ -20,7 +20,7 @@ from aibox.errors import AccessError, BackendError, ConfigError, IntegrityError
 from aibox.policy.policy import Policy
 from aibox.policy.tools import ToolRules
 from aibox.testing import ScriptedBackend, call
-from aibox.types import Scope
+from aibox.types import Label, Scope
 
 pytestmark = pytest.mark.anyio
 
@@ -151,6 +151,39 @@ async def test_another_version_of_the_agent_does_not_go_on(
     assert (await made("ok", bank=bank, state=state).resume(reply.run, scope=scope)).text == "ok"
 
 
+@pytest.mark.parametrize("label", ["internal", "confidential", "confidential/PHI", "restricted"])
+async def test_a_label_can_need_a_person(label: str, scope: Scope, state: AgentState, bank: Bank) -> None:
+    """Where the policy says from which label on, calls with effects wait and are told why; others do not."""
+    looked: list[str] = []
+
+    @aibox.tool
+    def look() -> str:
+        """Look."""
+        looked.append("x")
+        return "seen"
+
+    @aibox.tool(side_effects=True)
+    def pay(to: str, eur: float) -> str:
+        """Pay somebody."""
+        bank.paid.append((to, eur))
+        return "paid"
+
+    policy = Policy(tools=ToolRules(approve_from=Label.parse("confidential")))
+    model = ScriptedBackend(call("look", {}), PAY, "done")
+    agent = aibox.Agent("x", router=model, tools=[look, pay], policy=policy, state=state)
+    reply = await agent.run("go", scope=scope, label=label)
+    assert looked == ["x"]
+    if label == "internal":
+        assert (reply.pending, len(bank.paid)) == ((), 1)
+        return
+    (asked,) = reply.pending
+    assert (f"marked {label}" in asked.reason, bank.paid) == (True, [])
+    await state.approvals.approve(asked.id, digest=asked.digest, scope=BOSS)
+    again = aibox.Agent("x", router=ScriptedBackend("done"), tools=[look, pay], policy=policy, state=state)
+    assert (await again.resume(reply.run, scope=scope)).text == "done"
+    assert len(bank.paid) == 1
+
+
 async def test_two_people_must_be_two_and_not_who_asked(scope: Scope, bank: Bank, state: AgentState) -> None:
     """One yes leaves it waiting; a second of the same person and one of the asker are refused."""
     policy = Policy(tools=ToolRules(two_people=frozenset({"pay"})))
@@ -274,7 +307,7 @@ def pay(to: str) -> str:
     with open("paid", "a") as file:
         file.write(to + "\\n")
     if {crash}:
-        os._exit(9)
+        os.kill(os.getpid(), 9)
     return "paid"
 
 async def main():
@@ -293,7 +326,7 @@ def process(
 ) -> tuple[int, str]:
     code = textwrap.dedent(AGENT).format(do=do, answers=answers, approve=approve, crash=crash)
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode in (0, 9), done.stderr
+    assert done.returncode in (0, -9), done.stderr
     return done.returncode, done.stdout.strip()
 
 
@@ -314,18 +347,28 @@ def test_three_processes(tmp_path: Path) -> None:
     assert (tmp_path / "paid").read_text() == "Acme\n"
 
 
-def test_a_crash_in_the_middle_of_a_call_never_runs_it_twice(tmp_path: Path) -> None:
-    """The process dies inside the tool: recovery goes on once, and tells the model that the outcome is not known."""
-    code, _ = process(
-        tmp_path, crash=True, answers="[call('pay', {'to': 'Acme'})]", do="await agent.run('go', scope=SCOPE)"
-    )
-    assert code == 9
-    again = "[(r.text, r.tool_calls[0].text) for r in await agent.recover(scope=SCOPE, now=True)]"
-    _, said = process(tmp_path, answers="['I cannot tell.']", do=again)
-    assert "I cannot tell." in said
-    assert "not known" in said
-    assert process(tmp_path, do=again)[1] == "[]"
+@pytest.mark.parametrize("where", ["in the call", "after the call"])
+async def test_a_killed_process_never_runs_a_call_twice(where: str, tmp_path: Path) -> None:
+    """kill -9 inside the tool, or while the model reads its result: recovery ends the run, and the call ran once."""
+    answers = "[call('pay', {'to': 'Acme'}), lambda _: os.kill(os.getpid(), 9)]"
+    code, _ = process(tmp_path, crash=where == "in the call", answers=answers, do="await agent.run('go', scope=SCOPE)")
+    assert code == -9
     assert (tmp_path / "paid").read_text() == "Acme\n"
-    kinds = process(tmp_path, do="[e.kind async for e in chain.entries('acme')]")[1]
-    assert kinds.count("turn.failed") == 1
-    assert kinds.count("turn.sealed") == 1
+
+    @aibox.tool(approve=False, side_effects=True)
+    def pay(to: str) -> str:
+        "Pay."
+        raise AssertionError("a second time")
+
+    scope = Scope(tenant="acme", user="eva")
+    state = AgentState(tmp_path / "agents.db", key=KEY)
+    async with aibox.AuditChain(tmp_path / "audit.db") as chain:
+        agent = aibox.Agent("x", router=ScriptedBackend("I cannot tell."), tools=[pay], state=state, audit=chain)
+        (reply,) = await agent.recover(scope=scope, now=True)
+        assert reply.text == "I cannot tell."
+        assert ("not known" in reply.tool_calls[0].text) == (where == "in the call")
+        assert (reply.tool_calls[0].text == "paid") == (where == "after the call")
+        assert await agent.recover(scope=scope, now=True) == []
+        kinds = [entry.kind async for entry in chain.entries("acme")]
+    await state.close()
+    assert (kinds.count("turn.failed"), kinds.count("turn.sealed")) == (1, 1)
