@@ -113,8 +113,8 @@ class Dify:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await self._serve(reader, writer)
-        except ConnectionError:
-            pass  # who asked has gone
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # who asked has gone, perhaps before saying anything
         finally:
             writer.close()
 
