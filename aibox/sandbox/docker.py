@@ -166,7 +166,13 @@ class Docker:
         guest = DockerGuest(self._engine, name)
         # The engine counts processes of the container itself; by user it would count those of others as well.
         own_kernel = runtime == GVISOR
-        greeting = program.greeting(limits, count_processes=own_kernel, per_process_memory=False, count_files=False)
+        greeting = program.greeting(
+            limits,
+            count_processes=own_kernel,
+            per_process_memory=False,
+            count_files=False,
+            uid=uid if own_kernel else 0,
+        )
         try:
             with anyio.fail_after(_START_S):
                 guest.begin(words)

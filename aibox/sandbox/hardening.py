@@ -46,7 +46,12 @@ def hardened(
     arguments += ["--cap-drop", "ALL"]  # 5.4
     arguments += ["--security-opt", "no-new-privileges"]  # 5.26
     arguments += ["--security-opt", f"seccomp={seccomp}"]  # 5.22
-    arguments += ["--user", f"{uid}:{uid}"]
+    # gVisor asks of a file that a process has open only whose it is. So its first process, the supervisor, is another
+    # user than the guest, and may become it: root with three capabilities, of gVisor's kernel and not of the host's.
+    first = 0 if runtime == GVISOR else uid
+    for capability in ("SETUID", "SETGID", "SETPCAP") if runtime == GVISOR else ():
+        arguments += ["--cap-add", capability]
+    arguments += ["--user", f"{first}:{first}"]
     # 5.29; the processes of gVisor's own kernel count here as well as the guest's, which it bounds by itself.
     arguments += ["--pids-limit", str(limits.pids + (_GVISOR_PIDS if runtime == GVISOR else _OUR_PIDS))]
     arguments += ["--memory", memory, "--memory-swap", memory]  # 5.11; as much as memory means: no swap

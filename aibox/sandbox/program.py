@@ -62,15 +62,18 @@ def body(*, same: bool = False) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
-def greeting(limits: Limits, *, count_processes: bool, per_process_memory: bool, count_files: bool) -> bytes:
+def greeting(
+    limits: Limits, *, count_processes: bool, per_process_memory: bool, count_files: bool, uid: int = 0
+) -> bytes:
     """The first frame: what the supervisor is to enforce itself, before anything of the guest has run.
 
     `count_processes` where the kernel counts the guest's processes by its user, that no other session has;
-    `count_files` where nothing else bounds their number.
+    `count_files` where nothing else bounds their number; `uid` where the supervisor is root and the guest is not.
     """
     return marshal.dumps(
         {
             "top": WORKSPACE,
+            "uid": uid,
             "pids": limits.pids if count_processes else 0,
             "files": OPEN_FILES,
             "file_bytes": limits.workspace_mib * 1024 * 1024,

@@ -90,6 +90,22 @@ def test_gpus_change_nothing_but_their_number(limits: Limits, gpus: int) -> None
         arguments(limits, gpus=-gpus)
 
 
+def test_gvisor_gets_a_supervisor_that_can_become_the_guest_and_nothing_else() -> None:
+    """Its first process is root of gVisor's own kernel with three capabilities; files are the guest's as elsewhere."""
+    plain, words = (arguments(Limits(), runtime=runtime) for runtime in ("runc", "runsc"))
+    options = words[: words.index(DIGEST)]
+    assert values(options, "--user") == ["0:0"]
+    assert values(options, "--cap-drop") == ["ALL"]
+    assert values(options, "--cap-add") == ["SETUID", "SETGID", "SETPCAP"]
+    assert values(options, "--tmpfs") == values(plain, "--tmpfs")
+    ours = {"--user", "--cap-add", "--runtime", "--pids-limit"}
+    rest = [
+        [pair for pair in itertools.pairwise(line) if pair[0].startswith("--") and pair[0] not in ours]
+        for line in (plain, options)
+    ]
+    assert rest[0][: len(rest[1])] == rest[1]
+
+
 @pytest.mark.anyio
 async def test_only_tenants_that_the_policy_names_have_gpus(scope: Scope, other_scope: Scope, tmp_path: Path) -> None:
     """Nobody by default; who is named has as many as it says; a refusal is recorded; bubblewrap passes none in."""

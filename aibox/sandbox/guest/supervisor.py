@@ -25,6 +25,7 @@ from aibox.sandbox.guest.processes import (
     limit,
     others,
     own_group,
+    part,
     prctl,
     settle,
     signal_one,
@@ -78,6 +79,8 @@ class Supervisor:
     def _begin(self, limits: dict[str, Any]) -> None:
         """Set limits that the kernel keeps, before anything of the guest has run."""
         self._limits = limits
+        if limits["uid"]:
+            part(limits["uid"])
         _signal.signal(INTERRUPT, _signal.SIG_DFL)  # which process 1 never gets from inside
         if not self._protected():
             self._done(error="unprotected")
@@ -89,7 +92,8 @@ class Supervisor:
             resource.RLIMIT_FSIZE: limits["file_bytes"],
         }
         if limits["pids"]:
-            wanted[resource.RLIMIT_NPROC] = limits["pids"] + _PRIVATE
+            # Where it is another user than the guest, only the guest's own are counted.
+            wanted[resource.RLIMIT_NPROC] = limits["pids"] + (0 if limits["uid"] else _PRIVATE)
         for kind, value in wanted.items():
             limit(kind, value)
         os.chdir(limits["top"])
@@ -155,6 +159,8 @@ class Supervisor:
             file.write("1000")  # when memory runs out, never the supervisor first
         if self._limits["address_bytes"]:
             limit(resource.RLIMIT_AS, self._limits["address_bytes"])
+        if uid := self._limits["uid"]:
+            os.setresuid(uid, uid, uid)
 
     def _cell(self, code: bytes) -> None:
         self._room()
