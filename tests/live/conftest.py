@@ -17,6 +17,7 @@ START_S = 600
 NEEDS = {
     "test_live_vllm.py": "AIBOX_TEST_VLLM_PYTHON",
     "test_live_router.py": "AIBOX_TEST_VLLM_PYTHON",
+    "test_live_routes.py": "AIBOX_TEST_VLLM_PYTHON",
     "test_live_oidc.py": "AIBOX_TEST_NODE_MODULES",
     # It needs no server, only some time.
     "test_live_agents.py": "AIBOX_TEST_NODE_MODULES",
