@@ -21,6 +21,7 @@ from aibox.agents.workflows import DifyApp, RunWorkflow
 from aibox.audit.chain import AuditChain
 from aibox.audit.keys import Keyring
 from aibox.errors import ConfigError, StoreError
+from aibox.guardrails.constitution import Constitution
 from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.outgoing import Outgoing
 from aibox.guardrails.pii import PII
@@ -166,7 +167,13 @@ class Box:
             pseudonyms=self.pseudonyms,
             tenant_policies=self.tenant_policies,
             shadow=None if shadow is None else load_policy(shadow),
+            judge=Constitution(self.router) if self._judges else None,
         )
+
+    @property
+    def _judges(self) -> bool:
+        """Whether a policy has texts judged by a model; else no router is made for it."""
+        return any(policy.judge.places for policy in (self.policy, *self.tenant_policies.values()))
 
     @property
     def models(self) -> ModelStore | None:

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from aibox.errors import ConfigError
 from aibox.execution import Limits
 from aibox.policy.egress import EgressRules
+from aibox.policy.judge import JudgeRules
 from aibox.policy.limits import TurnLimits
 from aibox.policy.policy import PROFILES, SHIPPED, Policy
+from aibox.policy.pseudonyms import PseudonymRules
 from aibox.policy.texts import SPOTLIGHTS, FormRules, TokenLimits, TopicRules
 from aibox.policy.tools import ToolRules
 from aibox.types import PLACES, Decision, Label, Level
@@ -30,6 +32,8 @@ topics = st.fixed_dictionaries(
 schemas = st.sampled_from([{}, {"type": "object"}, {"minimum": 0.5}])
 policies = st.builds(
     Policy,
+    judge=st.builds(JudgeRules, places=st.frozensets(st.sampled_from(PLACES)), from_score=st.floats(0, 1)),
+    pseudonyms=st.builds(PseudonymRules, irreversible=st.frozensets(st.sampled_from(["*", "CARD"]))),
     spotlight=st.sampled_from(SPOTLIGHTS),
     topics=topics,
     tokens=st.builds(TokenLimits, input=st.none() | st.integers(1, 99), retrieved=st.none() | st.integers(1, 99)),

@@ -17,7 +17,7 @@ from aibox.audit.keys import Keyring, write_new
 from aibox.audit.signer import KeySigner, public_key
 from aibox.box import load_policy
 from aibox.cli.options import ConfigOption, load_settings
-from aibox.cli.policy_changes import changes
+from aibox.cli.policy_changes import changes, unjudged
 from aibox.errors import ConfigError
 from aibox.guardrails.cases import Outcome, read_cases, tried
 from aibox.guardrails.guardrail import Guardrail
@@ -41,7 +41,7 @@ def check(
     console = Console(highlight=False)
     for name in files:
         policy = load_policy(name, key=read_secret(None, key))
-        Guardrail(policy)  # refuses checks that are not there
+        Guardrail(unjudged(policy))  # refuses checks that are not there
         checks = ", ".join(f"{check} at {'/'.join(rules)}" for check, rules in policy.checks.items()) or "no checks"
         console.print(f"{escape(name)}: holds, {policy.digest[:19]}, {escape(checks)}", soft_wrap=True)
 
@@ -52,7 +52,10 @@ def explain(
     policy: Annotated[list[str], typer.Option("--policy", help="A level: NAME=FILE, FILE or a profile. Repeatable.")],
     where: Annotated[str, typer.Option(help=f"One of {', '.join(PLACES)}.")] = "input",
 ) -> None:
-    """Say what the levels together decide about a text, and which of them asked for it. 1: the text is refused."""
+    """Say what the levels together decide about a text, and which of them asked for it. 1: the text is refused.
+
+    Without the judge: there is no model here.
+    """
     place = _place(where)
     named = [value.partition("=") for value in policy]
     levels = {name: load_policy(file or name) for name, _, file in named}
@@ -61,7 +64,7 @@ def explain(
     joined = effective(levels)
     written = sys.stdin.read() if text == "-" else text
     scope = Scope.local()
-    verdict = asyncio.run(Guardrail(joined.policy).check(written, where=place, scope=scope))
+    verdict = asyncio.run(Guardrail(unjudged(joined.policy)).check(written, where=place, scope=scope))
     console = Console(highlight=False)
     console.print(f"{verdict.decision} at {place}, under {joined.policy.digest[:19]}")
     for reason in joined.explain(verdict):
@@ -76,7 +79,7 @@ def sign(
     config: ConfigOption = None,
 ) -> None:
     """Sign a policy as it is now, with the data folder's key `policy`: FILE.sig. The setting `policy_key` checks it."""
-    Guardrail(Policy.load(file))  # what does not hold is not signed
+    Guardrail(unjudged(Policy.load(file)))  # what does not hold is not signed
     settings, _ = load_settings(config=config)
     keys = Keyring(settings.home / "keys")
     signer = KeySigner("aibox-policy", Ed25519PrivateKey.from_private_bytes(keys.secret("policy")))
@@ -95,7 +98,7 @@ def test_(
     """Hold a policy against cases of what it should decide. 1: it decides otherwise about one of them."""
     console = Console(highlight=False)
     known = read_cases(cases)
-    guardrail = Guardrail(load_policy(policy))
+    guardrail = Guardrail(unjudged(load_policy(policy)))
 
     async def main() -> list[Outcome]:
         return [outcome async for outcome in tried(guardrail, known, scope=Scope.local())]
@@ -117,7 +120,8 @@ def test_(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a policy file, for editors."""
-    print(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **Policy.model_json_schema()}))
+    made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Policy.model_json_schema()}
+    print(json.dumps(made, indent=1))
 
 
 @app.command()

@@ -13,8 +13,9 @@ from typing import Any
 import anyio
 import msgspec
 
-from aibox.errors import ConfigError, GuardrailError, IntegrityError
+from aibox.errors import BackendError, ConfigError, GuardrailError, IntegrityError, PolicyError
 from aibox.guardrails.catalogue import OF_POLICY, brought, built_in, offered
+from aibox.guardrails.constitution import Constitution
 from aibox.guardrails.grounding import Grounding, Sources
 from aibox.guardrails.leak import PromptLeak
 from aibox.guardrails.pseudonyms import (
@@ -49,7 +50,8 @@ class Guardrail:
     `grounding`; installed packages bring others, and `checks` adds others by name, or takes their place.
     `tenant_policies` narrow `policy`, each for its tenant. On its way to a model personal data to be redacted becomes
     tokens of `pseudonyms` (None: kept in memory only) that `restore` turns back; anything else to be redacted becomes
-    `[removed: ...]`. A policy in `shadow` decides nothing; what it would have decided is in each verdict.
+    `[removed: ...]`. A policy in `shadow` decides nothing; what it would have decided is in each verdict. A `judge` is
+    asked where `policy.judge` says so.
     Raises ConfigError when the policy names a check that is not there.
     """
 
@@ -61,7 +63,14 @@ class Guardrail:
         pseudonyms: Pseudonyms | None = None,
         tenant_policies: Mapping[str, Policy] | None = None,
         shadow: Policy | None = None,
+        judge: Constitution | None = None,
     ) -> None:
+        every = (policy, *(policy & own for own in (tenant_policies or {}).values()))
+        if judge is None and any(one.judge.places for one in every):
+            raise ConfigError(
+                f"the policy {policy.name!r} has texts judged by a model, and there is none",
+                hint="Guardrail(policy, judge=Constitution(router))",
+            )
         given = {**built_in(policy), **(checks or {})}
         # What is installed is looked at only for a name that is not there otherwise.
         self._checks: dict[str, Check] = {**given, **brought(sorted(set(policy.checks) - set(given)))}
@@ -74,8 +83,11 @@ class Guardrail:
             )
         self._policy = policy
         self._given = dict(checks or {})
+        self._constitution = judge
         self._pseudonyms = pseudonyms or Pseudonyms()
-        self._shadow = None if shadow is None else Guardrail(shadow, checks=self._given, pseudonyms=self._pseudonyms)
+        self._shadow = (
+            None if shadow is None else Guardrail(shadow, checks=self._given, pseudonyms=self._pseudonyms, judge=judge)
+        )
         self._share()
         self._looks = frozenset(
             where for where in PLACES if any(p is not None and p.checks_for(where) for p in (policy, shadow))
@@ -92,6 +104,7 @@ class Guardrail:
                 checks=checks,
                 pseudonyms=self._pseudonyms,
                 shadow=None if shadow is None else shadow & own,
+                judge=judge,
             )
             for tenant, own in self._own.items()
         }
@@ -114,6 +127,7 @@ class Guardrail:
             pseudonyms=self._pseudonyms,
             tenant_policies=self._own,
             shadow=None if self.shadow is None else self.shadow & policy,
+            judge=self._constitution,
         )
 
     def about(self, *, prompt: str | None = None, canary: str = "", sources: Sources | None = None) -> Guardrail:
@@ -160,7 +174,7 @@ class Guardrail:
         if (own := self.for_tenant(scope.tenant)) is not self:
             return await own.check(text, where=where, scope=scope, label=label)
         judged = await self.judge(text, where=where, scope=scope, label=label)
-        decided = judged.decided
+        decided = judged.decided + await self._judged(text, judged.decided, where=where, scope=scope, label=label)
         decision = max((d for _, d in decided), default=Decision.ALLOW)
         rewritten = "" if decision == Decision.BLOCK else await self.rewrite(text, decided, where=where, scope=scope)
         shadow = None
@@ -169,6 +183,33 @@ class Guardrail:
             shadow = Verdict(would, "", tuple(finding for finding, _ in judged.shadow), self.shadow.digest, where)
         findings = tuple(finding for finding, _ in decided)
         return Verdict(decision, rewritten, findings, self._policy.digest, where, shadow)
+
+    async def _judged(
+        self, text: str, decided: tuple[Decided, ...], *, where: Where, scope: Scope, label: Label | None
+    ) -> tuple[Decided, ...]:
+        """What the judge adds, in the grey band only. It takes nothing away, and is not asked where all is said."""
+        rules = self._policy.judge
+        score = max((found.score for found, _ in decided if found.check in _ATTACKS), default=-1.0)
+        strictest = max((what for _, what in decided), default=Decision.ALLOW)
+        if self._constitution is None or not rules.grey(where, score) or strictest >= rules.decision:
+            return ()
+        whole = (0, len(text))
+        try:
+            with anyio.fail_after(self._policy.limits.check_s):
+                said = await self._constitution.judge(text, principles=rules.principles, scope=scope, label=label)
+        except TimeoutError:
+            return ((Finding("constitution", "too-slow", whole, 1.0, "the judge took too long"), self._failure),)
+        except (BackendError, PolicyError) as error:
+            reason = f"the judge could not be asked: {error.message}"
+            return ((Finding("constitution", "failed", whole, 1.0, reason), self._failure),)
+        if not said.principle:
+            return ()
+        reason = f"breaks a principle: {said.principle}"
+        return ((Finding("constitution", "principle", whole, 1.0, reason), rules.decision),)
+
+    @property
+    def _failure(self) -> Decision:
+        return self._policy.on_check_failure
 
     async def together(self, texts: Sequence[str], *, scope: Scope, label: Label | None = None) -> Verdict:
         """The verdict about a user's last messages as one text: an attack may come in parts, each of them harmless.

@@ -59,4 +59,6 @@ def effective(levels: Mapping[str, Policy]) -> Effective:
 def _asked(policy: Policy, finding: Finding, where: Where) -> Decision:
     if finding.rule in FAILURES and finding.check in policy.checks:
         return policy.on_check_failure
+    if finding.check == "constitution":
+        return policy.judge.decision if where in policy.judge.places else Decision.ALLOW
     return policy.decide(finding.check, where=where, score=finding.score)

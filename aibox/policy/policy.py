@@ -23,6 +23,7 @@ from aibox.policy import files
 from aibox.policy.budgets import Budgets
 from aibox.policy.egress import EgressRules
 from aibox.policy.fields import DecisionField, Ladder, Part, join_ladders
+from aibox.policy.judge import JudgeRules
 from aibox.policy.limits import TurnLimits
 from aibox.policy.pseudonyms import PseudonymRules
 from aibox.policy.retention import Retention
@@ -53,6 +54,7 @@ class Policy(Part):
     """Check name -> place (input, tool_arguments, tool_result, retrieved, output) -> decision or ladder."""
     on_check_failure: DecisionField = Decision.BLOCK
     """What a check counts as that raises or is too slow. Of several levels the strictest holds."""
+    judge: JudgeRules = JudgeRules()
     pseudonyms: PseudonymRules = PseudonymRules()
     spotlight: Spotlight = "off"
     """How results of tools that bring other people's text are shown to a model. Of several levels the strictest."""
@@ -109,6 +111,7 @@ class Policy(Part):
             name=" & ".join(dict.fromkeys(n for n in (self.name, other.name) if n)),
             checks=checks,
             on_check_failure=max(self.on_check_failure, other.on_check_failure),
+            judge=self.judge & other.judge,
             pseudonyms=self.pseudonyms & other.pseudonyms,
             spotlight=max(self.spotlight, other.spotlight, key=SPOTLIGHTS.index),
             topics=self.topics & other.topics,
