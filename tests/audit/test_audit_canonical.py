@@ -103,3 +103,15 @@ def test_a_key_that_stands_twice_is_named_and_odd_texts_are_looked_at_too() -> N
         canonical.dumps(Text("é"))
     with pytest.raises(ValueError, match="lone surrogate"):
         canonical.dumps(Text("\ud800"))
+
+
+def test_a_table_of_a_class_of_its_own_is_looked_into() -> None:
+    """Attack: a fraction, or a key that sorts in two ways, hides in a subclass of dict."""
+
+    class Table(dict[str, object]):
+        pass
+
+    assert canonical.dumps(Table(b=1, a=Table(c=None))) == b'{"a":{"c":null},"b":1}'
+    for value in (Table(x=0.5), {"t": Table({"é": 1})}, [Table(x=2**53)]):
+        with pytest.raises(ValueError, match=r"no canonical form|not an ASCII|beyond"):
+            canonical.dumps(value)
