@@ -73,10 +73,11 @@ async def test_leaving_stops_the_generation(model: Embedded, scope: Scope, how: 
         await asyncio.sleep(0.1)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    started = time.perf_counter()
+    # Of the processor, not of the clock: how busy others keep the machine must not matter. 2000 tokens, or 1500 of
+    # prompt, take more than twice as much.
+    started = time.process_time()
     await model.complete(ChatRequest({**LONG, "max_tokens": 1}), scope=scope)
-    # 2000 tokens or 1500 of prompt take more than twice as long on an idle machine, and more still on a busy one.
-    assert time.perf_counter() - started < 12
+    assert time.process_time() - started < 12
 
 
 async def test_closing_in_the_middle_is_said_and_safe(model: Embedded, scope: Scope) -> None:
