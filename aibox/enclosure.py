@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import fcntl
 import ipaddress
 import json
@@ -17,6 +18,7 @@ import socket
 import struct
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ Record = Callable[[str, dict[str, object]], Awaitable[None]]
 """Told of `seal.connected` and `seal.refused` with the host and the port. What it raises stops the connection."""
 
 MAX_HOSTS = 200
+READY_S = 30.0
 _NEWNS, _NEWUSER, _NEWNET = 0x20000, 0x10000000, 0x40000000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _NO_NEW_PRIVS = 38
@@ -267,7 +270,7 @@ def _enter(theirs: socket.socket, folder: Path, listen: Sequence[tuple[str, int]
     for address, port in listen:
         sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((address, port))
+        _bind(sock, address, port)
         sock.listen(128)
         sockets.append(sock)
     names = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -295,6 +298,20 @@ def _stand(addresses: set[str]) -> None:
                 # struct in6_ifreq of linux/ipv6.h. Loopback asks nobody whether an address is free.
                 there = socket.inet_pton(socket.AF_INET6, address)
                 fcntl.ioctl(control, _SIOCSIFADDR, struct.pack("16sIi", there, 128, socket.if_nametoindex("lo")))
+
+
+def _bind(sock: socket.socket, address: str, port: int) -> None:
+    """Bind, as soon as the address is there: the kernel readies an IPv6 address a moment after it was given."""
+    deadline = time.monotonic() + READY_S
+    while True:
+        try:
+            sock.bind((address, port))
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+        else:
+            return
 
 
 def _up(control: socket.socket) -> None:

@@ -52,7 +52,7 @@ async def echo() -> tuple[asyncio.Server, int]:
 
 TRY = """
 def attempt(host, port, family=socket.AF_INET):
-    s = socket.socket(family, socket.SOCK_STREAM); s.settimeout(3)
+    s = socket.socket(family, socket.SOCK_STREAM); s.settimeout(60)
     try: s.connect((host, port)); s.sendall(b"hi"); return s.recv(100).decode()
     except OSError as e: return type(e).__name__
 """
