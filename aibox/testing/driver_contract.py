@@ -268,7 +268,7 @@ class DriverContract:
         assert await session.read("tock") == written
 
     @pytest.mark.anyio
-    @pytest.mark.parametrize("limits", [LIMITS & Limits(pids=16)])
+    @pytest.mark.parametrize("limits", [LIMITS & Limits(pids=16, wall_s=3)])
     async def test_processes_are_bounded(self, session: Session) -> None:
         """A fork bomb stops at the limit and harms no later run."""
         result = await session.bash("i=0; while [ $i -lt 40 ]; do sleep 30 & i=$((i+1)); echo $i; done")
