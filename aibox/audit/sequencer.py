@@ -78,7 +78,8 @@ class Sequencer:
         self._broken: set[tuple[str, str]] = set()
         self._orphans: dict[tuple[str, str], tuple[orphans.Listed, int]] | None = None
         self.failed: AIBoxError | None = None
-        self.thread = threading.Thread(target=self._run, name="aibox-audit", daemon=True)
+        self._dead: AIBoxError | None = None
+        self.thread = threading.Thread(target=self._work, name="aibox-audit", daemon=True)
         self.thread.start()
 
     @property
@@ -91,6 +92,30 @@ class Sequencer:
         noted = isinstance(job, Job) and job.waiter is None
         if not (noted and self._naps) and not self._wake.is_set():
             self._wake.set()
+        if self._dead is not None:
+            self._turn_away(self._dead)
+
+    def _work(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            # A bug of ours. Whoever waits must hear of it, and nobody may go on without evidence.
+            message = f"the writer of the evidence has stopped: {type(error).__name__}: {error}"
+            self.failed = self._dead = StoreError(message, hint="open the log again; what was acknowledged is there")
+            self._turn_away(self._dead)
+            raise
+
+    def _turn_away(self, error: AIBoxError) -> None:
+        """Refuse all that waits; nothing is written any more."""
+        while True:
+            try:
+                job = self._queue.popleft()
+            except IndexError:
+                return
+            if isinstance(job, Call):
+                job.done.set_exception(error)
+            elif job is not None:
+                self._refuse([job], error)
 
     def _run(self) -> None:
         while True:
@@ -160,6 +185,9 @@ class Sequencer:
                 self._forget(batch)
                 self._refuse(batch, error)
                 return
+            except BaseException as error:
+                self._refuse(batch, StoreError(f"evidence could not be written: {type(error).__name__}: {error}"))
+                raise
             self.failed = None
             for job in batch:
                 if job.seal:

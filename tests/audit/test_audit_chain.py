@@ -241,3 +241,27 @@ async def test_a_turn_that_died_gets_exactly_one_end(tmp_path: Path, monkeypatch
     receipt.verify()
     assert [entry.kind for entry in receipt.entries] == ["tool.called"] * 3 + ["turn.failed"]
     assert aibox.verify(path).entries == 6
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_whoever_waits_hears_of_a_bug_in_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody hangs, nothing goes on without evidence, and what was acknowledged is there at the next opening."""
+    scope = Scope(tenant="t", user="u")
+    async with AuditChain(tmp_path / "audit.db") as chain:
+        await chain.append("memory.written", scope=scope, detail={})
+
+        def broken(*_: object, **__: object) -> None:
+            raise RuntimeError("a bug")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("aibox.audit.ledger.Ledger.add", broken)
+            with pytest.raises(StoreError, match="RuntimeError: a bug"):
+                await chain.append("memory.written", scope=scope, detail={})
+        for _ in range(2):
+            with pytest.raises(StoreError, match="writer of the evidence has stopped"):
+                await chain.append("memory.written", scope=scope, detail={})
+        with pytest.raises(StoreError, match="has stopped"):
+            await chain.checkpoint("t")
+    async with AuditChain(tmp_path / "audit.db") as chain:
+        await chain.append("memory.written", scope=scope, detail={})
+        assert (await chain.verify()).entries == 2
