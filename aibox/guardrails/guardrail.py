@@ -8,25 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any
 
 import anyio
-import msgspec
 
 from aibox.errors import BackendError, ConfigError, GuardrailError, IntegrityError, PolicyError
 from aibox.guardrails.catalogue import OF_POLICY, brought, built_in, offered
 from aibox.guardrails.constitution import Constitution
 from aibox.guardrails.grounding import Grounding, Sources
 from aibox.guardrails.leak import PromptLeak
-from aibox.guardrails.pseudonyms import (
-    Pseudonyms,
-    Restorer,
-    Unknown,
-    find_tokens,
-    placeholder,
-    splice,
-    with_look_alikes,
-)
+from aibox.guardrails.pseudonyms import Pseudonyms, Restorer, Unknown, placeholder
+from aibox.guardrails.rewriting import restored_json, rewritten
 from aibox.guardrails.stream import CheckedStream, Decided, Judged, OutputFilter
 from aibox.policy.policy import Policy
 from aibox.protocols import Check, Recorder
@@ -36,11 +27,6 @@ TOGETHER = 4
 TOGETHER_CHARS = 4_000
 """How many of a user's messages are read as one text, and how much of them."""
 _ATTACKS = ("jailbreak", "injection")
-# On its way to a model a text gets pseudonyms, which are restored later. A model's own text does not: what is taken out
-# of it stays out, or restoring would put it back.
-_TO_MODEL: tuple[Where, ...] = ("input", "tool_result", "retrieved")
-# Retrieved text is memory's own, and rightly holds pseudonyms; from elsewhere nothing may pass for one.
-_FOREIGN: tuple[Where, ...] = ("input", "tool_result")
 
 
 class Guardrail:
@@ -258,26 +244,7 @@ class Guardrail:
 
     async def restore_arguments(self, text: str, *, scope: Scope, unknown: Unknown = placeholder) -> str:
         """As `restore` for a JSON text: what is put in is put in as JSON. A text that is none is restored as it is."""
-        if not find_tokens(text):
-            return text
-        try:
-            value = msgspec.json.decode(text)
-        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-            return await self.restore(text, scope=scope, unknown=unknown)
-        return msgspec.json.encode(await self._restored(value, scope, unknown)).decode()
-
-    async def _restored(self, value: Any, scope: Scope, unknown: Unknown) -> Any:
-        if isinstance(value, str):
-            return await self.restore(value, scope=scope, unknown=unknown)
-        if isinstance(value, list):
-            return [await self._restored(item, scope, unknown) for item in value]
-        if isinstance(value, dict):
-            pairs = [
-                (await self._restored(k, scope, unknown), await self._restored(v, scope, unknown))
-                for k, v in value.items()
-            ]
-            return dict(pairs)
-        return value
+        return await restored_json(text, lambda part: self.restore(part, scope=scope, unknown=unknown))
 
     def stream(
         self,
@@ -380,20 +347,8 @@ class Guardrail:
 
     async def rewrite(self, text: str, decided: Sequence[Decided], *, where: Where, scope: Scope) -> str:
         """The text with what is to be redacted taken out, and with what only looks like a pseudonym made safe."""
-        reversible = where in _TO_MODEL
-        spans: list[tuple[int, int, str]] = []
-        removed: dict[int, str] = {}
-        for start, end, findings in _united(decided):
-            if reversible and all(finding.check == "pii" for finding in findings):
-                spans.append((start, end, findings[0].rule))
-            else:
-                removed[start] = f"[removed: {_reason(findings)}]"
-                spans.append((start, end, "REMOVED"))
-        if where in _FOREIGN:
-            spans = with_look_alikes(text, spans)
-        values = [(type_, text[start:end]) for start, end, type_ in spans if start not in removed]
-        tokens = iter(await self._pseudonyms.tokens(values, scope=scope, rules=self._policy.pseudonyms))
-        return splice(text, [(start, end, removed.get(start) or next(tokens)) for start, end, _ in spans])
+        rules = self._policy.pseudonyms
+        return await rewritten(text, decided, where=where, scope=scope, pseudonyms=self._pseudonyms, rules=rules)
 
     def restorer(self, *, scope: Scope) -> Restorer:
         """Restores a text that arrives in pieces."""
@@ -404,22 +359,3 @@ class Guardrail:
             return "Guardrail(a policy without checks: allows everything)"
         checks = ", ".join(f"{name} at {'/'.join(rules)}" for name, rules in self._policy.checks.items())
         return f"Guardrail({self._policy.name or 'unnamed'}: {checks}; {self._pseudonyms})"
-
-
-def _united(decided: Iterable[Decided]) -> list[tuple[int, int, list[Finding]]]:
-    """What is to be redacted: spans in order, those that overlap as one, each with its findings."""
-    united: list[tuple[int, int, list[Finding]]] = []
-    redacted = (f for f, decision in decided if decision >= Decision.REDACT and f.span[0] < f.span[1])
-    for finding in sorted(redacted, key=lambda f: f.span):
-        start, end = finding.span
-        if united and start < united[-1][1]:
-            first, last, findings = united[-1]
-            united[-1] = (first, max(last, end), [*findings, finding])
-        else:
-            united.append((start, end, [finding]))
-    return united
-
-
-def _reason(findings: Sequence[Finding]) -> str:
-    strongest = max(findings, key=lambda finding: finding.score)
-    return strongest.reason or strongest.rule
