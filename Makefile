@@ -47,7 +47,7 @@ test-live: setup $(SERVED)/.ready $(NODE)/.ready ## against real servers: vLLM o
 	@AIBOX_TEST_VLLM_PYTHON="$(CURDIR)/$(SERVED)/bin/python" AIBOX_TEST_VLLM_MODEL="$(CURDIR)/$(SERVED)/smollm2" \
 		AIBOX_TEST_NODE_MODULES="$(CURDIR)/$(NODE)/node_modules" $(PY) -m pytest tests/live --force-enable-socket
 
-test-docker: setup ## the sandbox on a real Docker engine, installed and started for it (as root; some three minutes)
+test-docker: setup ## the sandbox on a real Docker engine, installed and started for it (as root; minutes)
 	@$(PY) tests/docker/run_with_engine.py
 
 $(NODE)/.ready: Makefile
