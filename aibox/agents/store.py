@@ -18,9 +18,12 @@ from typing import Any, Protocol, TypeVar
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from aibox._wal import write_ahead
 from aibox.errors import IntegrityError, StoreError
 
 T = TypeVar("T")
+
+_BUSY_S = 30.0
 
 TABLES = {
     "sessions": 'tenant TEXT, "user" TEXT, agent TEXT, id TEXT, title BLOB NOT NULL, label TEXT NOT NULL, '
@@ -160,9 +163,9 @@ class SqliteStore(Sealing):
                 # Made by us and not by SQLite, so that nobody else can read it for a moment.
                 self.path.touch(mode=0o600, exist_ok=True)
             connection: Any = sqlite3.connect(
-                self.path or ":memory:", isolation_level=None, check_same_thread=False, timeout=30.0
+                self.path or ":memory:", isolation_level=None, check_same_thread=False, timeout=_BUSY_S
             )
-            connection.execute("PRAGMA journal_mode=WAL")
+            write_ahead(connection, wait_s=_BUSY_S)
             connection.execute("PRAGMA secure_delete=ON")
             connection.execute("PRAGMA synchronous=NORMAL")
             for name, columns in TABLES.items():

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from aibox._wal import write_ahead
 from aibox.audit.record import Row
 from aibox.audit.store import FORMAT, Act, Conflict, LogName, Node
 from aibox.errors import StoreError
@@ -54,7 +55,7 @@ class SqliteStore:
             self._check_format()
 
     def _prepare(self) -> None:
-        self._db.execute("PRAGMA journal_mode=WAL")
+        write_ahead(self._db, wait_s=BUSY_S)
         # An entry is acknowledged when it is on the disk, not when the system has promised to write it.
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA secure_delete=ON")

@@ -12,7 +12,6 @@ import os
 import sqlite3
 import string
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from aibox._wal import write_ahead
 from aibox.errors import ConfigError, IntegrityError, StoreError
 from aibox.guardrails.normalise import normalise
 
@@ -234,7 +234,7 @@ class Vault:
         return db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        _write_ahead(db)
+        write_ahead(db, wait_s=_BUSY_S)
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA secure_delete = ON")
         db.executescript(_SCHEMA)
@@ -245,20 +245,6 @@ class Vault:
                 f"the pseudonyms in {self._path} were written with another key",
                 hint="give the key file that belongs to them, or another path",
             )
-
-
-def _write_ahead(db: sqlite3.Connection) -> None:
-    """Switch to WAL. SQLite does not wait for other openers here as it does elsewhere, so we do."""
-    deadline_s = time.monotonic() + _BUSY_S
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(0.01)
-        else:
-            return
 
 
 def _canonical(type_: str, value: str) -> str:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
+from aibox._wal import write_ahead
 from aibox.chat import Usage
 from aibox.errors import LimitError, StoreError
 from aibox.inference.background import Background
@@ -173,7 +174,7 @@ class Accounts:
         try:
             database = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)
             try:
-                database.execute("PRAGMA journal_mode=WAL")
+                write_ahead(database, wait_s=BUSY_S)
                 database.execute(_SCHEMA)
                 database.execute("BEGIN IMMEDIATE")
                 database.executemany(_ADD, [(*key, *sums) for key, sums in added.items()])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from aibox._wal import write_ahead
 from aibox.errors import StoreError
 
 _BUSY_TIMEOUT_S = 10.0
@@ -46,7 +46,7 @@ class Database:
                 raise
 
     def _prepare(self) -> None:
-        self._write_ahead()
+        write_ahead(self.db, wait_s=_BUSY_TIMEOUT_S)
         for pragma in ("synchronous = FULL", "secure_delete = ON", "foreign_keys = ON"):
             self.db.execute(f"PRAGMA {pragma}")
         version, wanted = self._version(), self._schema.version
@@ -71,19 +71,6 @@ class Database:
     def _version(self) -> int:
         version: int = self.db.execute("PRAGMA user_version").fetchone()[0]
         return version
-
-    def _write_ahead(self) -> None:
-        # Two processes that open a new file at once: SQLite does not wait here for the one that was first.
-        deadline = time.monotonic() + _BUSY_TIMEOUT_S
-        while True:
-            try:
-                self.db.execute("PRAGMA journal_mode = WAL")
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
-            else:
-                return
 
     @contextlib.contextmanager
     def transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:

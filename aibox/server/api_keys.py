@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aibox._wal import write_ahead
 from aibox.errors import AuthError, ConfigError, StoreError
 from aibox.server.principal import Principal, Role
 from aibox.types import Scope
@@ -138,11 +139,14 @@ class ApiKeys:
             raise StoreError(f"the keys in {self._path} cannot be used: {error}") from None
 
 
+_BUSY_S = 10.0
+
+
 def _open(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.touch(mode=0o600)
-    db = sqlite3.connect(path, timeout=10, check_same_thread=False)
-    db.execute("PRAGMA journal_mode=WAL")
+    db = sqlite3.connect(path, timeout=_BUSY_S, check_same_thread=False)
+    write_ahead(db, wait_s=_BUSY_S)
     db.execute("PRAGMA synchronous=FULL")
     db.execute(
         "CREATE TABLE IF NOT EXISTS keys (id TEXT PRIMARY KEY, hash BLOB NOT NULL, tenant TEXT NOT NULL, "
