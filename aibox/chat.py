@@ -6,7 +6,7 @@ The bodies are passed through: fields that aibox does not know are kept as they 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -276,6 +276,16 @@ _SAYS_NOTHING: tuple[dict[str, Any], ...] = ({},)
 
 def _encoded(body: dict[str, Any], came: tuple[dict[str, Any], bytes] | None) -> bytes:
     return came[1] if came is not None and came[0] is body else msgspec.json.encode(body)
+
+
+async def each(batches: AsyncGenerator[list[Chunk], None]) -> AsyncIterator[Chunk]:
+    """One chunk after the other of those that came together. Leaving closes the stream."""
+    try:
+        async for batch in batches:
+            for chunk in batch:
+                yield chunk
+    finally:
+        await batches.aclose()
 
 
 def assemble(chunks: Iterable[Chunk]) -> Completion:

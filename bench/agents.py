@@ -20,6 +20,7 @@ from report import Report, arguments
 # This file has the name of the SDK's package, which must not be looked for here.
 sys.path.remove(str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "agents"))
+sys.path.append(str(Path(__file__).parent.parent / "tests"))  # what the suite waits with
 
 import aibox
 from aibox.agents.exposure import Exposure

@@ -125,12 +125,17 @@ async def _choice(api: Api, choice: dict[str, Any], change: Change) -> dict[str,
     return without_tokens({**choice, "message": {**told, **made}} if api == "chat" else {**choice, **made})
 
 
+async def _field(told: Mapping[str, Any], key: str, where: Where, change: Change) -> Mapping[str, Any]:
+    """With the text of one field changed; the same object when there is none, or it stays as it is."""
+    text = told.get(key)
+    shown = await change(text, where) if isinstance(text, str) and text else text
+    return told if shown == text else {**told, key: shown}
+
+
 async def _calls(calls: Any, where: Where, change: Change) -> Any:
     """The calls of a message, or the one of the old form; the same object when no arguments changed."""
     if isinstance(calls, Mapping):
-        text = calls.get("arguments")
-        shown = await change(text, where) if isinstance(text, str) and text else text
-        return calls if shown == text else {**calls, "arguments": shown}
+        return await _field(calls, "arguments", where, change)
     if not isinstance(calls, list):
         return calls
     made: list[Any] = []
@@ -140,9 +145,8 @@ async def _calls(calls: Any, where: Where, change: Change) -> Any:
         key = "custom" if call.get("type") == "custom" else "function"
         told = call.get(key)
         field = "input" if key == "custom" else "arguments"
-        text = told.get(field) if isinstance(told, Mapping) else None
-        shown = await change(text, where) if isinstance(text, str) and text else text
-        made.append(call if shown == text else {**call, key: {**told, field: shown}})  # type: ignore[dict-item]
+        shown = await _field(told, field, where, change) if isinstance(told, Mapping) else told
+        made.append(call if shown is told else {**call, key: shown})
     return _same(calls, made)
 
 
@@ -162,9 +166,7 @@ async def _item(item: Any, change: Change, *, checked: bool) -> Any:
         made = await _content(item.get("output"), "tool_result", change)
         return item if made is item.get("output") else {**item, "output": made}
     if isinstance(kind, str) and (field := CALLS.get(kind)):
-        text = item.get(field)
-        shown = await change(text, _EARLIER) if isinstance(text, str) and text else text
-        return item if shown == text else {**item, field: shown}
+        return await _field(item, field, _EARLIER, change)
     if kind == "reasoning":
         parts = {
             key: await _content(item.get(key), _EARLIER, change) for key in ("summary", "content") if item.get(key)
@@ -197,9 +199,7 @@ async def _content(content: Any, where: Where, change: Change) -> Any:
     for part in content:
         if not isinstance(part, Mapping):
             raise ConfigError("each part of a message is an object with a `type`")
-        text = part.get("text")
-        shown = await change(text, where) if isinstance(text, str) and text else text
-        parts.append(part if shown == text else {**part, "text": shown})
+        parts.append(await _field(part, "text", where, change))
     return _same(content, parts)
 
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, 
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from aibox.chat import Capability, ChatRequest, Chunk, Completion, Health, ModelInfo, Price, Weights
+from aibox.chat import Capability, ChatRequest, Chunk, Completion, Health, ModelInfo, Price, Weights, each
 from aibox.errors import AIBoxError, ConfigError
 from aibox.inference.addresses import is_inside
 from aibox.inference.capabilities import Api
@@ -118,15 +118,9 @@ class OpenAICompatible:
         came = await self._wire.complete(sent.encoded(), path=PATHS[api])
         return Completion(came[0], self.name, self._weights(), came)
 
-    async def events(self, api: Api, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:
+    def events(self, api: Api, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:
         """As `post`, streamed."""
-        batches = self.batches(api, request, scope=scope)
-        try:
-            async for batch in batches:
-                for chunk in batch:
-                    yield chunk
-        finally:
-            await batches.aclose()
+        return each(self.batches(api, request, scope=scope))
 
     async def batches(self, api: Api, request: ChatRequest, *, scope: Scope) -> AsyncGenerator[list[Chunk], None]:
         """As `events`: those that arrived together, together."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection,
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo
+from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo, each
 from aibox.errors import BackendError, ConfigError
 from aibox.inference.accounts import Accounts, Call
 from aibox.inference.capabilities import Api
@@ -135,7 +135,7 @@ class Router:
         Until the first word another backend may take over; after it, what fails is raised in the middle.
         """
         asked = _request(messages_or_request, model=model, label=label, fields=openai_fields)
-        return _each(self.batches("chat", asked, scope=scope, policy=policy, deadline_s=deadline_s))
+        return each(self.batches("chat", asked, scope=scope, policy=policy, deadline_s=deadline_s))
 
     async def post(
         self,
@@ -163,7 +163,7 @@ class Router:
         deadline_s: float | None = None,
     ) -> AsyncIterator[Chunk]:
         """As `post`, streamed: the events of completions or responses, each as a Chunk."""
-        return _each(self.batches(api, request, scope=scope, policy=policy, deadline_s=deadline_s))
+        return each(self.batches(api, request, scope=scope, policy=policy, deadline_s=deadline_s))
 
     def batches(
         self,
@@ -255,15 +255,6 @@ def _other(api: Api, request: ChatRequest) -> ChatRequest:
         raise ConfigError(f"there is nothing to answer: `{_ASKED[api]}` is empty")
     role = "embedding" if api == "embeddings" else DEFAULT
     return replace(request, body={"model": role, **request.body})
-
-
-async def _each(batches: AsyncGenerator[list[Chunk], None]) -> AsyncIterator[Chunk]:
-    try:
-        async for batch in batches:
-            for chunk in batch:
-                yield chunk
-    finally:
-        await batches.aclose()
 
 
 def _request(asked: Messages, *, model: str, label: Label | str | None, fields: Mapping[str, Any]) -> ChatRequest:

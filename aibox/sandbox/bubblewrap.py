@@ -25,7 +25,7 @@ from aibox.errors import AIBoxError, SandboxError
 from aibox.execution import Limits, Usage
 from aibox.sandbox import command, program, seccomp
 from aibox.sandbox.cgroup import ControlGroup, ControlGroups
-from aibox.sandbox.line import Frames, Pipes, pipe
+from aibox.sandbox.line import Frames, Pipes, pipe, starting
 from aibox.sandbox.runtime import INSTALL, NOBODY, Runtime, chooses_user, is_mapped
 from aibox.sandbox.session import Session
 
@@ -136,17 +136,10 @@ class Bubblewrap:
         greeting = program.greeting(
             limits, count_processes=True, per_process_memory=not self._bounds_memory, count_files=True
         )
-        try:
-            with anyio.fail_after(_START_S):
-                await guest.begin(self._command(runtime, limits, uid), uid=uid, filter_program=self._filter)
-                await guest.bound()
-                await Frames(guest).greet(program.body(same=True), greeting)
-        except BaseException as error:
-            said = guest.said()
-            await guest.close()
-            if isinstance(error, SandboxError | TimeoutError):
-                raise SandboxError(f"no session could be made: {said or error}") from None
-            raise
+        async with starting(guest, within_s=_START_S):
+            await guest.begin(self._command(runtime, limits, uid), uid=uid, filter_program=self._filter)
+            await guest.bound()
+            await Frames(guest).greet(program.body(same=True), greeting)
         return guest
 
     def _command(self, runtime: Runtime, limits: Limits, uid: int) -> partial[list[str]]:

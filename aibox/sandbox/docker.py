@@ -25,7 +25,7 @@ from aibox.sandbox import command, program, seccomp
 from aibox.sandbox.engine import CLEAN, Engine, Facts
 from aibox.sandbox.escapes import TOOLKIT, UnsafeRuntime, holes
 from aibox.sandbox.hardening import GVISOR, hardened
-from aibox.sandbox.line import Frames, Pipes, pipe
+from aibox.sandbox.line import Frames, Pipes, pipe, starting
 from aibox.sandbox.runtime import NOBODY
 from aibox.sandbox.session import Session
 
@@ -173,16 +173,9 @@ class Docker:
             count_files=False,
             uid=uid if own_kernel else 0,
         )
-        try:
-            with anyio.fail_after(_START_S):
-                guest.begin(words)
-                await Frames(guest).greet(program.body(), greeting)
-        except BaseException as error:
-            said = guest.said()
-            await guest.close()
-            if isinstance(error, SandboxError | TimeoutError):
-                raise SandboxError(f"no session could be made: {said or error}") from None
-            raise
+        async with starting(guest, within_s=_START_S):
+            guest.begin(words)
+            await Frames(guest).greet(program.body(), greeting)
         return guest
 
     async def _sweep(self) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from io import FileIO
+from typing import Protocol
 
 import anyio
 
@@ -116,6 +117,26 @@ def pipe(reader: ExitStack, writer: ExitStack, *, owner: int | None) -> tuple[Fi
     if owner is not None and owner != os.geteuid():
         os.fchown(r, owner, owner)
     return ends
+
+
+class Starting(Guest, Protocol):
+    """A guest that can say why it did not start."""
+
+    def said(self) -> str: ...
+
+
+@asynccontextmanager
+async def starting(guest: Starting, *, within_s: float) -> AsyncIterator[None]:
+    """What a driver does to start a guest. One that fails or takes too long is closed; raises SandboxError with why."""
+    try:
+        with anyio.fail_after(within_s):
+            yield
+    except BaseException as error:
+        said = guest.said()
+        await guest.close()
+        if isinstance(error, SandboxError | TimeoutError):
+            raise SandboxError(f"no session could be made: {said or error}") from None
+        raise
 
 
 class Frames:

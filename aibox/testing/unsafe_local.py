@@ -18,7 +18,7 @@ from aibox.errors import SandboxError
 from aibox.execution import Limits, Usage
 from aibox.sandbox import program
 from aibox.sandbox.guest.processes import KILL, STOP, below, signal_one, state
-from aibox.sandbox.line import Frames, Pipes
+from aibox.sandbox.line import Frames, Pipes, starting
 
 NOT_HELD: Final[Mapping[str, str]] = {
     "test_it_says_that_it_isolates": "it does not isolate, and says so",
@@ -58,15 +58,8 @@ class UnsafeLocalDriver:
         guest = UnsafeLocalGuest(tempfile.mkdtemp(prefix="aibox-unsafe-"))
         told = program.greeting(limits, count_processes=False, per_process_memory=False, count_files=False)
         own = {"top": guest.folder, "packages": (), "env": {**program.ENVIRONMENT, "HOME": guest.folder}}
-        try:
-            with anyio.fail_after(_START_S):
-                await Frames(guest).greet(b"", marshal.dumps({**marshal.loads(told), **own}, 2))
-        except BaseException as error:
-            said = guest.said()
-            await guest.close()
-            if isinstance(error, SandboxError | TimeoutError):
-                raise SandboxError(f"no session could be made: {said or error}") from None
-            raise
+        async with starting(guest, within_s=_START_S):
+            await Frames(guest).greet(b"", marshal.dumps({**marshal.loads(told), **own}, 2))
         return guest
 
     async def close(self) -> None:

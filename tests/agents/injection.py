@@ -13,17 +13,17 @@ import base64
 import json
 import re
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from waiting import free_port, until_listening
 
 import aibox
 from aibox.agents.http import Http
@@ -156,19 +156,12 @@ async def world(folder: Path) -> AsyncIterator[World]:
 
 @contextmanager
 def mcp_process(kept: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, str(Path(__file__).parent / "mcp_server.py"), "http", str(port)]
     environment = {"KEPT": str(kept), "PYTHONWARNINGS": "ignore"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            deadline = time.monotonic() + 120
-            while time.monotonic() < deadline:
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.05)
+            until_listening(port)
             yield f"http://127.0.0.1:{port}/mcp"
         finally:
             process.terminate()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import free_port, until_listening
 
 import aibox
 from aibox.agents.mcp import McpServer, connect
@@ -34,16 +33,10 @@ def stdio(**options: Any) -> McpServer:
 
 @pytest.fixture(params=["http", "sse"])
 def running(request: pytest.FixtureRequest) -> Iterator[McpServer]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with subprocess.Popen([sys.executable, SERVER, request.param, str(port)], stderr=subprocess.DEVNULL) as process:
         try:
-            for _ in range(2400):
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.05)
+            until_listening(port)
             path = {"http": "mcp", "sse": "sse"}[request.param]
             yield McpServer(name="t", url=f"http://127.0.0.1:{port}/{path}", transport=request.param)
         finally:

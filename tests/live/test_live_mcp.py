@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import free_port, until_listening
 
 import aibox
 from aibox.agents.mcp import McpServer, connect
@@ -38,18 +37,11 @@ def server(request: pytest.FixtureRequest) -> Iterator[McpServer]:
     if request.param == "stdio":
         yield McpServer(name="everything", command=line[0], args=tuple(line[1:]), trusted=True)
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     env = {"PATH": os.environ["PATH"], "PORT": str(port)}
     with subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            deadline = time.monotonic() + 120
-            while time.monotonic() < deadline:
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.1)
+            until_listening(port)
             path, transport = ("sse", "sse") if request.param == "sse" else ("mcp", "http")
             yield McpServer(name="everything", url=f"http://127.0.0.1:{port}/{path}", transport=transport)  # type: ignore[arg-type]  # one of its literals
         finally:
