@@ -96,4 +96,4 @@ lock: setup ## resolve the dependencies anew
 		--no-emit-index-url --no-strip-extras --all-extras --group dev pyproject.toml -o requirements.lock
 
 clean: ## remove what was built
-	rm -rf $(VENV) $(SERVED) $(NODE) $(PEERS) $(NODE_PEERS) .venv-train build dist .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SERVED) $(NODE) $(PEERS) $(NODE_PEERS) .venv-train build dist .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache .pytest_cache

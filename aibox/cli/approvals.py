@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -18,6 +17,7 @@ from rich.table import Table
 import aibox.box
 from aibox.agents.approvals import Approval
 from aibox.box import Box
+from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, ModelOption, PolicyOption, load_settings
 from aibox.cli.target import agent
 from aibox.errors import ConfigError
@@ -118,7 +118,7 @@ def resume(
             Console(highlight=False).print(reply.text, markup=False, soft_wrap=True)
             return 1 if reply.blocked or reply.pending else 0
 
-    if code := asyncio.run(main()):
+    if code := interrupt.run(main()):
         raise typer.Exit(code)
 
 
@@ -135,7 +135,7 @@ def _with(config: Path | None, call: Callable[[Box], Awaitable[T]]) -> T:
         async with aibox.box.open(settings=settings) as box:
             return await call(box)
 
-    return asyncio.run(main())
+    return interrupt.run(main())
 
 
 def _agreed(asked: Approval) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -20,6 +19,7 @@ from aibox.audit.receipt import ReceiptEntry
 from aibox.audit.record import leaf_hash
 from aibox.audit.signer import SigningServer, public_key
 from aibox.box import Box
+from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
 from aibox.errors import ConfigError, StoreError
 from aibox.policy.retention import DAY_US
@@ -232,4 +232,4 @@ def _with(config: Path | None, act: Callable[[Box], Awaitable[T]]) -> T:
         async with Box(settings) as box:
             return await act(box)
 
-    return asyncio.run(run())
+    return interrupt.run(run())

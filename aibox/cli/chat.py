@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 import threading
 import uuid
@@ -19,6 +18,7 @@ import aibox.box
 from aibox.agents.agent import Agent
 from aibox.agents.events import Decided, Event, Failed, Recalled, Reply, TextDelta, ToolCalled, ToolReturned
 from aibox.box import Box
+from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, ModelOption, PolicyOption, load_settings
 from aibox.cli.say import say
 from aibox.errors import AIBoxError, ConfigError
@@ -66,7 +66,7 @@ def run(
                 reply.receipt.save(receipt)
             return 1 if reply.blocked else 0
 
-    if code := asyncio.run(main()):
+    if code := interrupt.run(main()):
         raise typer.Exit(code)
 
 
@@ -87,7 +87,7 @@ def chat(
             terminal.err.print("[dim]/help lists the commands, Ctrl-D leaves[/]")
             await Conversation(box, agent, terminal, session or str(uuid.uuid4())).loop()
 
-    asyncio.run(main())
+    interrupt.run(main())
 
 
 class Terminal:
@@ -163,20 +163,15 @@ class Conversation:
     async def _turn(self, line: str) -> None:
         """A turn that fails or is stopped with Ctrl-C ends neither the conversation nor the program."""
         turn = asyncio.create_task(self.terminal.show(self.agent, line, scope=self.scope, label=self.label))
-        loop = asyncio.get_running_loop()
-        before = signal.getsignal(signal.SIGINT)
-        loop.add_signal_handler(signal.SIGINT, turn.cancel)
         try:
-            self.last = await turn
+            with interrupt.cancels(turn):
+                self.last = await turn
         except AIBoxError as error:
             say(self.terminal.err, error)
         except asyncio.CancelledError:
             if not turn.cancelled():
                 raise  # somebody else ends the program
             self.terminal.err.print("\nstopped; Ctrl-C once more leaves", style="dim")
-        finally:
-            loop.remove_signal_handler(signal.SIGINT)
-            signal.signal(signal.SIGINT, before)
 
     def _read(self) -> str | None:
         if sys.stdin.isatty():

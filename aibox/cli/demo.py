@@ -29,6 +29,7 @@ from aibox.agents.events import Event, Failed, ModelAnswered, ModelCalled, Recal
 from aibox.agents.tools import tool
 from aibox.audit.verify import verify
 from aibox.box import Box
+from aibox.cli import interrupt
 from aibox.cli.chat import SMALL_MODEL
 from aibox.cli.options import ConfigOption, ModelOption, load_settings
 from aibox.errors import BackendError, ConfigError, EgressError, IntegrityError
@@ -95,7 +96,7 @@ def demo(
         async with aibox.box.open(settings=settings) as box:
             return await Demo(console, box, model=name, seed=seed).run()
 
-    if not asyncio.run(main()):
+    if not interrupt.run(main()):
         raise typer.Exit(1)
 
 

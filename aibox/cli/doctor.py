@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 import platform
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from aibox import __version__
 from aibox.box import load_policy
+from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
 from aibox.inference import demo_model
 from aibox.sandbox.configured import make_driver
@@ -56,7 +56,7 @@ def doctor(config: ConfigOption = None) -> None:
     table.add_column("part", no_wrap=True)
     table.add_column("found", overflow="fold")
     table.add_column("it gives, and the line that adds it", overflow="fold")
-    for row in (*_packages(), *_places(settings), *asyncio.run(_sandbox(settings)), *_seal()):
+    for row in (*_packages(), *_places(settings), *interrupt.run(_sandbox(settings)), *_seal()):
         mark = {True: "[green]ok[/]", False: "[yellow]--[/]", None: ""}[row.ok]
         table.add_row(mark, row.part, row.found, row.gives if row.ok else f"{row.gives}\n{row.add}".strip("\n"))
     console.print(table)

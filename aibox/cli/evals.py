@@ -5,7 +5,6 @@ Exit code 0: as good as was asked; 1: it is not, or a report does not hold; 2: i
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +18,7 @@ import aibox.box
 from aibox.audit.chain import AuditChain
 from aibox.audit.receipt import Receipt
 from aibox.box import Box
-from aibox.cli import target
+from aibox.cli import interrupt, target
 from aibox.cli.options import ConfigOption, PolicyOption, load_settings
 from aibox.errors import ConfigError, IntegrityError
 from aibox.evals import receipts, render, scorers
@@ -129,7 +128,7 @@ def verify(
 
     try:
         found.verify(key.read_text("utf-8") if key else None)
-        runs = None if log is None else asyncio.run(held())
+        runs = None if log is None else interrupt.run(held())
     except IntegrityError as error:
         console.print(f"[red]does not hold:[/] {error.message}", soft_wrap=True)
         raise typer.Exit(1) from None
@@ -195,7 +194,7 @@ def _in_box(work: Callable[[Box], Coroutine[Any, Any, Any]], *, config: Path | N
         async with aibox.box.open(settings=settings, policy=policy) as box:
             return await work(box)
 
-    return asyncio.run(main())
+    return interrupt.run(main())
 
 
 def _compared(comparison: Comparison, console: Console) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Annotated, TypeVar
@@ -11,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
 from aibox.errors import ConfigError
 from aibox.server.api_keys import ApiKeys
@@ -82,7 +82,7 @@ def _with(config: ConfigOption, call: Callable[[ApiKeys], Awaitable[T]]) -> T:
         finally:
             await keys.close()
 
-    return asyncio.run(main())
+    return interrupt.run(main())
 
 
 def _day(seconds: int) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import typer
 from rich.console import Console
 from rich.table import Table
 
 import aibox.box
 from aibox.chat import ModelInfo
-from aibox.cli import staging
+from aibox.cli import interrupt, staging
 from aibox.cli.options import ConfigOption, ModelOption, load_settings
 
 app = typer.Typer(help="Models: those that the configured backends offer, and those staged on this disk.")
@@ -28,7 +26,7 @@ def models(context: typer.Context, model: ModelOption = None, config: ConfigOpti
         async with aibox.box.open(settings=settings) as box:
             return tuple(await box.router.models())
 
-    found = asyncio.run(main())
+    found = interrupt.run(main())
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("model", "backend", "where", "tools", "context", "weights", ""):
         table.add_column(heading)

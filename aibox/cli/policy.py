@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.markup import escape
 from aibox.audit.keys import Keyring, write_new
 from aibox.audit.signer import KeySigner, public_key
 from aibox.box import load_policy
+from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
 from aibox.cli.policy_changes import changes, unjudged
 from aibox.errors import ConfigError
@@ -64,7 +64,7 @@ def explain(
     joined = effective(levels)
     written = sys.stdin.read() if text == "-" else text
     scope = Scope.local()
-    verdict = asyncio.run(Guardrail(unjudged(joined.policy)).check(written, where=place, scope=scope))
+    verdict = interrupt.run(Guardrail(unjudged(joined.policy)).check(written, where=place, scope=scope))
     console = Console(highlight=False)
     console.print(f"{verdict.decision} at {place}, under {joined.policy.digest[:19]}")
     for reason in joined.explain(verdict):
@@ -104,7 +104,7 @@ def test_(
         return [outcome async for outcome in tried(guardrail, known, scope=Scope.local())]
 
     wrong = 0
-    for number, outcome in enumerate(asyncio.run(main()), 1):
+    for number, outcome in enumerate(interrupt.run(main()), 1):
         case = outcome.case
         if outcome.wrong:
             wrong += 1
@@ -150,7 +150,7 @@ def diff(
             console.print(f"  {part} differs", soft_wrap=True)
     if recorded:
         settings, _ = load_settings(config=config)
-        for line in asyncio.run(changes(settings, old, new)):
+        for line in interrupt.run(changes(settings, old, new)):
             console.print(f"  {escape(line)}", soft_wrap=True)
     # Where the second is at least as strict everywhere, joining the first to it changes nothing.
     if (old & new).digest != new.digest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from aibox import enclosure
 from aibox.box import Box
+from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
 from aibox.types import Scope
 
@@ -38,4 +38,4 @@ def seal(
 
             return await enclosure.run(command, hosts, record=record)
 
-    raise typer.Exit(asyncio.run(main()))
+    raise typer.Exit(interrupt.run(main()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import socket
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ import typer
 from rich.console import Console
 
 import aibox.box
+from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, ModelOption, PolicyOption, load_settings
 from aibox.cli.target import agent
 from aibox.errors import ConfigError, MissingExtraError
@@ -75,7 +75,7 @@ def serve(
                 finally:
                     await callers.close()
 
-    asyncio.run(main())
+    interrupt.run(main())
 
 
 def _refuse_unguarded(server: ServerSettings) -> None:

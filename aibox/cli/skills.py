@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ from rich.table import Table
 import aibox.box
 from aibox.agents.shelf import Shelf
 from aibox.agents.skills import Skill, examine, load
+from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption
 from aibox.errors import ConfigError
 from aibox.settings import Settings
@@ -101,7 +101,7 @@ def install(
             await box.audit.append("skill.installed", scope=scope, detail=detail)
             return box.skills.install(folder, scope=scope, replace=replace)
 
-    skill = asyncio.run(main())
+    skill = interrupt.run(main())
     Console(highlight=False).print(f"installed {escape(skill.name)} for {tenant}  {skill.digest}", soft_wrap=True)
 
 

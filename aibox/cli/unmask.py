@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import Annotated
 
 import typer
 
 from aibox.box import open as open_box
+from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
 from aibox.types import Scope
 
@@ -29,4 +29,4 @@ def unmask(
             written = sys.stdin.read() if text == "-" else text
             return await box.guardrail.unmask(written, scope=scope, reason=reason, audit=box.audit)
 
-    print(asyncio.run(main()))
+    print(interrupt.run(main()))
