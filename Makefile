@@ -9,7 +9,7 @@ NODE := .node
 PEERS := .venv-peers
 NODE_PEERS := .node-peers
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-live test-docker test-faults mutate-verify train-guards check format lock bench bench-peers clean
+.PHONY: help setup demo docs test test-live test-docker test-faults mutate-verify train-guards check format lock bench bench-peers clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,9 @@ check: setup ## formatter, linter, types, architecture
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 	@$(VENV)/bin/python -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+
+docs: setup ## the documentation as a site, in site/; a warning is an error
+	@$(PY) -m sphinx -q -W --keep-going -b html docs site
 
 format: setup ## format and fix what can be fixed
 	@$(PY) -m ruff format .
@@ -96,4 +99,4 @@ lock: setup ## resolve the dependencies anew
 		--no-emit-index-url --no-strip-extras --all-extras --group dev pyproject.toml -o requirements.lock
 
 clean: ## remove what was built
-	rm -rf $(VENV) $(SERVED) $(NODE) $(PEERS) $(NODE_PEERS) .venv-train build dist .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache .pytest_cache
+	rm -rf $(VENV) $(SERVED) $(NODE) $(PEERS) $(NODE_PEERS) .venv-train build dist site .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache .pytest_cache

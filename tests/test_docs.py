@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import aibox
 from aibox.policy.policy import Policy
 from aibox.settings import Settings
 
@@ -53,3 +54,18 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
     """A link inside the tree names a file that is there."""
     for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text("utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_threat_has_a_test_that_is_there() -> None:
+    """What the threat model says is shown by a test is: file and name exist."""
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", (ROOT / "docs" / "threat-model.md").read_text("utf-8"))
+    assert len(named) > 30
+    for path, test in named:
+        assert f"def {test}(" in (ROOT / path).read_text("utf-8"), f"{path}::{test}"
+
+
+def test_the_reference_names_what_is_public() -> None:
+    """Each name that `import aibox` gives has its place on a page of the reference."""
+    pages = "".join(page.read_text("utf-8") for page in (ROOT / "docs" / "reference").glob("*.md"))
+    listed = set(re.findall(r"^\.\. auto\w+:: aibox\.(\w+)\b(?!\.)", pages, re.MULTILINE))
+    assert set(aibox.__all__) <= listed
