@@ -12,6 +12,7 @@ import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 SAYS = {
+    "air_gapped": ["small: 1 files", "answered under the seal: True", "one bit changed on the way: does not hold"],
     "approval_in_a_terminal": ["sent: ['bob: The report is ready.']"],
     "books": ["Acme owes 1240.50 EUR.", "called: ['owed']", "holds:"],
     "clinic_intake": ["inside/inside: Patient 17", "outside/outside: refused"],
