@@ -229,3 +229,64 @@ def test_the_commands_as_a_person_uses_them(tmp_path: Path) -> None:
     assert (code, "does not hold" in said) == (1, True)
     code, said = command(tmp_path, *base[:3], "--scorer", "nonsense", "--agent", "mine:make")
     assert (code, "one of exact" in said) == (2, True)
+
+
+BOOKS = """
+import aibox
+from aibox.testing import ScriptedBackend, call
+
+@aibox.tool
+def owed(customer: str) -> float:
+    "Open invoices of a customer, in EUR."
+    return 1240.5
+
+def same(box):
+    model = ScriptedBackend(call("owed", {"customer": "acme"}), "Acme owes 1240.50 EUR.")
+    return box.agent("You keep the books.", router=model, tools=[owed], memory=None)
+
+def forgetful(box):
+    return box.agent("You keep the books.", router=ScriptedBackend("I do not know."), tools=[owed], memory=None)
+"""
+
+
+async def test_yesterdays_turns_on_the_command_line(chain: aibox.AuditChain, tmp_path: Path, scope: Scope) -> None:
+    """Receipts become cases where the policy consents; a replay exits 0 for the same answer and 1 with the difference."""
+    (tmp_path / "consent.toml").write_text("[reuse]\nevals = true\n")
+    policy = aibox.Policy.load(tmp_path / "consent.toml")
+    model = ScriptedBackend(call("owed", {"customer": "acme"}), "Acme owes 1240.50 EUR.")
+    held = HeldTurns(model, tmp_path / "held.jsonl", policy=policy)
+    guardrail = aibox.Guardrail(policy)
+    agent = aibox.Agent("You keep the books.", router=held, tools=[owed], guardrail=guardrail, audit=chain)
+    reply = await agent.run("What does Acme owe?", scope=scope)
+    assert reply.receipt is not None
+    (tmp_path / "receipts").mkdir()
+    reply.receipt.save(tmp_path / "receipts" / "monday.json")
+    (tmp_path / "mine.py").write_text(BOOKS)
+    made = ("evals", "from-receipts", "receipts", "--held", "held.jsonl", "--out", "cases.jsonl")
+    code, said = command(tmp_path, *made)
+    assert (code, "does not let" in said, (tmp_path / "cases.jsonl").exists()) == (2, True, False)
+    assert command(tmp_path, *made, "--policy", "consent.toml")[0] == 2, "the configured policy has a say, too"
+    (tmp_path / "aibox.toml").write_text('policy = "consent.toml"\n')
+    code, said = command(tmp_path, *made)
+    assert (code, "1 cases in cases.jsonl" in said) == (0, True), said
+    assert Dataset.load(tmp_path / "cases.jsonl")[0].expected == "Acme owes 1240.50 EUR."
+    again = ("replay", "receipts/monday.json", "--held", "held.jsonl", "--agent")
+    code, said = command(tmp_path, *again, "mine:same")
+    assert code == 0, said
+    code, said = command(tmp_path, *again, "mine:forgetful")
+    assert (code, "+I do not know." in said) == (1, True), said
+
+
+def test_two_reports_are_compared_on_the_command_line(tmp_path: Path) -> None:
+    """The cases that were lost are named, and the exit code is 1 when the new report is worse."""
+    (tmp_path / "mine.py").write_text(AGENT)
+    rows = [{"id": f"c{n}", "input": f"What is {n} plus {n}?", "expected": 2 * n} for n in range(1, 9)]
+    (tmp_path / "cases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for made, report in (("mine:make", "old"), ("mine:worse", "new")):
+        run = ("evals", "run", "cases.jsonl", "--scorer", "numeric", "--agent", made, "--report", report)
+        assert command(tmp_path, *run)[0] in (0, 1)
+    reports = ("old/report.json", "new/report.json")
+    code, said = command(tmp_path, "evals", "compare", *reports)
+    assert (code, "lost: c1" in said, "worse" in said) == (1, True, True), said
+    code, said = command(tmp_path, "evals", "compare", *reversed(reports))
+    assert (code, "won: c1" in said or "gained: c1" in said) == (0, True), said
