@@ -14,42 +14,48 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import anyio
 import msgspec
 
+from aibox.agents.boxed import started
 from aibox.agents.dispatch import Refused
 from aibox.agents.evidence import digest
+from aibox.agents.mcp_text import text_of
 from aibox.agents.passage import passage
+from aibox.agents.pins import Pins
 from aibox.agents.secret import Secret
 from aibox.agents.state import AgentState
-from aibox.agents.store import Rows
 from aibox.agents.turn_state import TurnState
 from aibox.errors import ConfigError, MissingExtraError, UpstreamError
 from aibox.guardrails.guardrail import Guardrail
+from aibox.sandbox.sandbox import Sandbox
+from aibox.sandbox.talk import Talk
 from aibox.types import Label, Scope
 
-MAX_TEXT_CHARS = 64_000
 MAX_PAGES = 50
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
-_EVERYBODY = "*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class McpServer:
     """One server. `command` and `args` start one over stdio; `url` is one that runs, over `http` or `sse`.
 
-    A stdio server runs with the rights of this process: it is started only where the operator says `trusted`. Its
-    environment is `env` and a bare minimum. `allow` and `deny` filter tools by the server's own names. `headers` may
-    hold Secrets. `label` marks what its tools return; `sends` False says that nothing it is told can leave the box.
+    A stdio server runs inside the sandbox, without a network, in an empty workspace but for what is in `folder`, where
+    it begins. With `trusted` it has the rights of this process instead. Its environment is `env` and a bare minimum.
+    `allow` and `deny` filter tools by the server's own names. `headers` may hold Secrets. `label` marks what its tools
+    return; `sends` False says that nothing it is told can leave the box, and is so of one in the sandbox.
     """
 
     name: str
     command: str = ""
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    folder: str | Path | None = None
     url: str = ""
     transport: Literal["stdio", "http", "sse"] = "http"
     headers: Mapping[str, str | Secret] = field(default_factory=dict)
@@ -57,7 +63,7 @@ class McpServer:
     allow: frozenset[str] | None = None
     deny: frozenset[str] = frozenset()
     approve: bool = False
-    sends: bool = True
+    sends: bool | None = None
     label: Label | None = None
     timeout_s: float = 30.0
 
@@ -68,11 +74,20 @@ class McpServer:
             )
         if bool(self.command) == bool(self.url):
             raise ConfigError(f"the MCP server {self.name} needs a command or a url, and not both")
-        if self.command and not self.trusted:
+        if self.folder is not None and not self.boxed:
             raise ConfigError(
-                f"the MCP server {self.name} would run with the rights of this process",
-                hint="trusted=True says that you know what it does; there is no sandbox for it in this version",
+                f"the folder of the MCP server {self.name} would be copied into a sandbox that it is not in"
             )
+
+    @property
+    def boxed(self) -> bool:
+        """Whether it runs inside the sandbox."""
+        return bool(self.command) and not self.trusted
+
+    @property
+    def lets_out(self) -> bool:
+        """Whether what it is told may leave the box."""
+        return not self.boxed if self.sends is None else self.sends
 
 
 class McpTool:
@@ -92,7 +107,7 @@ class McpTool:
         self.description = str(told.description or told.title or told.name)
         self.schema: Mapping[str, Any] = told.input_schema
         self.label = server.label
-        self.sends = server.sends
+        self.sends = server.lets_out
         self.approve = server.approve
         self.timeout_s = server.timeout_s
 
@@ -107,10 +122,11 @@ class McpTool:
 
     async def call_in(self, arguments: Mapping[str, Any], *, call_id: str, turn: TurnState) -> str:  # noqa: ARG002
         server = self._connection.server
-        if server.url and server.sends:
+        if server.url and server.lets_out:
             await passage(
                 urlsplit(server.url).hostname or "", what=self.name, text=json.dumps(dict(arguments)), turn=turn
             )
+        self._connection.told(turn)
         return await self._connection.call(self, arguments)
 
     def __repr__(self) -> str:
@@ -120,15 +136,40 @@ class McpTool:
 class McpConnection:
     """An open server: `tools` for an agent, and `held`, whose descriptions changed since they were accepted."""
 
-    def __init__(self, server: McpServer, *, state: AgentState | None, guardrail: Guardrail | None) -> None:
+    def __init__(
+        self,
+        server: McpServer,
+        *,
+        state: AgentState | None,
+        guardrail: Guardrail | None,
+        sandbox: Sandbox | None = None,
+        scope: Scope | None = None,
+    ) -> None:
+        if server.boxed and sandbox is None:
+            raise ConfigError(
+                f"the MCP server {server.name} runs inside a sandbox, and there is none",
+                hint="connect(server, sandbox=box.sandbox); trusted=True gives it the rights of this process",
+            )
         self.server = server
         self.tools: tuple[McpTool, ...] = ()
         self.held: dict[str, str] = {}
         """A tool's name, and why it is not offered."""
-        self._state = state or AgentState()
+        self._pins = Pins((state or AgentState()).store, server=server.name)
         self._guardrail = guardrail
+        self._sandbox = sandbox
+        self._scope = scope or Scope.local()
+        self._knows = Label()
         self._session: Any = None
         self._stale = False
+
+    def told(self, turn: TurnState) -> None:
+        """A server in the sandbox remembers: it is one tenant's, and what it says is as secret as all it was told."""
+        if not self.server.boxed:
+            return
+        if turn.scope.tenant != self._scope.tenant:
+            raise Refused(f"The MCP server {self.server.name} belongs to another tenant. Do without it.", "denied")
+        self._knows |= turn.label
+        turn.touch(self._knows)
 
     async def call(self, tool: McpTool, arguments: Mapping[str, Any]) -> str:
         """Raises UpstreamError for a server that fails, Refused for a tool that is held."""
@@ -142,7 +183,7 @@ class McpConnection:
             result = await self._session.call_tool(tool.told_name, dict(arguments), self.server.timeout_s)
         except MCPError as error:
             raise UpstreamError(f"the MCP server {self.server.name}: {str(error)[:500]}") from None
-        text = _text(result)
+        text = text_of(result)
         if result.is_error:
             raise UpstreamError(text or "the server reported an error without words")
         return text or "(nothing was returned)"
@@ -158,7 +199,7 @@ class McpConnection:
             if tool.name in found:
                 raise ConfigError(f"the MCP server {self.server.name} has two tools that would be {tool.name}")
             found[tool.name] = tool
-        known = await self._pins(found)
+        known = await self._pins.of({name: tool.digest for name, tool in found.items()})
         held = {}
         for name, tool in found.items():
             if known[name] != tool.digest:
@@ -177,7 +218,7 @@ class McpConnection:
         for told in await self._listed():
             tool = McpTool(self, told)
             if tool.name == name:
-                await self._pin(tool)
+                await self._pins.accept(tool.name, tool.digest)
         await self.refresh()
 
     async def _listed(self) -> list[Any]:
@@ -191,30 +232,6 @@ class McpConnection:
             if not cursor:
                 return found
         raise UpstreamError(f"the MCP server {self.server.name} lists its tools without an end")
-
-    async def _pins(self, tools: Mapping[str, McpTool]) -> dict[str, str]:
-        """What was accepted of each tool. One that was never seen is accepted as it is."""
-
-        def work(db: Rows) -> dict[str, str]:
-            for name, tool in tools.items():
-                row = (_EVERYBODY, self.server.name, name, tool.digest)
-                db.execute("INSERT INTO tools_seen VALUES (?,?,?,?) ON CONFLICT DO NOTHING", row)
-            who = (_EVERYBODY, self.server.name)
-            return dict(db.execute("SELECT name, digest FROM tools_seen WHERE tenant=? AND server=?", who).fetchall())
-
-        return await self._state.store.run(work, tenant=_EVERYBODY, durable=True)
-
-    async def _pin(self, tool: McpTool) -> None:
-        row = (_EVERYBODY, self.server.name, tool.name, tool.digest)
-        await self._state.store.run(
-            lambda db: db.execute(
-                "INSERT INTO tools_seen VALUES (?,?,?,?) "
-                "ON CONFLICT (tenant, server, name) DO UPDATE SET digest=excluded.digest",
-                row,
-            ),
-            tenant=_EVERYBODY,
-            durable=True,
-        )
 
     async def _fault(self, tool: McpTool) -> str:
         if self._guardrail is None:
@@ -237,7 +254,12 @@ class McpConnection:
             from mcp import ClientSession
         except ImportError:
             raise MissingExtraError("MCP", extra="all") from None
-        streams = await stack.enter_async_context(_transport(self.server, stack))
+        talk: Talk | None = None
+        if self._sandbox is not None and self.server.boxed:
+            talk = await stack.enter_async_context(started(self.server, sandbox=self._sandbox, scope=self._scope))
+            streams = await stack.enter_async_context(_spoken(talk))
+        else:
+            streams = await stack.enter_async_context(_transport(self.server, stack))
         self._session = await stack.enter_async_context(
             ClientSession(
                 streams[0],
@@ -246,20 +268,33 @@ class McpConnection:
                 message_handler=self.heard,
             )
         )
-        await self._session.initialize()
+        try:
+            await self._session.initialize()
+        except Exception:
+            if talk is None or not talk.over:
+                raise
+            # Its own last words tell more than that the line is dead.
+            said = talk.stderr.strip()[-300:] or f"it ended with {talk.exit_code}"
+            raise UpstreamError(f"the MCP server {self.server.name} ended at once: {said}") from None
         await self.refresh()
 
 
 @asynccontextmanager
 async def connect(
-    server: McpServer, *, state: AgentState | None = None, guardrail: Guardrail | None = None
+    server: McpServer,
+    *,
+    state: AgentState | None = None,
+    guardrail: Guardrail | None = None,
+    sandbox: Sandbox | None = None,
+    scope: Scope | None = None,
 ) -> AsyncIterator[McpConnection]:
     """An open connection: `async with connect(server, state=...) as mcp: box.agent(tools=mcp.tools)`.
 
-    `state` keeps what was accepted of each description over a restart; `guardrail` looks at descriptions. Raises
-    UpstreamError when the server cannot be reached, ConfigError for one that may not be started.
+    `state` keeps what was accepted of each description over a restart; `guardrail` looks at descriptions. A stdio
+    server that is not trusted runs in a session of `sandbox`, for the tenant of `scope` (None is `Scope.local()`) and
+    for no other. Raises UpstreamError when the server cannot be reached, ConfigError for one that may not be started.
     """
-    connection = McpConnection(server, state=state, guardrail=guardrail)
+    connection = McpConnection(server, state=state, guardrail=guardrail, sandbox=sandbox, scope=scope)
     ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     leave = asyncio.Event()
 
@@ -331,18 +366,33 @@ async def _transport(server: McpServer, stack: AsyncExitStack) -> AsyncIterator[
             yield streams
 
 
-def _text(result: Any) -> str:
-    """The words of a result. What is not text is named, and left out."""
-    said = []
-    for block in result.content:
-        kind = getattr(block, "type", "")
-        resource = getattr(block, "resource", None)
-        if kind == "text":
-            said.append(block.text)
-        elif resource is not None and hasattr(resource, "text"):
-            said.append(resource.text)
-        else:
-            said.append(f"[{kind or 'something'} left out]")
-    if not said and result.structured_content is not None:
-        said.append(json.dumps(result.structured_content))
-    return "\n".join(said)[:MAX_TEXT_CHARS]
+@asynccontextmanager
+async def _spoken(talk: Talk) -> AsyncIterator[Any]:
+    """The client's two streams over a server that is spoken with: a message a line, as over stdio."""
+    from mcp.shared.message import SessionMessage
+    from mcp.types import jsonrpc_message_adapter
+
+    heard, read = anyio.create_memory_object_stream[Any](0)
+    write, said = anyio.create_memory_object_stream[Any](0)
+
+    async def hear() -> None:
+        # At the end of the line the client's waiting calls fail, and do not hang.
+        async with heard:
+            async for line in talk.lines():
+                try:
+                    message: Any = SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
+                except ValueError as error:
+                    message = error
+                await heard.send(message)
+
+    async def say() -> None:
+        async with said:
+            async for message in said:
+                body = message.message.model_dump_json(by_alias=True, exclude_unset=True)
+                await talk.send(body.encode() + b"\n")
+
+    async with read, write, anyio.create_task_group() as group:
+        group.start_soon(hear)
+        group.start_soon(say)
+        yield read, write
+        group.cancel_scope.cancel()

@@ -71,6 +71,9 @@ class Answer:
             self._shown.append((kind, bytes(self._piece)))
             self._piece.clear()
 
+    def text(self, stream: str) -> str:
+        return self._streams[stream].decode("utf-8", errors="replace")
+
     def inside(self) -> Usage:
         """What the supervisor saw of its control group."""
         peak = self.facts.get("peak", "")
@@ -109,8 +112,8 @@ class Answer:
         if lost:
             hit.append("the interpreter ended (state lost): variables and imports are gone, files are kept")
         return Result(
-            stdout=self._streams["stdout"].decode("utf-8", errors="replace"),
-            stderr=self._streams["stderr"].decode("utf-8", errors="replace"),
+            stdout=self.text("stdout"),
+            stderr=self.text("stderr"),
             exit_code=code,
             duration_s=0.0,
             value=next((data.decode("utf-8", errors="replace") for kind, data in self._shown if kind == b"v"), None),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import marshal
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,6 +20,7 @@ from aibox.protocols import Guest
 from aibox.sandbox.answer import Answer, OnOutput
 from aibox.sandbox.line import Frames
 from aibox.sandbox.paths import inside, refusal
+from aibox.sandbox.talk import Talk, unpack
 
 _MIB = 1024 * 1024
 _WORD_KIB = 127  # the kernel's MAX_ARG_STRLEN is 128
@@ -77,7 +79,7 @@ class Session:
         source = code.encode("utf-8", errors="surrogatepass")
         if len(source) > _MIB:
             raise ConfigError("the code is larger than 1 MiB", hint="write data to a file and read that")
-        return await self._run("python", b"C", source, source, on_output)
+        return await self._run("python", b"C", source, [source], on_output)
 
     async def bash(self, command: str, *, stdin: bytes = b"", on_output: OnOutput | None = None) -> Result:
         """Run a command line of bash, up to 127 KiB, in the workspace. Raises SandboxError."""
@@ -88,7 +90,34 @@ class Session:
         words = _words(argv)
         if len(stdin) > _STDIN_MIB * _MIB:
             raise ConfigError(f"stdin is larger than {_STDIN_MIB} MiB", hint="write it to a file and read that")
-        return await self._run("command", b"R", _marshal((words, bytes(stdin))), b"\0".join(words), on_output)
+        return await self._run("command", b"R", _marshal((words, bytes(stdin))), words, on_output)
+
+    @asynccontextmanager
+    async def talk(self, argv: tuple[str, ...]) -> AsyncIterator[Talk]:
+        """Run a program that is spoken with while it runs, without a shell; it ends with the block.
+
+        `wall_s` does not bound it, nor `output_kib` its stdout: who speaks with it does. Other calls of the session
+        wait for its end. Raises SandboxError, ConfigError when it is no command.
+        """
+        words, began = _words(argv), time.perf_counter()
+        self._waiting += 1
+        try:
+            async with self._lock:
+                if not self._open:
+                    raise SandboxError("the sandbox session is over", hint="start another; files are lost")
+                talk = Talk(self._frames, answer := Answer(self.limits.output_kib * 1024))
+                await self._frames.send(b"T", _marshal(words))
+                try:
+                    yield talk
+                finally:
+                    talk.stopped, talk.over = not talk.over, True
+                    if talk.stopped:
+                        await self._halt(answer)
+                    came_of = replace(answer.result(self.limits), exit_code=talk.exit_code)
+                    self._ran("talk", words, came_of, began)
+        finally:
+            self._waiting -= 1
+            self.last_used = time.monotonic()
 
     async def write(self, path: str, data: str | bytes) -> None:
         """Write a file of the workspace, and the folders above it; text as UTF-8. A link is replaced, not followed.
@@ -164,8 +193,15 @@ class Session:
         return found
 
     async def copy_in(self, source: str | Path, path: str | None = None) -> None:
-        """Copy a file of the host into the workspace, by default under its own name. Archives are not unpacked."""
+        """Copy a file of the host into the workspace, by default under its own name. Archives are not unpacked.
+
+        Of a folder all that is in it is put right into the workspace; links stay links, which lead nowhere outside.
+        """
         file = Path(source)
+        if file.is_dir():
+            async with self.talk(("tar", "-xf", "-")) as talk:
+                await unpack(file, talk, limit_mib=self.limits.workspace_mib)
+            return
         limit = self.limits.workspace_mib * _MIB
         if not file.is_file():
             raise ConfigError(f"there is no file {file}")
@@ -226,18 +262,22 @@ class Session:
             if was_open:
                 self._ended(self)
 
-    async def _run(self, kind: str, letter: bytes, data: bytes, shown: bytes, on_output: OnOutput | None) -> Result:
-        limits = self.limits
-        began = time.perf_counter()
+    async def _run(
+        self, kind: str, letter: bytes, data: bytes, shown: list[bytes], on_output: OnOutput | None
+    ) -> Result:
+        limits, began = self.limits, time.perf_counter()
         answer = await self._call(
             [(letter, data)], keep=limits.output_kib * 1024, wall_s=limits.wall_s, on_output=on_output
         )
-        result = replace(answer.result(limits), duration_s=time.perf_counter() - began)
+        return self._ran(kind, shown, answer.result(limits), began)
+
+    def _ran(self, kind: str, shown: list[bytes], result: Result, began: float) -> Result:
+        result = replace(result, duration_s=time.perf_counter() - began)
         self._record(
             "sandbox.ran",
             {
                 "kind": kind,
-                "code_sha256": hashlib.sha256(shown).hexdigest(),
+                "code_sha256": hashlib.sha256(b"\0".join(shown)).hexdigest(),
                 "exit_code": result.exit_code,
                 "duration_us": round(result.duration_s * 1e6),
                 "limits_hit": [hit.partition("(")[2].partition(")")[0] for hit in result.limits_hit],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import anyio
 import pytest
 
 from aibox.errors import AccessError, LimitError, SandboxError, StoreError
@@ -70,6 +72,47 @@ class DriverContract:
         unread = await session.bash("true", stdin=b"x" * 1_000_000)
         assert result.stdout.strip() == str(1024 * 1024)
         assert unread.ok
+
+    @pytest.mark.anyio
+    async def test_a_program_is_spoken_with_while_it_runs(self, session: Session) -> None:
+        """It answers before its input ends, in any amount; it ends with the block, and the session goes on."""
+        data = bytes(range(256)) * 8192
+        async with session.talk(("cat",)) as talk:
+            await talk.send(b"one\n")
+            assert await talk.receive() == b"one\n"
+            heard = bytearray()
+            async with anyio.create_task_group() as group:
+                group.start_soon(talk.send, data)
+                while len(heard) < len(data):
+                    heard += await talk.receive()
+            await talk.end_input()
+            assert await talk.receive() == b""
+        assert (bytes(heard), talk.exit_code) == (data, 0)
+        async with session.talk(("sleep", "1000")) as talk:
+            await talk.send(bytes(512 * 1024))  # which it does not read
+        assert talk.exit_code is None
+        async with session.talk(("bash", "-c", "echo said >&2; exit 3")) as talk:
+            assert [line async for line in talk.lines()] == []
+        assert (talk.exit_code, talk.stderr) == (3, "said\n")
+        assert (await session.run(("echo", "on"))).stdout == "on\n"
+
+    @pytest.mark.anyio
+    async def test_a_folder_goes_in_with_all_that_is_in_it(self, session: Session, tmp_path: Path) -> None:
+        """Names, bytes and links as they are; what does not fit is refused."""
+        (tmp_path / "a b" / "c").mkdir(parents=True)
+        (tmp_path / "a b" / "c" / "d.bin").write_bytes(bytes(range(256)) * 4096)
+        (tmp_path / "link").symlink_to("a b/c/d.bin")
+        (tmp_path / "away").symlink_to("/etc/passwd")
+        await session.copy_in(tmp_path)
+        assert await session.read("a b/c/d.bin") == (tmp_path / "a b" / "c" / "d.bin").read_bytes()
+        assert {(entry.path, entry.kind) for entry in await session.ls()} == {
+            ("a b", "folder"),
+            ("away", "link"),
+            ("link", "link"),
+        }
+        (tmp_path / "large").write_bytes(bytes(5 * 1024 * 1024))
+        with pytest.raises(LimitError, match="has more than 4 MiB"):
+            await session.copy_in(tmp_path)
 
     @pytest.mark.anyio
     async def test_variables_and_imports_survive_a_call(self, session: Session) -> None:

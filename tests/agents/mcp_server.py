@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -34,6 +35,31 @@ def boom() -> str:
 def environment() -> str:
     """What the server can see of its surroundings."""
     return ",".join(sorted(os.environ))
+
+
+@server.tool()
+def look(path: str) -> str:
+    """What is in a file."""
+    try:
+        return Path(path).read_text()
+    except OSError as error:
+        return str(error)
+
+
+@server.tool()
+def reach(host: str, port: int) -> str:
+    """Whether it can connect to somewhere."""
+    try:
+        with socket.create_connection((host, port), timeout=5):
+            return "connected"
+    except OSError as error:
+        return str(error)
+
+
+@server.tool()
+def die() -> str:
+    """End the server in the middle of a call."""
+    os._exit(3)
 
 
 @server.tool()

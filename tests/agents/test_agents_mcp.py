@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 from waiting import free_port, until_listening
 
 import aibox
@@ -64,18 +70,124 @@ async def test_a_server_over_stdio_sees_nothing_of_ours(scope: Scope, monkeypatc
     monkeypatch.setenv("OUR_SECRET_KEY", "x")
     model = ScriptedBackend(call("t__environment", {}), "done")
     async with connect(stdio(deny=frozenset({"delete_everything"}), sends=False)) as mcp:
-        assert sorted(tool.name for tool in mcp.tools) == ["t__add", "t__boom", "t__environment", "t__keep"]
+        assert sorted(tool.name for tool in mcp.tools) == [
+            "t__add",
+            "t__boom",
+            "t__die",
+            "t__environment",
+            "t__keep",
+            "t__look",
+            "t__reach",
+        ]
         reply = await aibox.Agent("x", router=model, tools=mcp.tools).run("go", scope=scope)
     assert reply.tool_calls[0].ok
     assert "OUR_SECRET_KEY" not in reply.tool_calls[0].text
 
 
-def test_a_stdio_server_needs_the_operators_word() -> None:
-    """It would run with our rights: without `trusted` it is not even described."""
-    with pytest.raises(ConfigError, match="rights of this process"):
-        McpServer(name="t", command="true")
+async def test_a_stdio_server_needs_a_sandbox_or_the_operators_word() -> None:
+    """Without either it would have our rights: it is not started, and what to give is said."""
+    with pytest.raises(ConfigError, match="runs inside a sandbox, and there is none"):
+        async with connect(McpServer(name="t", command="true")):
+            raise AssertionError("it was started")
     with pytest.raises(ConfigError, match="command or a url"):
         McpServer(name="t")
+    with pytest.raises(ConfigError, match="a sandbox that it is not in"):
+        McpServer(name="t", command="true", trusted=True, folder="x")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The server and all that the SDK needs, as an operator would put it into a folder."""
+    place = tmp_path_factory.mktemp("a server")
+    shutil.copy(SERVER, place / "mcp_server.py")
+    needed: dict[str, metadata.Distribution] = {}
+
+    def need(name: str, extras: set[str]) -> None:
+        if (name := re.sub(r"[-_.]+", "-", name).lower()) not in needed:
+            needed[name] = metadata.distribution(name)
+            for line in needed[name].requires or ():
+                wanted = Requirement(line)
+                if wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in {"", *extras}):
+                    need(wanted.name, wanted.extras)
+
+    need("mcp", set())
+    for found in needed.values():
+        for file in found.files or ():
+            source = Path(str(found.locate_file(file)))
+            if ".." not in file.parts and source.is_file() and source.suffix != ".pyc":
+                (place / "packages" / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, place / "packages" / file)
+    return place
+
+
+@asynccontextmanager
+async def closing(sandbox: aibox.Sandbox) -> AsyncIterator[aibox.Sandbox]:
+    try:
+        yield sandbox
+    finally:
+        await sandbox.close()
+
+
+def boxed(folder: Path | None, **options: Any) -> McpServer:
+    """As `stdio`, without anybody's word for it. A machine may be slow, and 30 MiB are copied."""
+    env = {"PYTHONPATH": "packages", "KEPT": "kept"} | options.pop("env", {})
+    words = ("mcp_server.py", "stdio")
+    return McpServer(name="t", command="python3", args=words, folder=folder, env=env, timeout_s=120, **options)
+
+
+async def test_a_stdio_server_runs_inside_the_sandbox(folder: Path, scope: Scope, tmp_path: Path) -> None:
+    """No network, files or environment of ours; it is one tenant's, and its word is as secret as all that it heard."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("canary")
+    port = free_port()
+    asked = [
+        call("t__add", {"a": 2, "b": 3}),
+        call("t__environment", {}),
+        call("t__look", {"path": str(secret)}),
+        call("t__reach", {"host": "127.0.0.1", "port": port}),
+        call("t__keep", {"text": "a text"}),
+    ]
+    async with (
+        aibox.AuditChain(tmp_path / "a.db") as chain,
+        closing(aibox.Sandbox("bubblewrap", audit=chain)) as sandbox,
+    ):
+        with socket.create_server(("127.0.0.1", port)) as listening:
+            async with connect(boxed(folder), sandbox=sandbox, scope=scope) as mcp:
+                assert not any(tool.sends for tool in mcp.tools)
+                model = ScriptedBackend(*asked, "done")
+                agent = aibox.Agent("x", router=model, tools=mcp.tools, audit=chain)
+                reply = await agent.run("go", scope=scope, label="confidential/PHI")
+                later = aibox.Agent("x", router=ScriptedBackend(call("t__add", {"a": 1, "b": 1}), "2"), tools=mcp.tools)
+                other = await later.run("go", scope=scope.narrow(session="s2"), label="public")
+                later = aibox.Agent("x", router=ScriptedBackend(call("t__add", {"a": 1, "b": 1}), "x"), tools=mcp.tools)
+                stranger = await later.run("go", scope=Scope(tenant="rival", user="eva"))
+            listening.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                listening.accept()
+        kinds = [entry.kind async for entry in chain.entries(scope.tenant)]
+    added, environment, looked, reached, kept = (result.text for result in reply.tool_calls)
+    assert (added, kept) == ("5", "kept")
+    assert environment == "HOME,KEPT,LANG,PATH,PYTHONPATH"
+    assert "No such file" in looked
+    assert "canary" not in looked
+    assert "Connection refused" in reached or "unreachable" in reached
+    assert str(other.label) == "confidential/PHI"
+    assert "another tenant" in stranger.tool_calls[0].text
+    assert {"sandbox.started", "sandbox.ran", "sandbox.ended"} <= set(kinds)
+    assert not (Path.cwd() / "kept").exists()
+
+
+async def test_a_server_in_the_sandbox_that_ends_is_said_so(folder: Path, scope: Scope) -> None:
+    """One that cannot start is an error with its last words; one that dies in a call is a result, and hangs nothing."""
+    async with closing(aibox.Sandbox("bubblewrap")) as sandbox:
+        with pytest.raises(UpstreamError, match=r"ended at once: .*No such file"):
+            async with connect(boxed(None, env={"PYTHONPATH": ""}), sandbox=sandbox):
+                raise AssertionError("it was never open")
+        async with connect(boxed(folder), sandbox=sandbox, scope=scope) as mcp:
+            model = ScriptedBackend(call("t__die", {}), call("t__add", {"a": 1, "b": 1}), "done")
+            reply = await aibox.Agent("x", router=model, tools=mcp.tools).run("go", scope=scope)
+        assert [result.ok for result in reply.tool_calls] == [False, False]
+        assert not sandbox.ids(scope=scope)
 
 
 async def test_a_changed_description_is_held_until_somebody_looked(tmp_path: Path) -> None:
@@ -86,11 +198,11 @@ async def test_a_changed_description_is_held_until_somebody_looked(tmp_path: Pat
         assert "t__add" in [tool.name for tool in mcp.tools]
     async with connect(evil, state=state) as mcp:
         assert list(mcp.held) == ["t__add"]
-        assert len(mcp.tools) == 4
+        assert len(mcp.tools) == 7
         await mcp.accept("t__add")
         assert not mcp.held
     async with connect(evil, state=state) as mcp:
-        assert len(mcp.tools) == 5
+        assert len(mcp.tools) == 8
     await state.close()
 
 

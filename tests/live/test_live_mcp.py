@@ -58,3 +58,21 @@ async def test_the_reference_server_over_each_transport(server: McpServer) -> No
     assert "everything__echo" in names
     assert reply.tool_calls[0].ok
     assert "Bergen" in reply.tool_calls[0].text
+
+
+async def test_the_reference_server_inside_the_sandbox() -> None:
+    """It runs without a network in a copy of its folder, and needs nobody's word and no opened door."""
+    _, script, transport = command("stdio")
+    place = Path(script).parents[4]
+    words = (str(Path(script).relative_to(place)), transport)
+    server = McpServer(name="everything", command="node", args=words, folder=place, timeout_s=120)
+    # What it was installed with, and as many addresses as its machine code wants, which it does not use.
+    sandbox = aibox.Sandbox("bubblewrap", limits=aibox.Limits(memory_mib=4096, workspace_mib=512))
+    try:
+        async with connect(server, sandbox=sandbox, scope=SCOPE) as mcp:
+            model = ScriptedBackend(call("everything__echo", {"message": "Bergen"}), "done")
+            reply = await aibox.Agent("x", router=model, tools=mcp.tools).run("go", scope=SCOPE)
+    finally:
+        await sandbox.close()
+    assert reply.tool_calls[0].ok
+    assert "Bergen" in reply.tool_calls[0].text

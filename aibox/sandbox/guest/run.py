@@ -21,6 +21,8 @@ _LOOK_MS = 5
 _COUNT_MS = 10
 FAR = 65_536
 """Files above the limit on their number at which nothing is waited for any more; some 64 MiB of the kernel's memory."""
+BACKLOG = 1024 * 1024
+"""Bytes that a program which is spoken with may leave unread; as long as there are more, the host has to wait."""
 GRACE_S = 0.5
 """Between asking a piece of code to stop and killing the interpreter with all its variables."""
 
@@ -28,14 +30,17 @@ GRACE_S = 0.5
 class Run:
     """Watches one process of the guest until its work is over, passing on what it prints up to the limit."""
 
-    def __init__(self, pid: int, out: int, err: int, *, output: int, files: int, folders: tuple[str, ...]) -> None:
+    def __init__(
+        self, pid: int, out: int, err: int, *, output: int, errors: int, files: int, folders: tuple[str, ...]
+    ) -> None:
         self._pid = pid
         self._folders = folders
         # More than there may be already, from the host or another run: then it may remove some, and make no more.
         self._files = files and max(files, count(folders))
         self._made = 0
-        self._left = {out: output, err: output}
+        self._left = {out: output, err: errors}
         self._letters = {out: b"o", err: b"e"}
+        self._into, self._rest, self._more = -1, bytearray(), False
         self._poll = select.poll()
         for descriptor in self._left:
             self._poll.register(descriptor, select.POLLIN)
@@ -69,32 +74,51 @@ class Run:
 
         self._watch({channel.fileno(): heard}, lambda: over, polite=True)
 
-    def command(self, into: int, stdin: bytes) -> None:
-        """Until the process has ended; `stdin` is written meanwhile."""
-        rest = memoryview(stdin)
+    def command(self, into: int, stdin: bytes, *, more: bool = False) -> None:
+        """Until the process has ended; `stdin` is written meanwhile, and with `more` what the host sends after it."""
         os.set_blocking(into, False)
-        if stdin:
-            self._poll.register(into, select.POLLOUT)
-        else:
-            os.close(into)
-        open_ = bool(stdin)
+        self._into, self._rest, self._more = into, bytearray(stdin), more
+        self._give()
+        self._watch({into: self._write})
+        self._hang_up()
 
-        def wanted() -> None:
-            nonlocal rest, open_
-            try:
-                rest = rest[os.write(into, rest[:PIECE]) :]
-            except BlockingIOError:
-                return
-            except OSError:
-                rest = rest[:0]
-            if not rest:
-                self._poll.unregister(into)
-                os.close(into)
-                open_ = False
+    def _give(self) -> None:
+        if self._rest:
+            self._poll.register(self._into, select.POLLOUT)
+        elif not self._more:
+            self._hang_up()
 
-        self._watch({into: wanted} if stdin else {})
-        if open_:
-            os.close(into)
+    def _write(self) -> None:
+        try:
+            del self._rest[: os.write(self._into, self._rest[:PIECE])]
+        except BlockingIOError:
+            return
+        except OSError:  # it reads no more
+            self._rest.clear()
+            self._more = False
+        if len(self._rest) <= BACKLOG:
+            self._poll.register(0, select.POLLIN)
+        if not self._rest:
+            self._poll.unregister(self._into)
+            self._give()
+
+    def _hang_up(self) -> None:
+        if self._into >= 0:
+            os.close(self._into)
+            self._into = -1
+
+    def _asked(self) -> bool:
+        """A frame of the host: more for the program to read (nothing is its end), or that it is to stop."""
+        kind, data = line.receive()
+        if kind == b"S" and self._more and self._into >= 0:
+            self._more = bool(data)
+            idle = not self._rest
+            self._rest += data
+            if idle:
+                self._give()
+            if len(self._rest) > BACKLOG:
+                self._poll.unregister(0)
+        return kind == b"I"
 
     def _watch(
         self, handlers: dict[int, Callable[[], None]], over: Callable[[], bool] = lambda: False, *, polite: bool = False
@@ -117,7 +141,7 @@ class Run:
                         handlers[descriptor]()
                 if (watched in ready or watched < 0) and self._over():
                     return
-                if self._to_stop(asked=0 in ready and line.receive()[0] == b"I"):
+                if self._to_stop(asked=0 in ready and self._asked()):
                     if not polite:
                         return
                     os.kill(self._pid, INTERRUPT)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _PRIVATE = 2
 """Processes that are ours: this one and the interpreter."""
+_ENDLESS = 1 << 62
 
 
 class Supervisor:
@@ -61,8 +62,10 @@ class Supervisor:
                     self._cell(data)
                 elif kind == b"R":
                     self._command(*marshal.loads(data))
-                elif kind == b"I":
-                    pass  # it came after the end of what it was to stop
+                elif kind == b"T":
+                    self._command(marshal.loads(data), b"", more=True)
+                elif kind in (b"I", b"S"):
+                    pass  # it came after the end of what it was for
                 else:
                     self._file_call(kind, marshal.loads(data))
             except files.Refused as refused:
@@ -194,9 +197,9 @@ class Supervisor:
         if most and count(self._limits["folders"]) > most + FAR:
             raise files.Refused("files")
 
-    def _run(self, pid: int, out: int, err: int) -> Run:
-        most, folders = self._limits["inodes"], self._limits["folders"]
-        return Run(pid, out, err, output=self._limits["output"], files=most, folders=folders)
+    def _run(self, pid: int, out: int, err: int, *, spoken: bool = False) -> Run:
+        most, folders, output = self._limits["inodes"], self._limits["folders"], self._limits["output"]
+        return Run(pid, out, err, output=_ENDLESS if spoken else output, errors=output, files=most, folders=folders)
 
     def _ran(self, run: Run, *, lost: bool) -> None:
         self._done(code=run.code, dropped=run.dropped, lost=int(lost), crowded=int(run.crowded))
@@ -233,7 +236,8 @@ class Supervisor:
         sweep(keep=0)
         return True
 
-    def _command(self, argv: list[bytes], stdin: bytes) -> None:
+    def _command(self, argv: list[bytes], stdin: bytes, *, more: bool = False) -> None:
+        """Run a program; with `more` the host speaks with it, and what it prints has no bound but the line."""
         self._room()
         into, out, err = os.pipe(), os.pipe(), os.pipe()
         pid = os.fork()
@@ -241,8 +245,8 @@ class Supervisor:
             become(argv, into[0], out[1], err[1], self._bound)
         for descriptor in (into[0], out[1], err[1]):
             os.close(descriptor)
-        run = self._run(pid, out[0], err[0])
-        run.command(into[1], stdin)
+        run = self._run(pid, out[0], err[0], spoken=more)
+        run.command(into[1], stdin, more=more)
         sweep(keep=self._worker)
         run.drain()
         for descriptor in (out[0], err[0]):
