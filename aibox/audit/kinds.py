@@ -48,6 +48,10 @@ OPEN: Mapping[str, frozenset[str]] = {
     "subagent.returned": _HELP | _STATE,
     "session.compacted": _STATE | {"messages", "left_out"},
     "run.interrupted": _STATE,
+    # A request to the server that leaves no other entry: which route, and what came of it.
+    "request.ended": frozenset({"operation", "outcome"}),
+    # Before an administrator's act: which route, and on what. Keys of programs have random ids.
+    "request.begun": frozenset({"operation", "key", "roles"}),
     # Digests of a report and of what it is about: nothing of a person, and of use to whoever checks the report.
     "eval.reported": frozenset({"report", "subject", "dataset", "outcome", "passed", "runs"}),
 }

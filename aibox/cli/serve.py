@@ -30,8 +30,12 @@ def serve(
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 8420 by default.")] = None,
     new_key: Annotated[bool, typer.Option("--new-key", help="Replace the local key, and print the new one.")] = False,
+    document: Annotated[bool, typer.Option("--openapi", help="Print the OpenAPI document and serve nothing.")] = False,
 ) -> None:
-    """Serve chat, completions, responses, embeddings and models under /v1. `agent:default` is the agent."""
+    """Serve the platform and OpenAI's routes under /v1, for all the tenants that can prove who they are."""
+    if document:
+        _print_document()
+        return
     settings, name = load_settings(config=config, model=model)
     changes = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     server = settings.server.model_copy(update=changes)
@@ -76,6 +80,14 @@ def serve(
                     await callers.close()
 
     interrupt.run(main())
+
+
+def _print_document() -> None:
+    try:
+        from aibox.server.table import written
+    except ImportError:
+        raise MissingExtraError("aibox serve", extra="server") from None
+    print(written(), end="")
 
 
 def _refuse_unguarded(server: ServerSettings) -> None:

@@ -2,104 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import msgspec
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from aibox import __version__
 from aibox.agents.agent import Agent
+from aibox.audit.chain import AuditChain
 from aibox.box import Box
-from aibox.errors import AIBoxError, ConfigError, LimitError
+from aibox.errors import AIBoxError
 from aibox.server.approvals_api import ApprovalsAPI
 from aibox.server.auth import Callers
+from aibox.server.document_api import DocumentAPI
+from aibox.server.health_api import HealthAPI
 from aibox.server.hot import HotPath
 from aibox.server.inference_api import InferenceAPI
-from aibox.server.principal import Principal
-from aibox.server.problem import openai_error, problem, status_of
-
-MAX_ANSWER_BYTES = 64 << 10
-"""Of the body of an answer to a question."""
+from aibox.server.route import routes_of
+from aibox.server.serving import Served, failed
+from aibox.server.table import openapi
 
 
 def create_app(box: Box, *, callers: Callers, agents: Mapping[str, Agent] | None = None) -> HotPath:
     """Serve an open box. `agents` are offered as `agent:NAME`; None offers the box's default agent."""
     offered = agents if agents is not None else {"default": box.agent()}
-    api, asked = InferenceAPI(box, agents=offered), ApprovalsAPI(box.state, agents=offered)
-
-    async def who(request: Request) -> Principal:
-        return await callers.principal(request.headers.get("authorization", ""))
-
-    async def approvals(request: Request) -> Response:
-        return JSONResponse(await asked.list(who=await who(request)))
-
-    async def approval(request: Request) -> Response:
-        return JSONResponse(await asked.show(request.path_params["id"], who=await who(request)))
-
-    async def approve(request: Request) -> Response:
-        proved = await who(request)
-        return JSONResponse(await asked.approve(request.path_params["id"], await _object(request), who=proved))
-
-    async def reject(request: Request) -> Response:
-        proved = await who(request)
-        return JSONResponse(await asked.reject(request.path_params["id"], await _object(request), who=proved))
-
-    async def resume(request: Request) -> Response:
-        return JSONResponse(await asked.resume(request.path_params["id"], who=await who(request)))
-
-    async def models(request: Request) -> Response:
-        scope = await callers.scope(request.headers.get("authorization", ""))
-        return JSONResponse(await api.models(scope=scope))
-
-    async def healthz(_: Request) -> Response:
-        health = await box.router.health()
-        return JSONResponse({"ok": health.ok, "version": __version__}, status_code=200 if health.ok else 503)
-
+    api = InferenceAPI(box, agents=offered)
+    parts = (api, ApprovalsAPI(box.state, agents=offered), HealthAPI(box), DocumentAPI(openapi))
     rest = Starlette(
-        routes=[
-            Route("/v1/models", models),
-            Route("/v1/approvals", approvals),
-            Route("/v1/approvals/{id}", approval),
-            Route("/v1/approvals/{id}/approve", approve, methods=["POST"]),
-            Route("/v1/approvals/{id}/reject", reject, methods=["POST"]),
-            Route("/v1/runs/{id}/resume", resume, methods=["POST"]),
-            Route("/healthz", healthz),
-        ],
-        exception_handlers={AIBoxError: _failed, ClientDisconnect: _gone},
+        routes=_routes(parts, callers=callers, audit=box.audit),
+        exception_handlers={
+            AIBoxError: failed,
+            HTTPException: _unknown,
+            ClientDisconnect: _gone,
+        },
     )
     return HotPath(api, callers=callers, rest=rest)
 
 
-async def _object(request: Request) -> dict[str, Any]:
-    """The small JSON object that an answer is. Raises ConfigError, LimitError."""
-    data = b""
-    async for piece in request.stream():
-        data += piece
-        if len(data) > MAX_ANSWER_BYTES:
-            raise LimitError(f"an answer has at most {MAX_ANSWER_BYTES >> 10} KiB")
-    try:
-        body = msgspec.json.decode(data or b"{}")
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the body is not JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise ConfigError("the body is a JSON object")
-    return body
+def _routes(parts: Sequence[object], *, callers: Callers, audit: AuditChain) -> list[Route]:
+    """What the parts declare, bound to them."""
+    made = []
+    for part in parts:
+        for route, name in routes_of(type(part)):
+            served = Served(route, getattr(part, name), callers=callers, audit=audit)
+            made.append(Route(route.path, served, methods=[route.method]))
+    # What is written out comes before what is a parameter: `/v1/audit/checkpoint` is no entry.
+    return sorted(made, key=lambda one: one.path.replace("{", "~"))
 
 
-async def _failed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, AIBoxError)
-    headers = {}
-    if isinstance(error, LimitError) and error.retry_after_s is not None:
-        headers["retry-after"] = str(int(error.retry_after_s) + 1)
-    if request.url.path.startswith("/v1/"):
-        return JSONResponse(openai_error(error), status_code=status_of(error), headers=headers)
+async def _unknown(_: Request, error: Exception) -> Response:
+    """A path or method that is not there, as a problem (RFC 9457 sec. 4.2.1)."""
+    assert isinstance(error, HTTPException)
+    told = {"type": "about:blank", "title": error.detail, "status": error.status_code, "detail": error.detail}
+    headers = dict(error.headers or {})
     return JSONResponse(
-        problem(error), status_code=status_of(error), headers=headers, media_type="application/problem+json"
-    )
+        {**told, "hint": "GET /v1/openapi.json lists what there is"},
+        status_code=error.status_code, headers=headers, media_type="application/problem+json",
+    )  # fmt: skip
 
 
 async def _gone(_: Request, __: Exception) -> Response:

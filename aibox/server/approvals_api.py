@@ -15,9 +15,14 @@ from aibox.agents.state import AgentState
 from aibox.errors import AccessError, ConfigError
 from aibox.server.inference_api import AGENT, completion
 from aibox.server.principal import Principal, Role
+from aibox.server.route import route
+from aibox.server.shapes.approval import ApprovalList, ApprovalShown, No, Yes
+from aibox.server.shapes.inference import ChatCompletion
+from aibox.server.shapes.shape import Id
 
 _LOOK = (Role.USER, Role.SERVICE, Role.TENANT_ADMIN)
 _ANSWER = (Role.USER, Role.TENANT_ADMIN)
+_SMALL: dict[str, Any] = {"records": True, "max_body_bytes": 64 << 10}
 
 
 class ApprovalsAPI:
@@ -29,50 +34,44 @@ class ApprovalsAPI:
         own = [agent.parts.state for agent in agents.values() if agent.parts.state is not None]
         self._states = list({id(found): found for found in (state, *own)}.values())
 
-    async def list(self, *, who: Principal) -> dict[str, Any]:
+    @route("GET", "/v1/approvals", roles=_LOOK)
+    async def list_(self, who: Principal) -> ApprovalList:
         """What waits and may be seen, the most urgent first."""
-        who.require(*_LOOK)
         found = [ask for state in self._states for ask in await state.approvals.pending(scope=who.scope)]
         seen = sorted((ask for ask in found if _visible(ask, who)), key=lambda ask: ask.expires_us)
-        return {"object": "list", "data": [as_dict(ask) for ask in seen]}
+        return ApprovalList(object="list", data=[shown(ask) for ask in seen])
 
-    async def show(self, approval: str, *, who: Principal) -> dict[str, Any]:
+    @route("GET", "/v1/approvals/{id}", roles=_LOOK)
+    async def show(self, who: Principal, id: Id) -> ApprovalShown:  # noqa: A002 - as the path has it
         """One question, also one that is closed."""
-        who.require(*_LOOK)
-        return as_dict((await self._find(approval, who=who))[1])
+        return shown((await self._find(id, who=who))[1])
 
-    async def approve(self, approval: str, body: Mapping[str, Any], *, who: Principal) -> dict[str, Any]:
+    @route("POST", "/v1/approvals/{id}/approve", roles=_ANSWER, examples=[{"digest": "sha256:" + "0" * 64}], **_SMALL)
+    async def approve(self, who: Principal, id: Id, body: Yes) -> ApprovalShown:  # noqa: A002 - as the path has it
         """A yes to exactly what `digest` stands for."""
-        who.require(*_ANSWER)
-        digest = body.get("digest")
-        if not isinstance(digest, str):
-            raise ConfigError("say what is approved: `digest`, as the question shows it")
-        approvals, _ = await self._find(approval, who=who)
-        return as_dict(await approvals.approve(approval, digest=digest, scope=who.scope))
+        approvals, _ = await self._find(id, who=who)
+        return shown(await approvals.approve(id, digest=body.digest, scope=who.scope))
 
-    async def reject(self, approval: str, body: Mapping[str, Any], *, who: Principal) -> dict[str, Any]:
+    @route("POST", "/v1/approvals/{id}/reject", roles=_ANSWER, examples=[{"reason": "wrong account"}], **_SMALL)
+    async def reject(self, who: Principal, id: Id, body: No) -> ApprovalShown:  # noqa: A002 - as the path has it
         """A no; the model is told `reason`."""
-        who.require(*_ANSWER)
-        reason = body.get("reason", "")
-        if not isinstance(reason, str):
-            raise ConfigError("`reason` is text")
-        approvals, _ = await self._find(approval, who=who)
-        return as_dict(await approvals.reject(approval, reason, scope=who.scope))
+        approvals, _ = await self._find(id, who=who)
+        return shown(await approvals.reject(id, body.reason, scope=who.scope))
 
-    async def resume(self, run: str, *, who: Principal) -> dict[str, Any]:
+    @route("POST", "/v1/runs/{id}/resume", roles=_LOOK, records=True)
+    async def resume(self, who: Principal, id: Id) -> ChatCompletion:  # noqa: A002 - as the path has it
         """Go on with a run whose questions are answered, as the one who began it; the answer is a chat completion."""
-        who.require(*_LOOK)
         missing: AccessError | None = None
         for state in self._states:
             try:
-                name = await state.runs.agent_of(run, scope=who.scope)
+                name = await state.runs.agent_of(id, scope=who.scope)
             except AccessError as error:
                 missing = error
                 continue
             agent = self._agents.get(name)
             if agent is None or agent.parts.state is not state:
                 raise ConfigError(f"the agent {name}, whose run this is, is not served here")
-            return completion(AGENT + name, await agent.resume(run, scope=who.scope))
+            return ChatCompletion.model_validate(completion(AGENT + name, await agent.resume(id, scope=who.scope)))
         assert missing is not None
         raise missing
 
@@ -95,9 +94,9 @@ def _visible(approval: Approval, who: Principal) -> bool:
     return Role.TENANT_ADMIN in who.roles or approval.asked_by == who.scope.user
 
 
-def as_dict(approval: Approval) -> dict[str, Any]:
-    """A question in JSON, with all that an answer is bound to."""
-    return {
+def shown(approval: Approval) -> ApprovalShown:
+    """A question, with all that an answer is bound to."""
+    told = {
         "object": "approval",
         "id": approval.id,
         "run": approval.run,
@@ -118,3 +117,4 @@ def as_dict(approval: Approval) -> dict[str, Any]:
         "rejected_by": approval.rejected_by,
         "rejected_because": approval.said,
     }
+    return ApprovalShown.model_validate(told)

@@ -50,12 +50,12 @@ class HotPath:
     def __init__(self, api: InferenceAPI, *, callers: Callers, rest: App) -> None:
         self._api = api
         self._callers = callers
-        self._rest = rest
+        self.rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         api = ROUTES.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         if api is None:
-            await self._rest(scope, receive, send)
+            await self.rest(scope, receive, send)
             return
         try:
             await self._answer(api, scope, receive, send)
@@ -68,7 +68,7 @@ class HotPath:
         # From the proof alone: no header, query or body names a tenant here.
         who = await self._callers.scope(_header(scope, b"authorization"))
         request = read_request(api, await _read(receive))
-        async with _while_there(receive):
+        async with while_there(receive):
             if request.body.get("stream"):
                 await _stream(api, self._api.stream(api, request, scope=who), send)
                 return
@@ -98,7 +98,7 @@ async def _stream(api: Api, batches: AsyncGenerator[list[Chunk], None], send: Se
 
 
 @asynccontextmanager
-async def _while_there(receive: Receive) -> AsyncIterator[None]:
+async def while_there(receive: Receive) -> AsyncIterator[None]:
     """Cancels what runs inside when the caller goes. Raises GoneError."""
     working = asyncio.current_task()
     assert working is not None

@@ -14,6 +14,9 @@ from aibox.box import Box
 from aibox.chat import ChatRequest, Chunk, Completion
 from aibox.errors import ConfigError
 from aibox.inference.capabilities import Api
+from aibox.server.principal import Principal
+from aibox.server.route import ASKS, route
+from aibox.server.shapes.inference import Models
 from aibox.types import Scope
 
 AGENT = "agent:"
@@ -26,15 +29,17 @@ class InferenceAPI:
         self._box = box
         self._agents = agents
 
-    async def models(self, *, scope: Scope) -> dict[str, Any]:
-        """The list of models that the scope's tenant can ask for, agents first."""
+    @route("GET", "/v1/models", roles=ASKS, openai=True)
+    async def models(self, who: Principal) -> Models:
+        """The models that the caller's tenant can ask for, agents first."""
         created = int(time.time())
         agents: list[dict[str, Any]] = [{"id": AGENT + name, "owned_by": "aibox"} for name in self._agents]
         found: list[dict[str, Any]] = [
             {"id": info.id, "owned_by": info.backend, "aibox": {"demo": info.demo, "weights": info.weights.known}}
-            for info in await self._box.router.models(scope=scope)
+            for info in await self._box.router.models(scope=who.scope)
         ]
-        return {"object": "list", "data": [{"object": "model", "created": created, **m} for m in (*agents, *found)]}
+        data = [{"object": "model", "created": created, **model} for model in (*agents, *found)]
+        return Models.model_validate({"object": "list", "data": data})
 
     async def complete(self, api: Api, request: ChatRequest, *, scope: Scope) -> Completion:
         """A whole answer, in the API's own JSON."""

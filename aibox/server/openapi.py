@@ -1,0 +1,137 @@
+"""The OpenAPI 3.1 document, made of the table of routes that is served. pydantic writes the schemas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from aibox import __version__
+from aibox.server.route import Route
+from aibox.server.shapes.fault import OpenAIError, Problem
+
+REF = "#/components/schemas/{model}"
+_TOLD = {
+    400: "What was asked cannot be: the answer says what is wrong with it, or which check refused.",
+    401: "The token is missing, wrong, or has ended.",
+    403: "The caller's roles do not allow it, or the policy does not.",
+    404: "It is not there, or it is not the caller's: both answer alike.",
+    429: "A limit was reached; `Retry-After` says whether waiting helps.",
+}
+_INTRODUCTION = (
+    "The platform over HTTP. Whose something is follows from the token alone: no header, query or body names a tenant "
+    "or a user on whose behalf to act. `x-roles` of a route lists the roles of which a caller needs one."
+)
+
+
+def document(routes: Sequence[Route]) -> dict[str, Any]:
+    """The document of these routes."""
+    schemas = _Schemas(routes)
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "aibox", "version": __version__, "description": _INTRODUCTION},
+        "paths": paths,
+        "components": {
+            "schemas": schemas.defined,
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"bearer": []}],
+    }
+
+
+class _Schemas:
+    """Every type of the table, written by pydantic in one go so that a name stands for one schema."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        wanted: dict[int, tuple[Any, Any, TypeAdapter[Any]]] = {}
+        for kind in (Problem, OpenAIError, *(route.answer for route in routes)):
+            if kind not in (None, bytes, str):
+                wanted[id(kind)] = (id(kind), "serialization", TypeAdapter(kind))
+        for route in routes:
+            for kind in (route.body, route.query, *route.parts.values()):
+                if kind not in (None, bytes):
+                    wanted[id(kind)] = (id(kind), "validation", TypeAdapter(kind))
+        made, shared = TypeAdapter.json_schemas(list(wanted.values()), ref_template=REF)
+        self._by_kind = {key: schema for (key, _), schema in made.items()}
+        self.defined: dict[str, Any] = shared.get("$defs", {})
+
+    def of(self, kind: Any) -> dict[str, Any]:
+        return dict(self._by_kind[id(kind)])
+
+    def fields(self, kind: Any) -> tuple[Mapping[str, Any], Sequence[str]]:
+        """The properties of a model, and which of them are required."""
+        schema = self.of(kind)
+        if "$ref" in schema:
+            schema = self.defined[schema["$ref"].rpartition("/")[2]]
+        return schema.get("properties", {}), schema.get("required", ())
+
+
+def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
+    summary, _, more = route.about.partition("\n\n")
+    made: dict[str, Any] = {
+        "operationId": route.name,
+        "tags": [route.name.partition(".")[0]],
+        "summary": " ".join(summary.split()),
+        "x-roles": [str(role) for role in route.roles],
+    }
+    if more:
+        made["description"] = more
+    if not route.roles:
+        made["security"] = []
+    if parameters := _parameters(route, schemas):
+        made["parameters"] = parameters
+    if route.body is bytes:
+        media = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+        made["requestBody"] = {"required": True, "content": media}
+    elif route.body is not None:
+        content: dict[str, Any] = {"schema": schemas.of(route.body)}
+        if route.examples:
+            content["examples"] = {f"{n}": {"value": dict(one)} for n, one in enumerate(route.examples, 1)}
+        needed = bool(schemas.fields(route.body)[1])
+        made["requestBody"] = {"required": needed, "content": {"application/json": content}}
+    made["responses"] = _responses(route, schemas)
+    return made
+
+
+def _parameters(route: Route, schemas: _Schemas) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": schemas.of(kind)} for name, kind in route.parts.items()
+    ]
+    if route.query is not None:
+        fields, required = schemas.fields(route.query)
+        for name, schema in fields.items():
+            one: dict[str, Any] = {"name": name, "in": "query", "required": name in required, "schema": schema}
+            if "description" in schema:
+                one["description"] = schema["description"]
+            found.append(one)
+    return found
+
+
+def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
+    good: dict[str, Any] = {"description": "Done."}
+    if route.streams:
+        # OpenAPI 3.1 has no word for the type of an event: it stands beside the text that the stream is.
+        good["content"] = {route.media: {"schema": {"type": "string"}}}
+        good["description"] = "A stream of events; the data of each is JSON of the type that `x-event` names."
+        good["content"][route.media]["x-event"] = schemas.of(route.answer)
+    elif route.answer in (bytes, str):
+        good["content"] = {route.media: {"schema": {"type": "string"}}}
+    elif route.answer is not None:
+        good["content"] = {route.media: {"schema": schemas.of(route.answer)}}
+        if route.openai and route.body is not None:
+            good["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    media, shape = ("application/json", OpenAIError) if route.openai else ("application/problem+json", Problem)
+    fault = {"content": {media: {"schema": schemas.of(shape)}}}
+    told = {str(status): {"description": text, **fault} for status, text in _TOLD.items() if _may(status, route)}
+    failed = {"description": "Something outside aibox failed, or is not there now.", **fault}
+    return {str(route.status): good, **told, "default": failed}
+
+
+def _may(status: int, route: Route) -> bool:
+    if not route.roles and status in (401, 403):
+        return False
+    return status != 404 or bool(route.parts) or route.changes

@@ -1,0 +1,199 @@
+"""What every route does before and after its method: who asks, may they, what was sent, what is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from aibox.audit.chain import AuditChain
+from aibox.errors import AccessError, AIBoxError, ConfigError, LimitError
+from aibox.server.auth import Callers
+from aibox.server.hot import GoneError, Receive, Scope, Send, while_there
+from aibox.server.principal import Principal
+from aibox.server.problem import openai_error, problem, status_of
+from aibox.server.route import Route
+from aibox.validation import explain_validation
+
+HEARTBEAT_S = 15.0
+"""After so much silence a stream sends a comment, so that nothing between takes it for dead."""
+ENDED = "request.ended"
+
+
+class Served:
+    """One route, as an ASGI application. Raises AIBoxError, which the application around it tells."""
+
+    def __init__(self, route: Route, act: Callable[..., Any], *, callers: Callers, audit: AuditChain) -> None:
+        self.route = route
+        self._act = act
+        self._callers = callers
+        self._audit = audit
+        self._parts = {name: TypeAdapter(kind) for name, kind in route.parts.items()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request, route = Request(scope, receive), self.route
+        who: Principal | None = None
+        if route.roles:
+            who = await self._callers.principal(request.headers.get("authorization", ""))
+            await self._allow(who)
+        try:
+            given = await self._given(request)
+            async with AsyncExitStack() as stack:
+                if route.watched:
+                    await stack.enter_async_context(while_there(receive))
+                answer = await self._recorded(who, given)
+                if route.streams:
+                    await _stream(answer, send)
+                else:
+                    await _response(route, answer)(scope, receive, send)
+        except GoneError:
+            return  # there is nobody to tell
+
+    async def _allow(self, who: Principal) -> None:
+        try:
+            who.require(*self.route.roles)
+        except AccessError as error:
+            await self._note(who, error.code)
+            raise
+
+    async def _recorded(self, who: Principal | None, given: Mapping[str, Any]) -> Any:
+        """One entry for what was done, durable before the answer is sent, unless the work leaves its own."""
+        if who is None:
+            return await self._act(**given)
+        if self.route.records or not self.route.changes:
+            return await self._act(who, **given)
+        try:
+            answer = await self._act(who, **given)
+        except AIBoxError as error:
+            await self._note(who, error.code)
+            raise
+        except asyncio.CancelledError:
+            await asyncio.shield(self._note(who, "left"))
+            raise
+        await self._note(who, "done")
+        return answer
+
+    async def _note(self, who: Principal, outcome: str) -> None:
+        detail = {"operation": self.route.name, "outcome": outcome, "how": who.how}
+        await self._audit.append(ENDED, scope=who.scope, detail=detail)
+
+    async def _given(self, request: Request) -> dict[str, Any]:
+        """The arguments of the method. Raises ConfigError for what is not what the document says."""
+        route = self.route
+        given = {name: _valid(kind, request.path_params[name], name) for name, kind in self._parts.items()}
+        if route.query is not None:
+            given["query"] = _valid(TypeAdapter(route.query), _query(request, route.query), "query", model=route.query)
+        if route.body is not None:
+            data = await _read(request, route.max_body_bytes)
+            given["body"] = data if route.body is bytes else _body(route.body, data)
+        return given
+
+
+async def failed(request: Request, error: Exception) -> Response:
+    """An error of aibox, told in the shape that its route has."""
+    assert isinstance(error, AIBoxError)
+    headers = {}
+    if isinstance(error, LimitError) and error.retry_after_s is not None:
+        headers["retry-after"] = str(int(error.retry_after_s) + 1)
+    asked = request.scope.get("endpoint")
+    if isinstance(asked, Served) and asked.route.openai:
+        return JSONResponse(openai_error(error), status_code=status_of(error), headers=headers)
+    media = "application/problem+json"
+    return JSONResponse(problem(error), status_code=status_of(error), headers=headers, media_type=media)
+
+
+def _response(route: Route, answer: Any) -> Response:
+    if answer is None:
+        return Response(status_code=route.status)
+    if isinstance(answer, Response):
+        return answer
+    content = answer.model_dump_json() if isinstance(answer, BaseModel) else answer
+    return Response(content, status_code=route.status, media_type=route.media)
+
+
+async def _stream(events: AsyncIterator[BaseModel], send: Send) -> None:
+    """Each event with its number and its type. While there is none, a comment from time to time."""
+    headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    number = 0
+
+    async def following() -> BaseModel | None:
+        return await anext(events, None)
+
+    coming: asyncio.Task[BaseModel | None] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.create_task(following())
+            if not (await asyncio.wait((coming,), timeout=HEARTBEAT_S))[0]:
+                await send({"type": "http.response.body", "body": b": still at work\n\n", "more_body": True})
+                continue
+            event, coming = coming.result(), None
+            if event is None:
+                break
+            number += 1
+            kind, data = getattr(event, "type", "message"), event.model_dump_json()
+            # JSON has no raw line ends, so that no text of a model can end an event.
+            frame = f"id: {number}\nevent: {kind}\ndata: {data}\n\n".encode()
+            await send({"type": "http.response.body", "body": frame, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.wait((coming,))
+        await close(events)
+
+
+async def close(events: AsyncIterator[Any]) -> None:
+    """End a stream that nobody reads any more; what makes it is told."""
+    ending: Callable[[], Awaitable[None]] | None = getattr(events, "aclose", None)
+    if ending is not None:
+        await ending()
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    """The body, given up as soon as it is too long."""
+    data = bytearray()
+    async for piece in request.stream():
+        data += piece
+        if len(data) > limit:
+            raise LimitError(f"the body is longer than {limit >> 10} KiB", hint="send less in one request")
+    return bytes(data)
+
+
+def _body(kind: type[BaseModel], data: bytes) -> BaseModel:
+    try:
+        return kind.model_validate_json(data or b"{}", strict=False)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            raise ConfigError(f"the body is not JSON: {first['msg']}") from None
+        if not first["loc"]:
+            raise ConfigError("the body is a JSON object") from None
+        raise ConfigError(f"the body: {explain_validation(error, kind)}") from None
+
+
+def _query(request: Request, kind: type[BaseModel]) -> dict[str, Any]:
+    """The query, in which only what is a list may stand more than once."""
+    found: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        field = kind.model_fields.get(name)
+        if field is not None and "list" in str(field.annotation):
+            found.setdefault(name, []).append(value)
+        elif name in found:
+            raise ConfigError(f"the query names {name[:60]!r} twice")
+        else:
+            found[name] = value
+    return found
+
+
+def _valid(kind: TypeAdapter[Any], value: Any, what: str, *, model: type[BaseModel] | None = None) -> Any:
+    try:
+        return kind.validate_python(value)
+    except ValidationError as error:
+        said = explain_validation(error, model) if model is not None else error.errors()[0]["msg"]
+        raise ConfigError(f"{what}: {said}") from None

@@ -1,0 +1,41 @@
+"""What all that is sent and answered has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Asked(BaseModel):
+    """Something that a caller sends. A field that is not known is a mistake, and told."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True, allow_inf_nan=False
+    )
+
+
+class Answer(BaseModel):
+    """Something that the server answers. A client passes over fields that it does not know yet."""
+
+    model_config = ConfigDict(
+        frozen=True, from_attributes=True, use_attribute_docstrings=True, serialize_by_alias=True, validate_by_name=True
+    )
+
+
+def _text(value: Any) -> Any:
+    return value if isinstance(value, str) else str(value)
+
+
+def _sorted(value: Iterable[Any]) -> list[str]:
+    return sorted(map(str, value))
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+"""A value of the library that has one text, such as a label or a decision."""
+Names = Annotated[list[str], BeforeValidator(_sorted)]
+"""A set of names, in order."""
+Id = Annotated[str, Field(min_length=1, max_length=255)]
+LabelText = Annotated[str, Field(max_length=1000, examples=["internal", "confidential/PHI"])]
+"""How secret a text is: a level, and compartments after a slash. What is left out is `internal`."""

@@ -1,0 +1,69 @@
+"""The OpenAPI document: made of what is served, and true of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from aibox.server.app import create_app
+from aibox.server.table import openapi, table, written
+
+ROOT = Path(__file__).parent.parent.parent
+DOCUMENT = openapi()
+OPERATIONS = [
+    pytest.param(path, method, operation, id=operation["operationId"])
+    for path, methods in DOCUMENT["paths"].items()
+    for method, operation in methods.items()
+]
+
+
+def test_the_document_in_the_tree_is_the_one_that_is_served() -> None:
+    """`docs/openapi.json` is what `aibox serve --openapi` prints."""
+    assert (ROOT / "docs" / "openapi.json").read_text("utf-8") == written(), "aibox serve --openapi > docs/openapi.json"
+
+
+def test_every_route_has_a_name_and_a_place_of_its_own() -> None:
+    """No two routes answer one request, and each can be named in the evidence."""
+    routes = table()
+    assert len({route.name for route in routes}) == len(routes)
+    assert len({(route.method, route.path) for route in routes}) == len(routes)
+
+
+@pytest.mark.parametrize(("path", "method", "operation"), OPERATIONS)
+def test_an_operation_says_what_a_client_must_know(path: str, method: str, operation: dict[str, Any]) -> None:
+    """A sentence, the roles, and where something is sent an example that is what the schema asks for."""
+    assert operation["summary"].endswith(".")
+    assert operation["x-roles"] or operation["security"] == []
+    content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+    if content is None:
+        return
+    assert content["examples"], f"{method} {path} has no example"
+    schema = {**content["schema"], "components": DOCUMENT["components"]}
+    for example in content["examples"].values():
+        Draft202012Validator(schema).validate(example["value"])
+
+
+def test_every_reference_leads_somewhere() -> None:
+    """A schema that is named is there."""
+    text = json.dumps(DOCUMENT)
+    named = {part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]}
+    assert named <= set(DOCUMENT["components"]["schemas"])
+
+
+def test_the_app_serves_the_table(tmp_path: Path) -> None:
+    """Each row of the table has a route in the application, and the application no other."""
+    from aibox.box import Box
+    from aibox.server.auth import Callers
+    from aibox.server.hot import ROUTES
+    from aibox.settings import Settings
+
+    box = Box(Settings(home=tmp_path))
+    box.__dict__["_open"] = True  # nothing of it is used
+    app = create_app(box, callers=Callers(), agents={})
+    served = {(method, one.path) for one in app.rest.routes for method in one.methods - {"HEAD"}}
+    served |= {("POST", path) for path in ROUTES}
+    assert served == {(route.method, route.path) for route in table()}
