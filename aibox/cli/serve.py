@@ -54,12 +54,13 @@ def serve(
             raise MissingExtraError("aibox serve", extra="server") from None
         key = LocalKey(settings.home / "keys" / "server.sha256", scope=Scope(tenant=server.tenant, user=server.user))
         # Where callers can be told apart there is no key that is everybody's.
-        ways: list[Any] = [ApiKeys(settings.home / server.api_keys)] if server.api_keys else []
+        keys = ApiKeys(settings.home / server.api_keys) if server.api_keys else None
+        ways: list[Any] = [keys] if keys else []
         ways += [Tokens(server.issuers)] if server.issuers else []
         callers = Callers(*(ways or [key]))
         async with aibox.box.open(settings=settings, policy=policy) as box:
             served = agent(target, box) if target else box.agent(model=name)
-            app = create_app(box, callers=callers, agents={served.name: served})
+            app = create_app(box, callers=callers, agents={served.name: served}, keys=keys)
             with _listen(server.host, server.port) as listening:
                 # A key is printed once: not before it is certain that there is a server to use it with.
                 fresh = None if ways else key.prepare(renew=new_key)

@@ -118,6 +118,10 @@ class Registry:
             raise errors[0]
         return tuple(found)
 
+    def names(self, *, tenant: str) -> dict[str, str]:
+        """The aliases that hold for a tenant, and what each leads to."""
+        return {**self._aliases, **self._tenant_aliases.get(tenant, {})}
+
     async def close(self) -> None:
         await self._background.stop()
 

@@ -98,6 +98,10 @@ class Router:
         """
         return await self._registry.all(tenant=scope.tenant if scope else None)
 
+    def names(self, *, scope: Scope) -> dict[str, str]:
+        """Other names by which the scope's tenant can ask for models, and what each leads to."""
+        return self._registry.names(tenant=scope.tenant)
+
     async def complete(
         self,
         messages_or_request: Messages,

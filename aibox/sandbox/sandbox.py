@@ -94,7 +94,7 @@ class Sandbox:
         """An open session of the same tenant and user. AccessError for any other, whether it exists or not."""
         held = self._held.get(id)
         if held is None or (held.scope.tenant, held.scope.user) != (scope.tenant, scope.user):
-            raise AccessError("there is no such sandbox session", hint="it may have ended; open another")
+            raise AccessError("there is no such sandbox session", hint="it may have ended; open another", absent=True)
         return held.session
 
     def ids(self, *, scope: Scope) -> list[str]:

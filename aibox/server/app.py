@@ -14,22 +14,52 @@ from aibox.agents.agent import Agent
 from aibox.audit.chain import AuditChain
 from aibox.box import Box
 from aibox.errors import AIBoxError
+from aibox.server.admin_api import AdminAPI, KeysAPI
+from aibox.server.api_keys import ApiKeys
 from aibox.server.approvals_api import ApprovalsAPI
 from aibox.server.auth import Callers
+from aibox.server.chat_api import ChatAPI
 from aibox.server.document_api import DocumentAPI
+from aibox.server.evidence_api import AuditAPI, ReceiptsAPI
+from aibox.server.guard_api import GuardAPI
 from aibox.server.health_api import HealthAPI
 from aibox.server.hot import HotPath
 from aibox.server.inference_api import InferenceAPI
+from aibox.server.memory_api import KnowledgeAPI, MemoryAPI
 from aibox.server.route import routes_of
+from aibox.server.sandbox_api import SandboxAPI
 from aibox.server.serving import Served, failed
+from aibox.server.sessions_api import SessionsAPI
 from aibox.server.table import openapi
+from aibox.server.tenant_api import TenantAPI
 
 
-def create_app(box: Box, *, callers: Callers, agents: Mapping[str, Agent] | None = None) -> HotPath:
-    """Serve an open box. `agents` are offered as `agent:NAME`; None offers the box's default agent."""
+def create_app(
+    box: Box, *, callers: Callers, agents: Mapping[str, Agent] | None = None, keys: ApiKeys | None = None
+) -> HotPath:
+    """Serve an open box. `agents` are offered as `agent:NAME`; None offers the box's default agent.
+
+    `keys` are the API keys that administrators may manage; None where there are none.
+    """
     offered = agents if agents is not None else {"default": box.agent()}
     api = InferenceAPI(box, agents=offered)
-    parts = (api, ApprovalsAPI(box.state, agents=offered), HealthAPI(box), DocumentAPI(openapi))
+    parts = (
+        api,
+        ChatAPI(offered),
+        SessionsAPI(box.state, agents=offered),
+        ApprovalsAPI(box.state, agents=offered),
+        GuardAPI(box),
+        MemoryAPI(box),
+        KnowledgeAPI(box),
+        SandboxAPI(box),
+        TenantAPI(box),
+        ReceiptsAPI(box.audit),
+        AuditAPI(box.audit),
+        KeysAPI(box, keys),
+        AdminAPI(box),
+        HealthAPI(box),
+        DocumentAPI(openapi),
+    )
     rest = Starlette(
         routes=_routes(parts, callers=callers, audit=box.audit),
         exception_handlers={

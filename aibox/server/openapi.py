@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from aibox import __version__
 from aibox.server.route import Route
 from aibox.server.shapes.fault import OpenAIError, Problem
+from aibox.server.shapes.shape import Answer
 
 REF = "#/components/schemas/{model}"
 _TOLD = {
@@ -37,6 +38,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": schemas.defined,
+            "responses": _faults(schemas),
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"bearer": []}],
@@ -124,11 +126,23 @@ def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
         good["content"] = {route.media: {"schema": schemas.of(route.answer)}}
         if route.openai and route.body is not None:
             good["content"]["text/event-stream"] = {"schema": {"type": "string"}}
-    media, shape = ("application/json", OpenAIError) if route.openai else ("application/problem+json", Problem)
-    fault = {"content": {media: {"schema": schemas.of(shape)}}}
-    told = {str(status): {"description": text, **fault} for status, text in _TOLD.items() if _may(status, route)}
-    failed = {"description": "Something outside aibox failed, or is not there now.", **fault}
-    return {str(route.status): good, **told, "default": failed}
+    shape = OpenAIError if route.openai else Problem
+    told = {str(status): _fault(shape, status) for status in _TOLD if _may(status, route)}
+    return {str(route.status): good, **told, "default": _fault(shape, 0)}
+
+
+def _fault(shape: type[Answer], status: int) -> dict[str, str]:
+    return {"$ref": f"#/components/responses/{shape.__name__}{status or ''}"}
+
+
+def _faults(schemas: _Schemas) -> dict[str, Any]:
+    """What goes wrong, in both shapes."""
+    found = {}
+    for shape, media in ((Problem, "application/problem+json"), (OpenAIError, "application/json")):
+        for status, text in {**_TOLD, 0: "Something outside aibox failed, or is not there now."}.items():
+            content = {media: {"schema": schemas.of(shape)}}
+            found[f"{shape.__name__}{status or ''}"] = {"description": text, "content": content}
+    return found
 
 
 def _may(status: int, route: Route) -> bool:

@@ -5,16 +5,40 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from aibox.server.admin_api import AdminAPI, KeysAPI
 from aibox.server.approvals_api import ApprovalsAPI
+from aibox.server.chat_api import ChatAPI
 from aibox.server.document_api import DocumentAPI
+from aibox.server.evidence_api import AuditAPI, ReceiptsAPI
+from aibox.server.guard_api import GuardAPI
 from aibox.server.health_api import HealthAPI
 from aibox.server.hot import MAX_BODY_BYTES, ROUTES
 from aibox.server.inference_api import InferenceAPI
+from aibox.server.memory_api import KnowledgeAPI, MemoryAPI
 from aibox.server.openapi import document
 from aibox.server.route import ASKS, Route, routes_of
+from aibox.server.sandbox_api import SandboxAPI
+from aibox.server.sessions_api import SessionsAPI
 from aibox.server.shapes import inference as shapes
+from aibox.server.tenant_api import TenantAPI
 
-KINDS: tuple[type, ...] = (InferenceAPI, ApprovalsAPI, HealthAPI, DocumentAPI)
+KINDS: tuple[type, ...] = (
+    InferenceAPI,
+    ChatAPI,
+    SessionsAPI,
+    ApprovalsAPI,
+    GuardAPI,
+    MemoryAPI,
+    KnowledgeAPI,
+    SandboxAPI,
+    TenantAPI,
+    ReceiptsAPI,
+    AuditAPI,
+    KeysAPI,
+    AdminAPI,
+    HealthAPI,
+    DocumentAPI,
+)
 """Whose methods are routes."""
 _SAID = "What is the capital of Hungary?"
 _HOT: dict[str, tuple[str, Any, Any, dict[str, Any]]] = {

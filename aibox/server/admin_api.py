@@ -1,0 +1,187 @@
+"""`/v1/admin`: keys, policy, budgets and egress of a tenant, and for the operator all tenants, models and logs.
+
+Each act is on record, durably, before it happens. Nobody gives a role away that they could not have given themselves:
+only a platform's administrator makes another, or renews or ends the key of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from aibox.box import Box
+from aibox.errors import AccessError, ConfigError
+from aibox.inference.egress_report import Attempt, flows
+from aibox.server.api_keys import ApiKey, ApiKeys
+from aibox.server.evidence_api import verified
+from aibox.server.guard_api import levels_of, policy_shown
+from aibox.server.principal import Principal, Role
+from aibox.server.route import ADMINISTERS, OPERATES, route
+from aibox.server.shapes import admin as shapes
+from aibox.server.shapes.evidence import Verified
+from aibox.server.shapes.guard import PolicyShown
+from aibox.server.shapes.shape import Id
+from aibox.server.tenant_api import spent
+from aibox.types import Scope
+
+
+class KeysAPI:
+    """API keys of a tenant's programs."""
+
+    def __init__(self, box: Box, keys: ApiKeys | None) -> None:
+        self._box = box
+        self._kept = keys
+
+    @route("GET", "/v1/admin/keys", roles=ADMINISTERS)
+    async def list_(self, who: Principal, query: shapes.TenantQuery) -> shapes.KeyList:
+        """A tenant's keys, newest first. Their secrets are not kept."""
+        return shapes.KeyList(data=[_key(key) for key in await self._keys.list(tenant_of(who, query))])
+
+    @route(
+        "POST", "/v1/admin/keys", roles=ADMINISTERS, status=201, examples=[{"user": "nightly", "roles": ["service"]}]
+    )
+    async def create(self, who: Principal, query: shapes.TenantQuery, body: shapes.NewKey) -> shapes.KeyMade:
+        """A new key for a program, for this once in the clear."""
+        keys, scope = self._keys, Scope(tenant=tenant_of(who, query), user=body.user)
+        _may_give(who, body.roles)
+        await self._begun(who, "keys.create", scope.tenant, roles=body.roles)
+        return shapes.KeyMade(key=await keys.create(scope=scope, roles=body.roles, days=body.days, note=body.note))
+
+    @route("POST", "/v1/admin/keys/{id}/rotate", roles=ADMINISTERS, status=201, examples=[{"overlap_days": 1}])
+    async def rotate(
+        self, who: Principal, id: Id, query: shapes.TenantQuery, body: shapes.Overlap  # noqa: A002 - as the path has it
+    ) -> shapes.KeyMade:  # fmt: skip
+        """A new key in the place of an old one, which ends after the overlap."""
+        old = await self._find(who, id, query)
+        if old.revoked:
+            raise ConfigError("a key that was revoked is not renewed", hint="make a new one")
+        await self._begun(who, "keys.rotate", old.scope.tenant, roles=old.roles, key=id)
+        return shapes.KeyMade(key=await self._keys.rotate(id, tenant=old.scope.tenant, overlap_days=body.overlap_days))
+
+    @route("DELETE", "/v1/admin/keys/{id}", roles=ADMINISTERS)
+    async def revoke(self, who: Principal, id: Id, query: shapes.TenantQuery) -> None:  # noqa: A002 - likewise
+        """End a key now."""
+        old = await self._find(who, id, query)
+        await self._begun(who, "keys.revoke", old.scope.tenant, roles=old.roles, key=id)
+        await self._keys.revoke(id, tenant=old.scope.tenant)
+
+    @property
+    def _keys(self) -> ApiKeys:
+        if self._kept is None:
+            raise ConfigError("this server has no API keys", hint="the operator sets server.api_keys")
+        return self._kept
+
+    async def _find(self, who: Principal, id_: str, query: shapes.TenantQuery) -> ApiKey:
+        found = next((key for key in await self._keys.list(tenant_of(who, query)) if key.id == id_), None)
+        if found is None:
+            raise AccessError("there is no such key", hint="GET /v1/admin/keys lists them", absent=True)
+        _may_give(who, found.roles)
+        return found
+
+    async def _begun(
+        self, who: Principal, operation: str, tenant: str, *, roles: Iterable[Role], key: str = ""
+    ) -> None:
+        detail = {"operation": operation, "tenant": tenant, "roles": sorted(map(str, roles)), "key": key}
+        await self._box.audit.append("request.begun", scope=who.scope, detail=detail)
+
+
+class AdminAPI:
+    """What is configured, in force and used."""
+
+    def __init__(self, box: Box) -> None:
+        self._box = box
+
+    @route("GET", "/v1/admin/tenants", roles=OPERATES)
+    async def tenants(self, who: Principal) -> shapes.TenantList:
+        """The tenants that something is configured for."""
+        del who
+        settings, own = self._box.settings, self._box.tenant_policies
+        dedicated = {name: backend for backend in settings.backends for name in backend.tenants or ()}
+        names = sorted({*settings.tenants, *own, *settings.routing.tenants, *dedicated})
+        data = [
+            shapes.TenantShown(
+                name=name,
+                policy=own[name].digest if name in own else None,
+                backends=[b.name or b.kind for b in settings.backends if name in (b.tenants or ())],
+            )
+            for name in names
+        ]
+        return shapes.TenantList(data=data)
+
+    @route("GET", "/v1/admin/models", roles=OPERATES)
+    async def models(self, who: Principal) -> shapes.BackendList:
+        """The configured backends, and whether they answer."""
+        del who
+        health = await self._box.router.health()
+        data = [
+            shapes.BackendShown(
+                name=one.name or one.kind,
+                kind=one.kind,
+                external=one.external,
+                models=list(one.models or ()),
+                tenants=None if one.tenants is None else sorted(one.tenants),
+            )
+            for one in self._box.settings.backends
+        ]
+        return shapes.BackendList(data=data, healthy=health.ok, detail=health.detail)
+
+    @route("GET", "/v1/admin/policy", roles=ADMINISTERS)
+    async def policy(self, who: Principal, query: shapes.TenantQuery) -> PolicyShown:
+        """The policy in force for a tenant, and its levels."""
+        return policy_shown(self._box, tenant_of(who, query))
+
+    @route("GET", "/v1/admin/budgets", roles=ADMINISTERS)
+    async def budgets(self, who: Principal, query: shapes.TenantQuery) -> shapes.BudgetShown:
+        """What a tenant may use, and has used in this day and month."""
+        tenant = tenant_of(who, query)
+        budgets = levels_of(self._box, tenant).policy.budgets
+        return shapes.BudgetShown(
+            tenant=tenant,
+            spent=await spent(self._box.router.accounts, tenant),
+            tenant_budget=shapes.Bounds.model_validate(budgets.tenant),
+            user_budget=shapes.Bounds.model_validate(budgets.user),
+        )
+
+    @route("GET", "/v1/admin/egress", roles=(*ADMINISTERS, Role.AUDITOR))
+    async def egress(self, who: Principal, query: shapes.TenantQuery) -> shapes.FlowList:
+        """What has left the box for a tenant: where to, how much, under which policy; and what was refused."""
+        tenant = tenant_of(who, query)
+        attempts = [
+            Attempt(tenant, entry.seq, entry.ts_us, entry.kind, entry.detail)
+            async for entry in self._box.audit.entries(tenant)
+            if entry.open and entry.kind.startswith("egress.")
+        ]
+        return shapes.FlowList(data=[shapes.Flow.model_validate(flow.as_dict()) for flow in flows(attempts)])
+
+    @route("POST", "/v1/admin/audit/verify", roles=OPERATES)
+    async def verify(self, who: Principal) -> Verified:
+        """Hold the logs of all tenants against themselves, their keys and their mark."""
+        del who
+        return await verified(self._box.audit, None)
+
+
+def tenant_of(who: Principal, query: shapes.TenantQuery) -> str:
+    """The caller's tenant, or the one that a platform's administrator names. Raises AccessError."""
+    if query.tenant is None or query.tenant == who.scope.tenant:
+        return who.scope.tenant
+    if Role.PLATFORM_ADMIN not in who.roles:
+        raise AccessError("another tenant is for a platform_admin alone")
+    return query.tenant
+
+
+def _may_give(who: Principal, roles: Iterable[Role]) -> None:
+    """Raises AccessError for a role that is above the giver's."""
+    if Role.PLATFORM_ADMIN in roles and Role.PLATFORM_ADMIN not in who.roles:
+        raise AccessError("only a platform_admin makes, renews or ends the key of one")
+
+
+def _key(key: ApiKey) -> shapes.KeyShown:
+    return shapes.KeyShown(
+        id=key.id,
+        user=key.scope.user,
+        roles=sorted(key.roles),
+        note=key.note,
+        created=key.created,
+        expires=key.expires,
+        last_used=key.last_used,
+        revoked=key.revoked,
+    )

@@ -1,0 +1,182 @@
+"""What a tenant has and uses, and what those who administer it see and change."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from aibox.server.principal import Role
+from aibox.server.shapes.shape import Answer, Asked, Names, Text
+
+TENANT = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+NAME = r"^[!-~]{1,255}$"
+
+
+class Sum(Answer):
+    """What model calls have used."""
+
+    tokens: int
+    usd: float
+    calls: int
+
+
+class Spent(Answer):
+    """In the present day and month (UTC)."""
+
+    day: Sum
+    month: Sum
+
+
+class Bounds(Answer):
+    """What may be used; None is no bound."""
+
+    tokens_per_day: int | None
+    tokens_per_month: int | None
+    usd_per_day: float | None
+    usd_per_month: float | None
+
+
+class Used(Answer):
+    """What the caller has used, and may. `tenant` is what all of the tenant have, for those who administer it."""
+
+    user: Spent
+    user_budget: Bounds
+    tenant: Spent | None
+    tenant_budget: Bounds
+
+
+class SkillShown(Answer):
+    """An installed skill. `allowed_tools` None restricts nothing."""
+
+    name: str
+    description: str
+    digest: str
+    allowed_tools: list[str] | None
+    resources: list[str]
+
+
+class SkillList(Answer):
+    data: list[SkillShown]
+
+
+class RouteShown(Answer):
+    """A model, and where it is answered. `external`: text that goes there leaves the operator's infrastructure."""
+
+    model: str
+    backend: str
+    external: bool
+    tools: bool
+    context_tokens: int | None
+    capabilities: Names | None
+    """None: nobody has said what it can do."""
+    weights: str
+    """How well it is known which weights answer: verified, declared or unknown."""
+    demo: bool
+
+
+class RouteList(Answer):
+    data: list[RouteShown]
+    names: dict[str, str]
+    """Other names for models, and what each leads to."""
+
+
+class TenantQuery(Asked):
+    tenant: str | None = Field(default=None, pattern=TENANT)
+    """Another tenant than the caller's: for a `platform_admin` alone."""
+
+
+class TenantShown(Answer):
+    """A tenant that something is configured for. Others need no configuration."""
+
+    name: str
+    policy: str | None
+    """The digest of its own policy; None: the platform's alone holds."""
+    backends: list[str]
+    """Those that are dedicated to it."""
+
+
+class TenantList(Answer):
+    data: list[TenantShown]
+
+
+class NewKey(Asked):
+    """A key for a program, which acts in the name of `user`."""
+
+    user: str = Field(pattern=NAME)
+    roles: list[Role] = Field(default=[Role.SERVICE], min_length=1, max_length=8)
+    days: float = Field(default=90, gt=0, le=3650)
+    note: str = Field(default="", max_length=200)
+
+
+class Overlap(Asked):
+    overlap_days: float = Field(default=1, ge=0, le=365)
+    """For how long the old key still works."""
+
+
+class KeyMade(Answer):
+    """The key, for this once."""
+
+    key: str
+
+
+class KeyShown(Answer):
+    """What is known of a key. Times are Unix seconds."""
+
+    id: str
+    user: str
+    roles: Names
+    note: str
+    created: int
+    expires: int
+    last_used: int | None
+    revoked: bool
+
+
+class KeyList(Answer):
+    data: list[KeyShown]
+
+
+class BackendShown(Answer):
+    name: str
+    kind: str
+    external: bool | None
+    models: list[str]
+    tenants: Names | None
+    """To whom it is dedicated; None is everybody."""
+
+
+class BackendList(Answer):
+    data: list[BackendShown]
+    healthy: bool
+    detail: str
+
+
+class BudgetShown(Answer):
+    tenant: str
+    spent: Spent
+    tenant_budget: Bounds
+    user_budget: Bounds
+    """Of each user."""
+
+
+class Flow(Answer):
+    """All attempts of a tenant to reach one model outside with one label under one policy. Money is text."""
+
+    tenant: str
+    model: str
+    host: str
+    label: Text
+    policy: str
+    pseudonymised: bool
+    allowed: int
+    denied: int
+    sent_bytes: int
+    returned_bytes: int
+    tokens: int
+    cost_usd: str
+    reasons: list[str]
+    first_us: int
+    last_us: int
+
+
+class FlowList(Answer):
+    data: list[Flow]
