@@ -57,7 +57,7 @@ class Verified(Answer):
     entries: int
     checkpoints: int
     sampled: int
-    tags_checked: bool
+    tags_checked: int
     key_pinned: bool
     high_water_mark_held: bool
     outside_checkpoints: int

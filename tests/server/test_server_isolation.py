@@ -1,0 +1,305 @@
+"""The isolation matrix, generated from the OpenAPI document: every route, for whoever may ask it and whoever may not."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from aibox.server.principal import Role
+from aibox.server.table import openapi
+from platform_world import ROLES, Asked, Person, World, world
+
+pytestmark = pytest.mark.anyio
+
+DOCUMENT = openapi()
+OPERATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    operation["operationId"]: (method, path, operation)
+    for path, methods in DOCUMENT["paths"].items()
+    for method, operation in methods.items()
+}
+GUARDED = [name for name, (_, _, operation) in OPERATIONS.items() if operation["x-roles"]]
+EVA = Person("acme", "eva", ("user", "tenant_admin", "platform_admin"))
+"""Whose things are tried to be reached. She may ask everything but what an auditor alone may."""
+STRANGERS = (
+    Person("rival", "eva", ("user", "service", "tenant_admin", "auditor")),
+    Person("acme", "tom", ("user",)),
+)
+"""Of another tenant with the same name and every role there, and of the same tenant with another name."""
+Seed = Callable[[World, Person], Awaitable[Asked]]
+SECRET = "violet-heron-7731"
+"""Stands in all that is Eva's, and in no answer to anybody else."""
+
+
+def _chat(text: str) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": text}]}
+
+
+def nothing(**fields: Any) -> Seed:
+    async def seed(_: World, __: Person) -> Asked:
+        return Asked(**fields)
+
+    return seed
+
+
+async def turn(w: World, who: Person, text: str, **more: Any) -> dict[str, Any]:
+    body = {"message": text, **more}
+    answered = await w.send("post", "/v1/chat", Asked(body=body), asker(who).token())
+    assert answered.status_code == 200, answered.text
+    found: dict[str, Any] = answered.json()
+    return found
+
+
+def asker(who: Person) -> Person:
+    """Who can have made the thing that somebody asks about: an auditor makes nothing."""
+    return Person(who.tenant, who.user, ("user",)) if who.roles == ("auditor",) else who
+
+
+def conversation(**more: Any) -> Seed:
+    async def seed(w: World, who: Person) -> Asked:
+        session = w.fresh()
+        await turn(w, who, f"{SECRET} {session}", session=session)
+        return Asked(path={"id": session}, **more)
+
+    return seed
+
+
+def question(part: str) -> Seed:
+    async def seed(w: World, who: Person) -> Asked:
+        paused = await turn(w, who, f"pay {SECRET}")
+        approval = paused["pending"][0]["id"]
+        shown = await w.box.state.approvals.get(approval, scope=who.scope)
+        body = {"approve": {"digest": shown.digest}, "reject": {"reason": "no"}}.get(part)
+        if part != "resume":
+            return Asked(path={"id": approval}, body=body)
+        await w.box.state.approvals.approve(approval, digest=shown.digest, scope=who.scope)
+        return Asked(path={"id": paused["run"]})
+
+    return seed
+
+
+def memory(**more: Any) -> Seed:
+    async def seed(w: World, who: Person) -> Asked:
+        record = await w.box.memory.remember(f"{SECRET} is what I like, {w.fresh()}", scope=who.scope)
+        return Asked(path={"id": record.id}, **more)
+
+    return seed
+
+
+async def document(w: World, who: Person) -> Asked:
+    text = f"# Notes\n\nThe bird is {SECRET}, {w.fresh()}.".encode()
+    (added,) = await w.box.memory.add(text, name=f"{w.fresh()}.md", scope=who.scope)
+    return Asked(path={"id": added.id})
+
+
+def sandbox(**more: Any) -> Seed:
+    async def seed(w: World, who: Person) -> Asked:
+        session = await w.box.sandbox.open(scope=who.scope)
+        await session.write("bird.txt", SECRET)
+        return Asked(path={"id": session.id}, **more)
+
+    return seed
+
+
+async def receipt(w: World, who: Person) -> Asked:
+    return Asked(path={"turn": (await turn(w, who, SECRET))["turn"]})
+
+
+async def entry(w: World, who: Person) -> Asked:
+    made = await w.box.audit.append("test.noted", scope=who.scope, detail={"what": SECRET})
+    return Asked(path={"seq": str(made.seq)})
+
+
+def log(**more: Any) -> Seed:
+    async def seed(w: World, who: Person) -> Asked:
+        await entry(w, who)
+        return Asked(**more)
+
+    return seed
+
+
+def key(**more: Any) -> Seed:
+    async def seed(w: World, who: Person) -> Asked:
+        made = await w.keys.create(scope=who.scope, note=SECRET)
+        return Asked(path={"id": made.split("-")[1]}, **more)
+
+    return seed
+
+
+ROWS: dict[str, Seed] = {
+    "openai.chat": nothing(body=_chat("hello")),
+    "openai.completions": nothing(body={"model": "m", "prompt": "hello"}),
+    "openai.embeddings": nothing(body={"model": "m", "input": ["hello"]}),
+    "openai.responses": nothing(body={"model": "m", "input": "hello"}),
+    "inference.models": nothing(),
+    "chat.run": nothing(body={"message": "hello"}),
+    "chat.stream": nothing(body={"message": "hello"}),
+    "chat.agents": nothing(),
+    "chat.agent": nothing(path={"name": "default"}),
+    "sessions.list": conversation(),
+    "sessions.get": conversation(),
+    "sessions.export": conversation(),
+    "sessions.title": conversation(body={"title": "mine"}),
+    "sessions.delete": conversation(),
+    "approvals.list": question("list"),
+    "approvals.show": question("show"),
+    "approvals.approve": question("approve"),
+    "approvals.reject": question("reject"),
+    "approvals.resume": question("resume"),
+    "guard.check": nothing(body={"text": "hello"}),
+    "guard.policy": nothing(),
+    "memory.remember": nothing(body={"text": "I like tea."}),
+    "memory.recall": memory(body={"query": SECRET}),
+    "memory.list": memory(),
+    "memory.export": memory(),
+    "memory.get": memory(),
+    "memory.update": memory(body={"text": "I like coffee."}),
+    "memory.forget": memory(),
+    "memory.forget_everything": memory(body={"everything": True}),
+    "knowledge.add": nothing(query={"name": "a.md"}, content=b"# A\n\nSome text of mine."),
+    "knowledge.list": document,
+    "knowledge.search": document,
+    "knowledge.remove": document,
+    "sandbox.open": nothing(body={}),
+    "sandbox.list": sandbox(),
+    "sandbox.run": sandbox(body={"code": "print(open('bird.txt').read())"}),
+    "sandbox.files": sandbox(),
+    "sandbox.read": sandbox(query={"path": "bird.txt"}),
+    "sandbox.write": sandbox(query={"path": "b.txt"}, content=b"x"),
+    "sandbox.end": sandbox(),
+    "tenant.usage": nothing(),
+    "tenant.skills": nothing(),
+    "tenant.routes": nothing(),
+    "receipts.get": receipt,
+    "audit.log": log(),
+    "audit.checkpoint": log(),
+    "audit.verify": log(),
+    "audit.show": entry,
+    "keys.list": key(),
+    "keys.create": nothing(body={"user": "nightly"}),
+    "keys.rotate": key(body={}),
+    "keys.revoke": key(),
+    "admin.tenants": nothing(),
+    "admin.models": nothing(),
+    "admin.policy": nothing(),
+    "admin.budgets": nothing(),
+    "admin.egress": nothing(),
+    "admin.verify": log(),
+}
+"""How each route is asked by somebody whose thing it is; what it needs is made first."""
+BODIES: dict[str, Any] = {"knowledge.search": {"query": SECRET}}
+NOT_HERE = {"openai.completions", "openai.embeddings", "openai.responses"}
+"""Routes that the scripted model does not speak: whoever may ask them hears so, and others are refused as everywhere."""
+ABSENT = {"id": "0" * 32, "turn": "00000000-0000-4000-8000-000000000000", "seq": str(10**9), "name": "nobody"}
+ONE_FOR_ALL = {"chat.agent"}
+"""Has a part in its path that is nobody's."""
+THE_TENANTS = {"receipts.get", "audit.show", "keys.rotate", "keys.revoke"}
+"""What belongs to the tenant: those of its people who may ask at all may ask about all of it."""
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def w(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    async with world(tmp_path_factory.mktemp("isolation")) as made:
+        yield made
+
+
+async def asked(w: World, name: str, who: Person) -> Asked:
+    made = await ROWS[name](w, who)
+    if name in BODIES:
+        made.body = BODIES[name]
+    return made
+
+
+async def send(w: World, name: str, request: Asked, bearer: str | None) -> Any:
+    method, path, _ = OPERATIONS[name]
+    return await w.send(method, path, request, bearer)
+
+
+def test_every_route_has_a_row() -> None:
+    """A route that is documented is in the matrix, and so is tried in every way below."""
+    assert set(GUARDED) == set(ROWS)
+    assert {name for name in OPERATIONS if name not in ROWS} == {"health.healthz", "document.openapi"}
+
+
+@pytest.mark.parametrize("name", GUARDED)
+async def test_who_does_not_prove_who_they_are_gets_nothing(w: World, name: str) -> None:
+    """No token, an expired one, one for another audience or of another issuer: 401; one without a tenant: 403."""
+    tokens = {
+        "none": None,
+        "expired": EVA.token(iat=1_700_000_000, exp=1_700_003_600),
+        "audience": EVA.token(aud="another"),
+        "issuer": EVA.token(iss="https://id.example.net"),
+        "nonsense": "x.y.z",
+        "tenant": EVA.token(tenant=""),
+    }
+    for bad, bearer in tokens.items():
+        answered = await send(w, name, Asked(path=ABSENT), bearer)
+        assert answered.status_code == (403 if bad == "tenant" else 401), (bad, answered.text)
+        assert ("policy.access" if bad == "tenant" else "policy.auth") in answered.text, bad
+
+
+@pytest.mark.parametrize("name", GUARDED)
+async def test_a_role_opens_what_the_document_says_and_nothing_else(w: World, name: str) -> None:
+    """Whoever has a role of the route gets what is their own; whoever has none is refused before anything is read."""
+    _, _, operation = OPERATIONS[name]
+    good = next(int(status) for status in operation["responses"] if status.startswith("2"))
+    for role in (*ROLES, "nothing"):
+        who = Person("acme", f"only-{role}", (role,) if role != "nothing" else ())
+        if role not in operation["x-roles"]:
+            answered = await send(w, name, Asked(path=ABSENT), who.token())
+            assert (answered.status_code, "policy.access" in answered.text) == (403, True), (role, answered.text)
+            continue
+        answered = await send(w, name, await asked(w, name, who), who.token())
+        assert answered.status_code == (good if name not in NOT_HERE else 400), (role, answered.text)
+
+
+@pytest.mark.parametrize("name", [n for n in GUARDED if "{" in OPERATIONS[n][1] and n not in ONE_FOR_ALL])
+@pytest.mark.parametrize("stranger", STRANGERS, ids=["another tenant", "another user"])
+async def test_what_is_somebody_elses_is_not_there(w: World, name: str, stranger: Person) -> None:
+    """A stranger's answer about what is there is that about what is not, to the byte; and it is still there."""
+    roles = set(OPERATIONS[name][2]["x-roles"])
+    if stranger.tenant == EVA.tenant and (name in THE_TENANTS and name != "receipts.get"):
+        pytest.skip("it is the tenant's, and this person is refused for the role, as tried above")
+    if not roles.intersection(stranger.roles):
+        pytest.skip("refused for the role, as tried above")
+    there = await asked(w, name, EVA)
+    absent = Asked(path=ABSENT, query=there.query, body=there.body, content=there.content)
+    one = await send(w, name, there, stranger.token())
+    other = await send(w, name, absent, stranger.token())
+    assert (one.status_code, one.content) == (404, other.content), (one.text, other.text)
+    good = await send(w, name, there, EVA.token())
+    assert good.status_code < 300, good.text
+
+
+@pytest.mark.parametrize("name", [n for n in GUARDED if "{" not in OPERATIONS[n][1] and n not in NOT_HERE])
+@pytest.mark.parametrize("stranger", STRANGERS, ids=["another tenant", "another user"])
+async def test_a_list_holds_nothing_of_anybody_else(w: World, name: str, stranger: Person) -> None:
+    """What answers with several things answers with the caller's own: of Eva's there is no word."""
+    request = await asked(w, name, EVA)
+    answered = await send(w, name, request, stranger.token())
+    assert SECRET not in answered.text.replace(f'"query":"{SECRET}"', "")
+    mine = await asked(w, name, EVA)
+    if name in {"memory.recall", "memory.list", "memory.export", "knowledge.search", "keys.list"}:
+        assert SECRET in (await send(w, name, mine, EVA.token())).text  # the secret would have been seen
+
+
+@pytest.mark.parametrize("name", [n for n in GUARDED if n.startswith(("keys.", "admin."))])
+async def test_a_tenant_is_named_by_the_platforms_administrator_alone(w: World, name: str) -> None:
+    """`?tenant=` of another is a 403 for a tenant's administrator, whether there is such a tenant or not."""
+    if "tenant_admin" not in OPERATIONS[name][2]["x-roles"]:
+        pytest.skip("a tenant's administrator is refused for the role, as tried above")
+    there = await asked(w, name, EVA)
+    admin = Person("rival", "boss", ("tenant_admin",))
+    answers = []
+    for tenant in ("acme", "never-heard-of"):
+        there.query = {"tenant": tenant}
+        answers.append(await send(w, name, there, admin.token()))
+    assert [one.status_code for one in answers] == [403, 403]
+    assert answers[0].content == answers[1].content
+    assert Role.PLATFORM_ADMIN in EVA.roles
