@@ -28,7 +28,7 @@ from aibox.server.inference_api import InferenceAPI
 from aibox.server.memory_api import KnowledgeAPI, MemoryAPI
 from aibox.server.route import routes_of
 from aibox.server.sandbox_api import SandboxAPI
-from aibox.server.serving import Served, failed
+from aibox.server.serving import ByMethod, Served, failed
 from aibox.server.sessions_api import SessionsAPI
 from aibox.server.table import openapi
 from aibox.server.tenant_api import TenantAPI
@@ -73,13 +73,14 @@ def create_app(
 
 def _routes(parts: Sequence[object], *, callers: Callers, audit: AuditChain) -> list[Route]:
     """What the parts declare, bound to them."""
-    made = []
+    made: dict[str, dict[str, Served]] = {}
     for part in parts:
         for route, name in routes_of(type(part)):
             served = Served(route, getattr(part, name), callers=callers, audit=audit)
-            made.append(Route(route.path, served, methods=[route.method]))
+            made.setdefault(route.path, {})[route.method] = served
     # What is written out comes before what is a parameter: `/v1/audit/checkpoint` is no entry.
-    return sorted(made, key=lambda one: one.path.replace("{", "~"))
+    paths = sorted(made, key=lambda path: path.replace("{", "~"))
+    return [Route(path, ByMethod(made[path]), methods=list(made[path])) for path in paths]
 
 
 async def _unknown(_: Request, error: Exception) -> Response:

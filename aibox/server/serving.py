@@ -94,6 +94,18 @@ class Served:
         return given
 
 
+class ByMethod:
+    """The routes of one path."""
+
+    def __init__(self, served: Mapping[str, Served]) -> None:
+        self._served = dict(served)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        served = self._served["GET" if scope["method"] == "HEAD" else scope["method"]]
+        scope["endpoint"] = served  # so that an error is told in the shape of this route
+        await served(scope, receive, send)
+
+
 async def failed(request: Request, error: Exception) -> Response:
     """An error of aibox, told in the shape that its route has."""
     assert isinstance(error, AIBoxError)

@@ -1,4 +1,4 @@
-"""The isolation matrix, generated from the OpenAPI document: every route, for whoever may ask it and whoever may not."""
+"""The isolation matrix, made of the OpenAPI document: every route, for whoever may ask it and whoever may not."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from platform_world import ROLES, Asked, Person, World, world
 
 from aibox.server.principal import Role
 from aibox.server.table import openapi
-from platform_world import ROLES, Asked, Person, World, world
 
 pytestmark = pytest.mark.anyio
 
@@ -190,7 +190,7 @@ ROWS: dict[str, Seed] = {
 """How each route is asked by somebody whose thing it is; what it needs is made first."""
 BODIES: dict[str, Any] = {"knowledge.search": {"query": SECRET}}
 NOT_HERE = {"openai.completions", "openai.embeddings", "openai.responses"}
-"""Routes that the scripted model does not speak: whoever may ask them hears so, and others are refused as everywhere."""
+"""What the scripted model does not speak: whoever may ask hears so, and others are refused as everywhere."""
 ABSENT = {"id": "0" * 32, "turn": "00000000-0000-4000-8000-000000000000", "seq": str(10**9), "name": "nobody"}
 ONE_FOR_ALL = {"chat.agent"}
 """Has a part in its path that is nobody's."""
