@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import typer.main
@@ -62,5 +65,44 @@ def described(command: Any, path: str) -> list[nodes.Node]:
     return [section]
 
 
+class Routes(Directive):
+    """Each route of the OpenAPI document, by group: who may ask, what it takes, what it answers."""
+
+    def run(self) -> list[nodes.Node]:
+        document = json.loads(Path(__file__).with_name("openapi.json").read_text("utf-8"))
+        routes = [
+            (one["tags"][0], f"{method.upper()} {path}", one)
+            for path, methods in document["paths"].items()
+            for method, one in methods.items()
+        ]
+        made = []
+        for tag, group in groupby(sorted(routes, key=lambda route: route[0]), key=lambda route: route[0]):
+            section = nodes.section(ids=[nodes.make_id(f"http-{tag}")])
+            section += nodes.title(text=tag)
+            listed = nodes.definition_list()
+            for _, line, one in group:
+                listed += nodes.definition_list_item("", nodes.term("", "", nodes.literal(text=line)), _route(one))
+            section += listed
+            made.append(section)
+        return made
+
+
+def _route(one: dict[str, Any]) -> nodes.definition:
+    said = nodes.definition("", nodes.paragraph(text=f"{one['summary']} {one.get('description', '')}".strip()))
+    facts = [("for", ", ".join(one["x-roles"]) or "everybody")]
+    facts += [("query", ", ".join(field["name"] for field in one.get("parameters", ()) if field["in"] == "query"))]
+    facts += [("body", _shapes(one.get("requestBody", {}))), ("answer", _shapes(next(iter(one["responses"].values()))))]
+    said += nodes.paragraph(text="; ".join(f"{name}: {text}" for name, text in facts if text))
+    return said
+
+
+def _shapes(said: dict[str, Any]) -> str:
+    named = [
+        content["schema"].get("$ref", media).rpartition("/")[2] for media, content in said.get("content", {}).items()
+    ]
+    return " or ".join(named)
+
+
 def setup(app: Sphinx) -> None:
     app.add_directive("commands", Commands)
+    app.add_directive("routes", Routes)

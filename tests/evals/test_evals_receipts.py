@@ -250,7 +250,7 @@ def forgetful(box):
 
 
 async def test_yesterdays_turns_on_the_command_line(chain: aibox.AuditChain, tmp_path: Path, scope: Scope) -> None:
-    """Receipts become cases where the policy consents; a replay exits 0 for the same answer and 1 with the difference."""
+    """Receipts become cases where the policy consents; a replay exits 0 for the same answer, 1 with a difference."""
     (tmp_path / "consent.toml").write_text("[reuse]\nevals = true\n")
     policy = aibox.Policy.load(tmp_path / "consent.toml")
     model = ScriptedBackend(call("owed", {"customer": "acme"}), "Acme owes 1240.50 EUR.")
