@@ -21,6 +21,7 @@ SAYS = {
     "custom_check": ["-> block", "-> redact", "-> allow"],
     "data_analyst": ["mean 153", "and out to the network: OSError"],
     "many_tenants": ["acme remembers", "initech evidence"],
+    "mcp_server": ["20 degrees, and could tell nobody", "the agent said: It is 20 degrees."],
     "two_subagents": ["reader called files", "The letter: Dear Acme"],
 }
 OWN = {"embedded_in_starlette", "test_an_agent"}
