@@ -45,7 +45,7 @@ def refusal(word: str, path: str, *, limit_mib: float) -> AIBoxError:
     if word == "denied":
         return AccessError(f"{path!r} may not be opened", hint="its permissions forbid it: chmod it inside")
     if word == "missing":
-        return StoreError(f"there is no file {path!r} in the workspace")
+        return StoreError(f"there is no file {path!r} in the workspace", code="upstream.store.missing")
     if word == "full":
         return LimitError(f"{path!r} does not fit into the workspace", hint=f"it holds {limit_mib:g} MiB; remove files")
     if word == "large":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,15 +21,15 @@ from aibox.server.approvals_api import ApprovalsAPI
 from aibox.server.auth import Callers
 from aibox.server.chat_api import ChatAPI
 from aibox.server.document_api import DocumentAPI
+from aibox.server.endpoint import ByMethod, Served, failed
 from aibox.server.evidence_api import AuditAPI, ReceiptsAPI
 from aibox.server.guard_api import GuardAPI
 from aibox.server.health_api import HealthAPI
-from aibox.server.hot import HotPath
+from aibox.server.hot import ROUTES, HotPath
 from aibox.server.inference_api import InferenceAPI
 from aibox.server.memory_api import KnowledgeAPI, MemoryAPI
 from aibox.server.route import routes_of
 from aibox.server.sandbox_api import SandboxAPI
-from aibox.server.serving import ByMethod, Served, failed
 from aibox.server.sessions_api import SessionsAPI
 from aibox.server.table import openapi
 from aibox.server.tenant_api import TenantAPI
@@ -80,7 +81,18 @@ def _routes(parts: Sequence[object], *, callers: Callers, audit: AuditChain) -> 
             made.setdefault(route.path, {})[route.method] = served
     # What is written out comes before what is a parameter: `/v1/audit/checkpoint` is no entry.
     paths = sorted(made, key=lambda path: path.replace("{", "~"))
-    return [Route(path, ByMethod(made[path]), methods=list(made[path])) for path in paths]
+    bound = [Route(_numbered(path, made[path]), ByMethod(made[path])) for path in paths]
+    # The hot path answers these; any other method comes through to here.
+    return [*(Route(path, ByMethod({}, also=["POST"])) for path in ROUTES), *bound]
+
+
+def _numbered(path: str, served: Mapping[str, Served]) -> str:
+    """The path as Starlette reads it: a part that is a number matches nothing else."""
+    parts = {name: kind for one in served.values() for name, kind in one.route.parts.items()}
+    for name, kind in parts.items():
+        if get_args(kind)[:1] == (int,):
+            path = path.replace(f"{{{name}}}", f"{{{name}:int}}")
+    return path
 
 
 async def _unknown(_: Request, error: Exception) -> Response:

@@ -7,7 +7,7 @@ from typing import Any
 
 from aibox.agents import events
 from aibox.agents.agent import Agent
-from aibox.errors import AccessError
+from aibox.errors import AccessError, AIBoxError
 from aibox.server.principal import Principal
 from aibox.server.problem import problem
 from aibox.server.route import ASKS, route
@@ -85,6 +85,9 @@ async def _shown(turn: AsyncIterator[events.Event]) -> AsyncGenerator[talk.Event
         async for event in turn:
             if (shown := _event(event)) is not None:
                 yield shown
+    except AIBoxError as error:
+        # What goes wrong before the turn begins is told in the same way as what goes wrong in it.
+        yield _failed(error)
     finally:
         if isinstance(turn, AsyncGenerator):
             await turn.aclose()
@@ -116,9 +119,13 @@ def _event(event: events.Event) -> talk.Event | None:
         case events.Reply():
             return told(event)
         case events.Failed(error):
-            return talk.FailedEvent(problem=Problem.model_validate(problem(error)))
+            return _failed(error)
         case _:
             return None
+
+
+def _failed(error: AIBoxError) -> talk.FailedEvent:
+    return talk.FailedEvent(problem=Problem.model_validate(problem(error)))
 
 
 def _agent(agent: Agent) -> talk.AgentShown:

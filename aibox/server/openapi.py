@@ -88,7 +88,8 @@ def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
         made["parameters"] = parameters
     if route.body is bytes:
         media = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-        made["requestBody"] = {"required": True, "content": media}
+        # An empty file is a file.
+        made["requestBody"] = {"required": False, "content": media}
     elif route.body is not None:
         content: dict[str, Any] = {"schema": schemas.of(route.body)}
         if route.examples:
@@ -116,19 +117,27 @@ def _parameters(route: Route, schemas: _Schemas) -> list[dict[str, Any]]:
 def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
     good: dict[str, Any] = {"description": "Done."}
     if route.streams:
-        # OpenAPI 3.1 has no word for the type of an event: it stands beside the text that the stream is.
-        good["content"] = {route.media: {"schema": {"type": "string"}}}
-        good["description"] = "A stream of events; the data of each is JSON of the type that `x-event` names."
-        good["content"][route.media]["x-event"] = schemas.of(route.answer)
+        good["content"] = {route.media: {"schema": _event(schemas.of(route.answer))}}
+        good["description"] = "A stream of events. The schema is that of each of them; its data is JSON."
     elif route.answer in (bytes, str):
         good["content"] = {route.media: {"schema": {"type": "string"}}}
     elif route.answer is not None:
         good["content"] = {route.media: {"schema": schemas.of(route.answer)}}
         if route.openai and route.body is not None:
-            good["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+            good["content"]["text/event-stream"] = {"schema": _event({})}
     shape = OpenAIError if route.openai else Problem
     told = {str(status): _fault(shape, status) for status in _TOLD if _may(status, route)}
     return {str(route.status): good, **told, "default": _fault(shape, 0)}
+
+
+def _event(data: dict[str, Any]) -> dict[str, Any]:
+    """A server-sent event, whose data is JSON of this schema."""
+    fields = {
+        "id": {"type": "string"},
+        "event": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": data},
+    }
+    return {"type": "object", "properties": fields, "required": ["data"]}
 
 
 def _fault(shape: type[Answer], status: int) -> dict[str, str]:

@@ -37,8 +37,17 @@ STATUS: dict[type[AIBoxError], int] = {
 }
 
 
+CODES: dict[str, int] = {
+    # Nothing has failed: a path was named that is not there.
+    "upstream.store.missing": 404,
+}
+"""Codes that say more than their class does."""
+
+
 def status_of(error: AIBoxError) -> int:
     """The status of the nearest class in the tree; 504 for a slow backend, 404 where existence is a secret."""
+    if (status := CODES.get(error.code)) is not None:
+        return status
     if isinstance(error, BackendError) and error.timeout:
         return 504
     if isinstance(error, AccessError) and error.absent:

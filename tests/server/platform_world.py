@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 import aibox
 from aibox.box import Box
 from aibox.chat import ChatRequest
+from aibox.inference.embeddings import Embeddings
 from aibox.sandbox.sandbox import Sandbox
 from aibox.server.api_keys import ApiKeys
 from aibox.server.app import create_app
@@ -84,7 +85,7 @@ def answer(request: ChatRequest) -> Any:
 
 
 class World:
-    def __init__(self, box: Box, keys: ApiKeys, *, model: Any = answer) -> None:
+    def __init__(self, box: Box, keys: ApiKeys, *, model: Any = answer, isolated: bool = False) -> None:
         self.box, self.keys = box, keys
 
         @aibox.tool(approve=True, side_effects=True)
@@ -93,10 +94,13 @@ class World:
             return f"paid {to}"
 
         self.model = ScriptedBackend(*[model] * 100_000, name="m")
-        # What a test replaces: the model, and the isolation, which other tests are about.
-        box.__dict__["router"] = aibox.Router(self.model, policy=box.policy, audit=box.audit)
-        sandbox = Sandbox(UnsafeLocalDriver(), audit=box.audit, sessions=10_000, per_tenant=10_000)
-        box.__dict__["sandbox"] = box._keep(sandbox)
+        # What a test replaces: the model, and the isolation, which other tests are about and not every machine has.
+        box.__dict__["router"] = aibox.Router(
+            self.model, Embeddings(box.memory.embedder), policy=box.policy, audit=box.audit
+        )
+        if not isolated:
+            sandbox = Sandbox(UnsafeLocalDriver(), audit=box.audit, sessions=10_000, per_tenant=10_000)
+            box.__dict__["sandbox"] = box._keep(sandbox)
         issuer = IssuerSettings(issuer=ISSUER, audience="aibox", algorithms=("ES256",))
         self.app = create_app(
             box,
@@ -122,10 +126,11 @@ class World:
 
 
 @asynccontextmanager
-async def world(home: Path, *, model: Any = answer) -> AsyncIterator[World]:
+async def world(home: Path, *, model: Any = answer, isolated: bool = False) -> AsyncIterator[World]:
+    """A served world in a folder. `isolated`: code really runs where it can harm nobody, or not at all."""
     keys = ApiKeys(home / "api-keys.db")
     async with Box(Settings(home=home / "home", policy="permissive")) as box:
-        made = World(box, keys, model=model)
+        made = World(box, keys, model=model, isolated=isolated)
         try:
             yield made
         finally:

@@ -130,7 +130,7 @@ def key(**more: Any) -> Seed:
 ROWS: dict[str, Seed] = {
     "openai.chat": nothing(body=_chat("hello")),
     "openai.completions": nothing(body={"model": "m", "prompt": "hello"}),
-    "openai.embeddings": nothing(body={"model": "m", "input": ["hello"]}),
+    "openai.embeddings": nothing(body={"input": ["hello"]}),
     "openai.responses": nothing(body={"model": "m", "input": "hello"}),
     "inference.models": nothing(),
     "chat.run": nothing(body={"message": "hello"}),
@@ -189,7 +189,7 @@ ROWS: dict[str, Seed] = {
 }
 """How each route is asked by somebody whose thing it is; what it needs is made first."""
 BODIES: dict[str, Any] = {"knowledge.search": {"query": SECRET}}
-NOT_HERE = {"openai.completions", "openai.embeddings", "openai.responses"}
+NOT_HERE = {"openai.completions", "openai.responses"}
 """What the scripted model does not speak: whoever may ask hears so, and others are refused as everywhere."""
 ABSENT = {"id": "0" * 32, "turn": "00000000-0000-4000-8000-000000000000", "seq": str(10**9), "name": "nobody"}
 ONE_FOR_ALL = {"chat.agent"}

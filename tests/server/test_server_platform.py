@@ -14,7 +14,7 @@ from platform_world import Asked, Person, World, world
 import aibox
 from aibox.audit.receipt import Receipt
 from aibox.chat import ChatRequest
-from aibox.server import serving
+from aibox.server import endpoint
 from aibox.server.principal import Role
 
 pytestmark = pytest.mark.anyio
@@ -85,7 +85,7 @@ async def test_nothing_of_the_prompt_is_in_the_events(w: World) -> None:
 @pytest.mark.parametrize("path", ["/v1/chat", "/v1/chat/stream"])
 async def test_a_caller_who_leaves_ends_the_turn(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """While there is silence a comment is sent; when the caller goes, the turn is cancelled and recorded as failed."""
-    monkeypatch.setattr(serving, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(endpoint, "HEARTBEAT_S", 0.01)
     asked, left = asyncio.Event(), asyncio.Event()
 
     async def never(_: ChatRequest) -> str:
@@ -261,10 +261,11 @@ async def test_what_changes_something_leaves_one_entry(w: World) -> None:
         ("post", "/v1/memory", Asked(content=b"[]"), "object"),
         ("post", "/v1/memory", Asked(content=b'{"text": "\\ud800"}'), "body"),
         ("post", "/v1/memory", Asked(body={"text": "x", "typ": "user"}), "did you mean 'type'"),
-        ("post", "/v1/memory", Asked(body={"text": "x", "label": "secretish"}), "not a label"),
+        ("post", "/v1/memory", Asked(body={"text": "x", "label": "secretish"}), "no label"),
+        ("post", "/v1/memory", Asked(body={"text": "x", "confidence": "1"}), "confidence"),
         ("get", "/v1/sessions", Asked(query={"limit": "0"}), "limit"),
         ("get", "/v1/sessions", Asked(query={"tenant": "rival"}), "unknown key"),
-        ("get", "/v1/audit/x", Asked(), "seq"),
+        ("get", "/v1/audit/9007199254740993", Asked(), "seq"),
     ],
 )
 async def test_what_is_wrong_with_a_request_is_told(w: World, method: str, path: str, asked: Asked, says: str) -> None:
@@ -278,6 +279,8 @@ async def test_what_is_not_there_is_a_problem_too(w: World) -> None:
     """An unknown path is a 404 and a wrong method a 405 with what is allowed, in the same form."""
     lost = await w.send("get", "/v1/nothing", Asked(), EVA.token())
     wrong = await w.send("put", "/v1/memory", Asked(), EVA.token())
-    assert (lost.status_code, wrong.status_code) == (404, 405)
-    assert {one.headers["content-type"] for one in (lost, wrong)} == {"application/problem+json"}
+    hot = await w.send("get", "/v1/chat/completions", Asked(), EVA.token())
+    written_out = await w.send("get", "/v1/memory/recall", Asked(), EVA.token())
+    assert [one.status_code for one in (lost, wrong, hot, written_out)] == [404, 405, 405, 405]
+    assert {one.headers["content-type"] for one in (lost, wrong, hot)} == {"application/problem+json"}
     assert set(wrong.headers["allow"].split(", ")) == {"GET", "HEAD", "POST"}

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from aibox.errors import ConfigError
+from aibox.types import Label
 
 
 class Asked(BaseModel):
@@ -28,6 +31,14 @@ def _text(value: Any) -> Any:
     return value if isinstance(value, str) else str(value)
 
 
+def _is_label(value: str) -> str:
+    try:
+        Label.parse(value)
+    except ConfigError as error:
+        raise ValueError(f"it is no label: {error.hint}") from None
+    return value
+
+
 def _sorted(value: Iterable[Any]) -> list[str]:
     return sorted(map(str, value))
 
@@ -37,5 +48,5 @@ Text = Annotated[str, BeforeValidator(_text)]
 Names = Annotated[list[str], BeforeValidator(_sorted)]
 """A set of names, in order."""
 Id = Annotated[str, Field(min_length=1, max_length=255)]
-LabelText = Annotated[str, Field(max_length=1000, examples=["internal", "confidential/PHI"])]
+LabelText = Annotated[str, Field(max_length=1000, examples=["internal", "confidential/PHI"]), AfterValidator(_is_label)]
 """How secret a text is: a level, and compartments after a slash. What is left out is `internal`."""

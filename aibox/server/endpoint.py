@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -97,11 +98,14 @@ class Served:
 class ByMethod:
     """The routes of one path."""
 
-    def __init__(self, served: Mapping[str, Served]) -> None:
-        self._served = dict(served)
+    def __init__(self, served: Mapping[str, Served], *, also: Sequence[str] = ()) -> None:
+        self.served = dict(served)
+        self._allowed = [*served, *also, *(["HEAD"] if "GET" in served else [])]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        served = self._served["GET" if scope["method"] == "HEAD" else scope["method"]]
+        served = self.served.get("GET" if scope["method"] == "HEAD" else scope["method"])
+        if served is None:
+            raise HTTPException(405, headers={"allow": ", ".join(sorted(self._allowed))})
         scope["endpoint"] = served  # so that an error is told in the shape of this route
         await served(scope, receive, send)
 
@@ -179,7 +183,7 @@ async def _read(request: Request, limit: int) -> bytes:
 
 def _body(kind: type[BaseModel], data: bytes) -> BaseModel:
     try:
-        return kind.model_validate_json(data or b"{}", strict=False)
+        return kind.model_validate_json(data or b"{}", strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
