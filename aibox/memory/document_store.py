@@ -108,7 +108,8 @@ class DocumentStore:
         except AIBoxError as error:
             return Health(ok=False, detail=str(error))
         how = f", searched exactly: {self._without_index}" if self._without_index else ""
-        return Health(ok=True, detail=f"{documents} documents in {passages} passages{how}")
+        more = self._opened[1].complaints if self._opened is not None else ""
+        return Health(ok=True, detail=f"{documents} documents in {passages} passages{how}{more}")
 
     async def close(self) -> None:
         await self._worker.close(self._close)

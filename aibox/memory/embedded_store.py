@@ -106,7 +106,8 @@ class EmbeddedStore:
         except AIBoxError as error:
             return Health(ok=False, detail=str(error))
         how = f"searched exactly: {self._without_index}" if self._without_index else "indexed by qdrant-edge"
-        return Health(ok=True, detail=f"{records} memories of {tenants} tenants, {how}")
+        more = self._opened[1].complaints if self._opened is not None else ""
+        return Health(ok=True, detail=f"{records} memories of {tenants} tenants, {how}{more}")
 
     async def close(self) -> None:
         await self._worker.close(self._close)

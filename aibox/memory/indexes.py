@@ -85,6 +85,12 @@ class Indexes:
                 index.close()
         self._open.clear()
 
+    @property
+    def complaints(self) -> str:
+        """What is amiss with open indexes, to be shown in a health line; empty when nothing is."""
+        said = dict.fromkeys(index.complaint for index in [*self._open.values()] if index.complaint)
+        return "".join(f", {complaint}" for complaint in said)
+
     def flush(self) -> None:
         """Write out what the open indexes hold in memory."""
         for index in self._open.values():

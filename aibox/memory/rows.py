@@ -10,6 +10,7 @@ import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,9 @@ class Rows:
         self._file.close()
 
 
+_label = lru_cache(maxsize=1_000)(Label.parse)
+
+
 def pack(vector: Sequence[float]) -> bytes:
     return array("f", vector).tobytes()
 
@@ -333,4 +337,4 @@ def _record(row: Sequence[Any], key: SubjectKey) -> Record:
     *values, label, sealed = row
     clear = dict(zip(_CLEAR, values, strict=True))
     plain = msgspec.json.decode(key.open(sealed, _place(clear, label)))
-    return Record(**clear, **dict(zip(_SEALED, plain, strict=True)), label=Label.parse(label))
+    return Record(**clear, **dict(zip(_SEALED, plain, strict=True)), label=_label(label))
