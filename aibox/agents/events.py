@@ -88,7 +88,7 @@ class Subagent:
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """What was old in the conversation was summed up, or with `error` only left out."""
+    """What was old in the conversation was summed up: by the model, or by rules for the reason in `error`."""
 
     messages: int
     error: str = ""

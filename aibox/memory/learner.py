@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from aibox.chat import ChatRequest
+from aibox.chat import ChatRequest, ModelInfo
 from aibox.errors import AIBoxError, IntegrityError
 from aibox.memory.extract import MAX_CANDIDATES, MAX_MESSAGE_CHARS, MAX_SENTENCE_CHARS, Candidate, extract, refusal
 from aibox.memory.record import Record, RecordType
@@ -116,11 +116,10 @@ class Learner:
             except AIBoxError as error:
                 self.how = f"rules: {error.message}"
                 return False
-            wanted = self._model_name
-            named = [m for m in models if wanted in (m.id, f"{m.backend}/{m.id}")] or list(models[:1])
-            self._capable = bool(named) and not named[0].demo
+            model = meant(models, self._model_name)
+            self._capable = model is not None and not model.demo
             if not self._capable:
-                self.how = f"rules: the model {named[0].id if named else wanted!r} is too small to do it"
+                self.how = f"rules: the model {(model.id if model else self._model_name)!r} is too small to do it"
         return self._capable
 
     async def _ask(
@@ -159,6 +158,11 @@ class Learner:
             kind: RecordType = replaced.type if replaced is not None else fact.type
             found.setdefault(text, (Candidate(text, kind, fact.confidence), replaced))
         return [*found.values()]
+
+
+def meant(models: Sequence[ModelInfo], name: str) -> ModelInfo | None:
+    """The model of this name, else the first."""
+    return next((m for m in models if name in (m.id, f"{m.backend}/{m.id}")), models[0] if models else None)
 
 
 def _plain(text: str) -> str:
