@@ -116,6 +116,16 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Agreed:
+    """A person's yes to sending text up to a label to one external model, under one policy. `approval` names it."""
+
+    approval: str
+    model: str
+    label: Label
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """A Chat Completions request: `body` as it goes over the wire, and the label of all the text in it."""
 
@@ -123,6 +133,8 @@ class ChatRequest:
     label: Label = field(default_factory=Label)
     came: Mapping[str, tuple[Any, msgspec.Raw]] = field(default_factory=dict, repr=False, compare=False)
     """The fields of a request that was read from bytes: each value, and how it was written."""
+    agreed: tuple[Agreed, ...] = field(default=(), repr=False, compare=False)
+    """What people have agreed to. No part of the body; the door compares it with what it is about to do."""
 
     @classmethod
     def read(cls, data: bytes, label: Label | None = None) -> ChatRequest:

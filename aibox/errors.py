@@ -8,6 +8,7 @@
     │  ├─ AccessError           403: not yours (404 where existence is a secret)
     │  ├─ GuardrailError        400: a check said no, or could not answer
     │  ├─ EgressError           403: the door stays shut
+    │  │  └─ ApprovalError      a person has to agree to this passage first
     │  └─ LimitError            429: more than was granted
     ├─ UpstreamError            the world failed; `.retryable`
     │  ├─ BackendError          502, or 504 on a time-out: a model server
@@ -91,6 +92,21 @@ class EgressError(PolicyError):
     """Text was about to leave the box and the policy does not allow it. Nothing was sent."""
 
     code = "policy.egress"
+
+
+class ApprovalError(EgressError):
+    """The policy lets this text out to this model once a person has agreed, and nobody has. Nothing was sent.
+
+    `model` is `backend/model`, `policy` the digest of the rules that the door went by: what a yes is bound to.
+    """
+
+    code = "policy.approval"
+
+    def __init__(self, message: str, *, hint: str = "", model: str, host: str, policy: str) -> None:
+        super().__init__(message, hint=hint)
+        self.model = model
+        self.host = host
+        self.policy = policy
 
 
 class LimitError(PolicyError):

@@ -43,7 +43,12 @@ policies = st.builds(
     ),
     on_check_failure=st.sampled_from(Decision),
     tools=st.builds(ToolRules, allow=st.none() | names, deny=names, approve=names, approve_from=st.none() | label),
-    egress=st.builds(EgressRules, models=st.frozensets(st.sampled_from(MODELS)), ceiling=label),
+    egress=st.builds(
+        EgressRules,
+        models=st.frozensets(st.sampled_from(MODELS)),
+        approve=st.frozensets(st.sampled_from(MODELS)),
+        ceiling=label,
+    ),
     limits=st.builds(TurnLimits, input_kib=st.integers(1, 99), turn_s=st.floats(0.5, 99)),
     sandbox=st.builds(Limits, pids=st.integers(1, 99), wall_s=st.floats(0.5, 99)),
     gpus=st.dictionaries(st.sampled_from(["acme", "rival"]), st.integers(1, 9)),
@@ -65,6 +70,7 @@ def test_a_join_is_never_weaker_than_either(a: Policy, b: Policy, where: str, sc
         assert both.tools.asks_under(marked) or not one.tools.asks_under(marked)
         for model in MODELS[1:]:
             assert one.egress.allows(model) or not both.egress.allows(model)
+            assert both.egress.asks(model) or not one.egress.asks(model)
         assert marked <= one.egress.ceiling or not marked <= both.egress.ceiling
         assert SPOTLIGHTS.index(both.spotlight) >= SPOTLIGHTS.index(one.spotlight)
         for topic, words in one.topics.banned.items():

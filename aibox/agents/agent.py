@@ -24,6 +24,7 @@ from aibox.agents.turn import Turn
 from aibox.audit.chain import AuditChain
 from aibox.errors import AIBoxError, ConfigError
 from aibox.guardrails.guardrail import Guardrail
+from aibox.inference.router import Router
 from aibox.memory.memory import Memory
 from aibox.policy.egress import EgressRules
 from aibox.policy.limits import TurnLimits
@@ -89,6 +90,8 @@ class Agent:
         made = tuple(as_tool(tool) for tool in tools)
         if sandbox is not None:
             made += code_tools(sandbox)
+        if restrictions and isinstance(router, Router):
+            router = router.under(joined)
         parts = Parts(
             name=name,
             instructions=instructions or DEFAULT_INSTRUCTIONS,

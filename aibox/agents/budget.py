@@ -36,6 +36,10 @@ class Budget:
             raise Exhausted(f"{cost:.4f} USD are spent and the policy allows {limits.usd:g} (limits.usd)")
         self.calls += 1
 
+    def not_made(self) -> None:
+        """The call that was counted did not happen."""
+        self.calls -= 1
+
     def after_call(self, completion: Completion) -> None:
         self.usage += completion.usage
 
@@ -53,6 +57,10 @@ class Share:
             raise Exhausted(f"the subagent used its {self._most} model calls without coming to an answer")
         self._whole.before_call()
         self._calls -= 1
+
+    def not_made(self) -> None:
+        self._whole.not_made()
+        self._calls += 1
 
     def after_call(self, completion: Completion) -> None:
         self._whole.after_call(completion)

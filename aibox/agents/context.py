@@ -19,7 +19,7 @@ from aibox.agents.sessions import Past, Sessions
 from aibox.agents.spotlight import bare, joined
 from aibox.agents.summary import PROMPT, summarise, told
 from aibox.chat import ChatRequest
-from aibox.errors import UpstreamError
+from aibox.errors import ApprovalError, UpstreamError
 from aibox.guardrails.grounding import Sources
 from aibox.memory.learner import meant
 from aibox.memory.memory import Memory
@@ -217,7 +217,7 @@ class Context:
             turn.budget.before_call()
             turn.record.called(request)
             completion = await parts.router.complete(request, scope=turn.scope)
-        except UpstreamError as failed:
+        except (UpstreamError, ApprovalError) as failed:
             return "", failed.message
         turn.record.answered(completion)
         turn.budget.after_call(completion)

@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from aibox.agents._sdk import Stop
+from aibox.agents.agreements import Agreements
 from aibox.agents.budget import Budget, Share
 from aibox.agents.events import Event, ModelAnswered, ModelCalled, TextDelta
 from aibox.agents.evidence import TurnRecord
 from aibox.agents.frame import Frame
 from aibox.chat import ChatRequest, Completion, assemble
+from aibox.errors import ApprovalError
 from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.stream import OutputFilter
 from aibox.protocols import Backend
@@ -38,6 +40,7 @@ class Caller(Protocol):
     reached: str
     model: str
     call_ids: set[str]
+    agreed: Agreements
 
     @property
     def label(self) -> Label: ...
@@ -62,26 +65,38 @@ class TurnModel:
         self._scope = scope
 
     async def ask(self, body: dict[str, Any]) -> Completion:
-        turn, scope = self._turn, self._scope
+        turn = self._turn
         if turn.paused:
             raise Paused
         turn.budget.before_call()
-        request = ChatRequest(body, turn.outgoing)
+        request = ChatRequest(body, turn.outgoing, agreed=turn.agreed.all())
         turn.emit(ModelCalled(tuple(request.messages)))
         turn.record.called(request)
-        completion = await (self._heard(request, scope=scope) if turn.streaming else self._ask(request, scope=scope))
+        try:
+            completion = await self._sent(request)
+        except ApprovalError as needed:
+            turn.budget.not_made()
+            # Where the run stands is at this call: whoever goes on makes it.
+            turn.frame.messages, turn.frame.results, turn.frame.children = _kept(request), {}, {}
+            yes = await turn.agreed.ask(needed, request)
+            if yes is None:
+                raise Paused from None
+            turn.budget.before_call()
+            completion = await self._sent(replace(request, agreed=(*request.agreed, yes)))
         turn.record.answered(completion)
         completion = _unique(completion, turn.call_ids)
         turn.emit(ModelAnswered(completion.message))
         turn.budget.after_call(completion)
         turn.model = completion.model
         turn.reached = completion.text or turn.reached
-        kept = [m for m in request.messages if m.get("role") != "system"]
-        turn.frame.messages, turn.frame.results, turn.frame.children = [*kept, dict(completion.message)], {}, {}
+        whole = [*_kept(request), dict(completion.message)]
+        turn.frame.messages, turn.frame.results, turn.frame.children = whole, {}, {}
         return completion
 
-    async def _ask(self, request: ChatRequest, *, scope: Scope) -> Completion:
-        return await self._router.complete(request, scope=scope)
+    async def _sent(self, request: ChatRequest) -> Completion:
+        if self._turn.streaming:
+            return await self._heard(request, scope=self._scope)
+        return await self._router.complete(request, scope=self._scope)
 
     async def _heard(self, request: ChatRequest, *, scope: Scope) -> Completion:
         """Stream, emitting text as the output filter lets it go; what it holds back waits for the end of the turn."""
@@ -96,6 +111,10 @@ class TurnModel:
                 turn.decided(turn.filter.verdict)
                 raise Blocked
         return assemble(chunks)
+
+
+def _kept(request: ChatRequest) -> list[dict[str, Any]]:
+    return [message for message in request.messages if message.get("role") != "system"]
 
 
 def _unique(completion: Completion, known: set[str]) -> Completion:

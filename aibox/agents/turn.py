@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from aibox.agents._sdk import run_loop
+from aibox.agents.agreements import Agreements
 from aibox.agents.approvals import Approval
 from aibox.agents.budget import Budget, Exhausted, Share
 from aibox.agents.context import Context
@@ -82,6 +83,7 @@ class Turn:
         self.run_id: str = parent.run_id if parent else uuid.uuid4().hex
         self.answers: Mapping[str, Approval] = parent.answers if parent else {}
         self.call_ids: set[str] = parent.call_ids if parent else set()
+        self.agreed = Agreements(self)
         self.context = Context(self, history=history)
         self.pause = Pause(self)
         self.label = label

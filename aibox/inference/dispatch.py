@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from aibox.chat import ChatRequest, Chunk, Completion
-from aibox.errors import BackendError, ConfigError, EgressError
+from aibox.errors import ApprovalError, BackendError, ConfigError, EgressError
 from aibox.inference import capabilities, envelope
 from aibox.inference.accounts import Accounts, Call
 from aibox.inference.attempts import Retries, over
@@ -137,7 +137,8 @@ class Dispatch:
                 key = prefix_key(request.body, tenant=scope.tenant) if len(routes) > 1 else None
                 return await over(routes, one, key=key, retries=self._retries, ends=ends)
             except EgressError as error:
-                if first is None:
+                # Where a person may say that it goes outside instead, that is asked and not passed over.
+                if first is None or isinstance(error, ApprovalError):
                     raise
                 first.add_note(f"and not {name}: {error}")
             except BackendError as error:

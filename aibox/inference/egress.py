@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aibox.chat import ChatRequest, ModelInfo, Usage
-from aibox.errors import ConfigError, EgressError
+from aibox.chat import Agreed, ChatRequest, ModelInfo, Usage
+from aibox.errors import ApprovalError, ConfigError, EgressError
 from aibox.inference.disguise import Concealer, Disguise
 from aibox.inference.registry import Outside
 from aibox.inference.replica import Replica
@@ -82,7 +82,19 @@ class Egress:
         assert recorder is not None
         rules = own if policy is None else own & policy
         target = f"{backend.name}/{model.id}"
+        host = str(getattr(backend, "host", "")) or backend.name
         refusal = _refusal(rules, target, request, scope)
+        yes: Agreed | None = None
+        if refusal is None and rules.egress.asks(target):
+            yes = next((one for one in request.agreed if _covers(one, target, request, rules)), None)
+            if yes is None:
+                refusal = ApprovalError(
+                    f"the policy lets text out to {target} when a person has agreed, and nobody has",
+                    hint="an agent with a state asks; else take the model out of egress.approve in the policy",
+                    model=target,
+                    host=host,
+                    policy=rules.digest,
+                )
         disguise = None
         if refusal is None and rules.egress.pseudonymise and self._concealer is None:
             refusal = EgressError(
@@ -99,13 +111,14 @@ class Egress:
         body = request.encoded()
         detail = {
             "model": target,
-            "host": str(getattr(backend, "host", "")) or backend.name,
+            "host": host,
             "label": str(request.label),
             "policy": rules.digest,
             "bytes": len(body),
             "sha256": hashlib.sha256(body).hexdigest(),
             "pseudonymised": disguise is not None,
             **({"attempt": reason} if reason else {}),
+            **({"approval": yes.approval} if yes is not None else {}),
         }
         if refusal is not None:
             await recorder.append("egress.denied", scope=scope, detail={**detail, "reason": refusal.message})
@@ -127,6 +140,11 @@ class Egress:
             "cost_usd": "" if usage.cost_usd is None else f"{usage.cost_usd:.9f}",
         }
         self._recorder.note("egress.returned", scope=scope, detail=detail)
+
+
+def _covers(yes: Agreed, target: str, request: ChatRequest, policy: Policy) -> bool:
+    """A yes is to a model, up to a label, under a policy; to anything else it is none."""
+    return (yes.model, yes.policy) == (target, policy.digest) and request.label <= yes.label
 
 
 def _refusal(policy: Policy, target: str, request: ChatRequest, scope: Scope) -> EgressError | None:

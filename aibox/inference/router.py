@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -197,6 +198,16 @@ class Router:
         if sorted(vectors) != list(range(len(texts))):
             raise BackendError(f"the model {model} did not give one vector a text")
         return [vectors[index] for index in range(len(texts))]
+
+    def under(self, policy: Policy) -> Router:
+        """This router under one more policy, for whoever has one of their own: an agent. Nothing is opened anew."""
+        narrowed = copy.copy(self)
+        narrowed._narrow(policy)  # noqa: SLF001 - of this class
+        return narrowed
+
+    def _narrow(self, policy: Policy) -> None:
+        self._policy = policy if self._policy is None else self._policy & policy
+        self._policies = {}
 
     def openai(self, *, scope: Scope, label: Label | str | None = None) -> AsyncOpenAI:
         """An OpenAI client whose transport is this router: in this process, with no port and no key.

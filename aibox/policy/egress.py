@@ -29,6 +29,9 @@ class EgressRules(Part):
     pseudonymise: bool = False
     """Personal data leaves as pseudonyms, which are restored in the answer. True when any level asks for it."""
 
+    approve: Annotated[frozenset[str], AfterValidator(universe)] = frozenset()
+    """Those of the models that need a person's yes before an agent's turn sends to them, or `"*"`. Lists unite."""
+
     def __and__(self, other: EgressRules) -> EgressRules:
         return EgressRules(
             models=_both(self.models, other.models),
@@ -36,6 +39,7 @@ class EgressRules(Part):
             tenants=_both(self.tenants, other.tenants),
             ceiling=self.ceiling & other.ceiling,
             pseudonymise=self.pseudonymise or other.pseudonymise,
+            approve=universe(self.approve | other.approve),
         )
 
     @property
@@ -44,6 +48,9 @@ class EgressRules(Part):
 
     def allows(self, model: str) -> bool:
         return "*" in self.models or model in self.models
+
+    def asks(self, model: str) -> bool:
+        return "*" in self.approve or model in self.approve
 
     def allows_host(self, host: str) -> bool:
         return "*" in self.hosts or host in self.hosts

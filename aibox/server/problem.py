@@ -7,6 +7,7 @@ from typing import Any
 from aibox.errors import (
     AccessError,
     AIBoxError,
+    ApprovalError,
     AuthError,
     BackendError,
     ConfigError,
@@ -28,6 +29,7 @@ STATUS: dict[type[AIBoxError], int] = {
     AccessError: 403,
     GuardrailError: 400,
     EgressError: 403,
+    ApprovalError: 403,
     LimitError: 429,
     UpstreamError: 502,
     BackendError: 502,
