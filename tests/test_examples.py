@@ -24,7 +24,7 @@ SAYS = {
     "mcp_server": ["20 degrees, and could tell nobody", "the agent said: It is 20 degrees."],
     "two_subagents": ["reader called files", "The letter: Dear Acme"],
 }
-OWN = {"embedded_in_starlette", "test_an_agent"}
+OWN = {"embedded_in_fastapi", "test_an_agent"}
 
 
 def test_every_example_is_run() -> None:
@@ -63,7 +63,7 @@ def test_the_application_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     import httpx2
 
     monkeypatch.chdir(tmp_path)
-    app = runpy.run_path(str(EXAMPLES[0].parent / "embedded_in_starlette.py"))["app"]
+    app = runpy.run_path(str(EXAMPLES[0].parent / "embedded_in_fastapi.py"))["app"]
 
     async def ask() -> tuple[dict[str, str], str]:
         transport = httpx2.ASGITransport(app=app)
