@@ -5,11 +5,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
 SERVED := .venv-vllm
+SCHEMA := .venv-schema
 NODE := .node
 PEERS := .venv-peers
 NODE_PEERS := .node-peers
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs test test-live test-docker test-faults mutate-verify train-guards check format lock bench bench-peers clean
+.PHONY: help setup demo docs test test-live test-docker test-faults test-schema mutate-verify train-guards check format lock bench bench-peers clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -63,6 +64,14 @@ $(SERVED)/.ready: tests/live/install_vllm.py tests/live/weights.py
 	@$(PYTHON) tests/live/install_vllm.py $(SERVED)
 	@touch $@
 
+test-schema: setup $(SCHEMA)/.ready ## schemathesis over the whole OpenAPI document: no 5xx, no breach of it (a minute)
+	@$(PY) tests/server/schema_run.py $(SCHEMA)/bin/schemathesis $(ARGS)
+
+$(SCHEMA)/.ready: Makefile
+	@$(PYTHON) -m venv --clear $(SCHEMA)
+	@$(SCHEMA)/bin/python -m pip install --quiet --only-binary :all: schemathesis==4.32.5
+	@touch $@
+
 mutate-verify: setup ## take out the verifier's checks one at a time: a test must fail each time (minutes)
 	@$(PY) tools/mutate_verify.py $(ARGS)
 
@@ -99,4 +108,4 @@ lock: setup ## resolve the dependencies anew
 		--no-emit-index-url --no-strip-extras --all-extras --group dev pyproject.toml -o requirements.lock
 
 clean: ## remove what was built
-	rm -rf $(VENV) $(SERVED) $(NODE) $(PEERS) $(NODE_PEERS) .venv-train build dist site .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache .pytest_cache
+	rm -rf $(VENV) $(SCHEMA) $(SERVED) $(NODE) $(PEERS) $(NODE_PEERS) .venv-train build dist site .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache .pytest_cache

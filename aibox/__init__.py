@@ -16,6 +16,7 @@ _HOME = {
     "AuthError": "errors",
     "BackendError": "errors",
     "Box": "box",
+    "Client": "server.client",
     "ConfigError": "errors",
     "Decision": "types",
     "EgressError": "errors",
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     from aibox.policy.policy import Policy as Policy
     from aibox.sandbox.sandbox import Sandbox as Sandbox
     from aibox.sealing import seal as seal
+    from aibox.server.client import Client as Client
     from aibox.settings import Settings as Settings
     from aibox.sync import run_sync as run_sync
     from aibox.types import Decision as Decision

@@ -68,6 +68,8 @@ FACE = {
     "Receipt.save": "(self, path)",
     "Receipt.load": "(path)",
     "verify": "(path_or_url, *, key=None)",
+    "Client": "(url, key)",
+    "Client.chat": "(self, message)",
     "run_sync": "(coro)",
     "seal": "(allow=())",
     "Policy.load": "(path)",

@@ -35,7 +35,8 @@ async def run(arguments: argparse.Namespace) -> int:
             command = [
                 str(arguments.schemathesis.absolute()), "run", f"http://127.0.0.1:{port}/v1/openapi.json",
                 "--header", f"Authorization: Bearer {Person('acme', 'eva', ROLES).token()}",
-                "--exclude-checks", ",".join(LEFT_OUT), "--max-time", str(arguments.seconds), "--seed", str(arguments.seed),
+                "--exclude-checks", ",".join(LEFT_OUT),
+                "--max-time", str(arguments.seconds), "--seed", str(arguments.seed),
                 "--warnings", "off", "--no-color", *arguments.more,
             ]  # fmt: skip
             ran = await asyncio.create_subprocess_exec(*command, cwd=home)

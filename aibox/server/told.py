@@ -1,0 +1,52 @@
+"""Errors of the server, as the errors of the library that they were there."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from aibox import errors
+from aibox.errors import AccessError, AIBoxError, BackendError, LimitError, UpstreamError
+
+_KINDS: dict[str, type[AIBoxError]] = {
+    kind.code: kind
+    for kind in vars(errors).values()
+    if inspect.isclass(kind) and issubclass(kind, AIBoxError) and kind is not errors.MissingExtraError
+}
+
+
+def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> AIBoxError:
+    """What an answer that is no good one says, of the nearest class; UpstreamError where aibox did not say it."""
+    try:
+        told: Any = json.loads(body)
+    except ValueError:
+        told = None
+    if isinstance(told, dict) and isinstance(told.get("error"), dict):  # OpenAI's shape
+        return told_error({"title": told["error"].get("code"), "detail": told["error"].get("message")}, status, headers)
+    if not isinstance(told, dict) or not str(told.get("type", "")).startswith("urn:aibox:"):
+        said = told.get("detail", "") if isinstance(told, dict) else ""
+        return UpstreamError(f"the server answered {status} {said}".rstrip(), retryable=status in (502, 503, 504))
+    return told_error(told, status, headers)
+
+
+def told_error(problem: Mapping[str, Any], status: int, headers: Mapping[str, str]) -> AIBoxError:
+    """The error that a problem stands for."""
+    code, message, hint = (str(problem.get(name) or "") for name in ("title", "detail", "hint"))
+    name = code
+    while name not in _KINDS and "." in name:
+        name = name.rpartition(".")[0]
+    kind = _KINDS.get(name, UpstreamError)
+    made: AIBoxError
+    if issubclass(kind, AccessError):
+        made = kind(message, hint=hint, absent=status == 404)
+    elif issubclass(kind, LimitError):
+        wait = headers.get("retry-after", "")
+        made = kind(message, hint=hint, retry_after_s=float(wait) if wait.isdecimal() else None)
+    elif issubclass(kind, BackendError):
+        made = kind(message, hint=hint, timeout=status == 504)
+    else:
+        made = kind(message, hint=hint)
+    made.code = code or made.code
+    return made

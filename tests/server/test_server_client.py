@@ -1,0 +1,230 @@
+"""The typed client against a really served process: every route, errors as they were, streams that can be left."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+from platform_world import ROLES, Person, World, world
+from waiting import until
+
+import aibox
+from aibox import errors
+from aibox.audit.receipt import Receipt
+from aibox.chat import ChatRequest
+from aibox.errors import AIBoxError
+from aibox.server import calls, client
+from aibox.server.problem import STATUS, problem, status_of
+from aibox.server.table import table
+from aibox.server.told import error_of
+
+pytestmark = [pytest.mark.anyio, pytest.mark.loopback]
+
+EVA = Person("acme", "eva", ROLES)
+
+
+@asynccontextmanager
+async def served(w: World) -> AsyncIterator[str]:
+    """The URL under which a world is served over a real socket."""
+    config = uvicorn.Config(w.app, port=0, log_level="warning", lifespan="off", timeout_graceful_shutdown=30)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await serving
+
+
+@asynccontextmanager
+async def talking(home: Path, **options: Any) -> AsyncIterator[tuple[World, aibox.Client]]:
+    async with world(home, **options) as w, served(w) as url, aibox.Client(url, EVA.token()) as made:
+        yield w, made
+
+
+def test_the_client_has_a_call_for_every_route() -> None:
+    """Of each row of the table: a route without a call fails here."""
+    asked = set()
+    for module in (client, calls):
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+            if isinstance(node, ast.Call):
+                words = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+                asked.update(pairwise(words))
+                asked.update(("POST", word) for word in words if word.startswith("/v1/chat/stream"))
+    written = Path(calls.__file__).read_text() + Path(client.__file__).read_text()
+    missing = {(r.method, r.path) for r in table()} - asked
+    # One is written a line above its call, and three are one call with a name in it.
+    assert '"/v1/admin/keys/{id}/rotate"' in written
+    assert 'f"/v1/{api}"' in written
+    assert missing == {
+        ("POST", "/v1/admin/keys/{id}/rotate"),
+        *(("POST", f"/v1/{api}") for api in ("completions", "embeddings", "responses")),
+    }
+
+
+async def test_a_day_with_the_client(tmp_path: Path) -> None:
+    """Turns, conversations, memories, documents, code, evidence and keys: each call answers with its object."""
+    async with talking(tmp_path) as (_, ask):
+        assert [agent.name for agent in await ask.agents()] == ["default"]
+        assert (await ask.agent("default")).tools[0].name == "pay"
+        told = await ask.chat("hello", session="s1", label="confidential/PHI")
+        assert (told.text, told.label) == ("You said: hello", "confidential/PHI")
+        Receipt.read((await ask.receipt(told.turn)).model_dump_json().encode()).verify()
+        events = [event async for event in ask.stream("again", session="s1")]
+        assert "".join(event.text for event in events if event.type == "text") == "You said: again"
+        assert events[-1].type == "reply"
+        await ask.sessions.title("s1", "Plans")
+        assert [(s.id, s.title) for s in await ask.sessions.list()] == [("s1", "Plans")]
+        assert (await ask.sessions.get("s1")).label == "confidential/PHI"
+        assert len((await ask.sessions.export("s1")).messages) == 4
+        await ask.sessions.delete("s1")
+
+        paused = await ask.chat("pay Acme")
+        (question,) = await ask.approvals.list()
+        assert question == await ask.approvals.get(paused.pending[0].id)
+        assert (await ask.approvals.approve(question.id, digest=question.digest)).status == "approved"
+        assert (await ask.resume(paused.run)).choices[0].message.content == "You said: paid pay Acme"
+        other = await ask.chat("pay Rival")
+        assert (await ask.approvals.reject(other.pending[0].id, reason="no")).rejected_because == "no"
+
+        tomorrow = datetime.now(UTC) + timedelta(days=1)
+        kept = await ask.memory.remember("I like green tea.", type="user", valid_until=tomorrow)
+        assert [hit.id for hit in await ask.memory.recall("what tea do I like?", types=["user"])] == [kept.id]
+        newer = await ask.memory.update(kept.id, "I like black tea.")
+        assert newer.supersedes == (await ask.memory.get(kept.id)).id
+        assert [one.id for one in await ask.memory.list(types=["user", "project"])] == [newer.id]
+        assert "black tea" in await ask.memory.export()
+        await ask.memory.forget(newer.id)
+        added = (await ask.knowledge.add(b"# Terms\n\nNine days.", name="terms.md", label="public")).document
+        assert added is not None
+        assert [one.id for one in await ask.knowledge.list()] == [added.id]
+        assert "Nine days" in (await ask.knowledge.search("How many days?"))[0].text
+        await ask.knowledge.remove(added.id)
+        await ask.memory.forget_everything()
+
+        box = await ask.sandbox.open()
+        await ask.sandbox.write(box, "a/b.txt", b"hi")
+        assert [one.path for one in await ask.sandbox.files(box, deep=True) if one.kind == "file"] == ["a/b.txt"]
+        ran = await ask.sandbox.run(box, "cat a/b.txt", language="bash")
+        assert (ran.stdout, ran.exit_code, await ask.sandbox.read(box, "a/b.txt")) == ("hi", 0, b"hi")
+        assert await ask.sandbox.list() == [box]
+        await ask.sandbox.end(box)
+
+        assert (await ask.check("hello")).decision == "allow"
+        assert (await ask.policy()).digest == (await ask.admin.policy()).digest
+        assert (await ask.complete("hello", model="m")).choices[0].message.content == "You said: hello"
+        assert b"embedding" in await ask.post("embeddings", {"input": ["a"]})
+        assert (await ask.models()).data[0].id == "agent:default"
+        assert {route.model for route in (await ask.routes()).data} > {"m"}
+        assert (await ask.usage()).user.day.calls > 3
+        assert await ask.skills() == []
+        assert (await ask.health()).ok
+        assert b'"openapi":"3.1.0"' in await ask.openapi()
+
+        seqs = [entry.seq async for entry in ask.audit.entries()]
+        assert seqs == list(range(len(seqs)))
+        assert (await ask.audit.show(3)).seq == 3
+        assert (await ask.audit.log(limit=1)).data[0].seq == seqs[-1]
+        assert (await ask.audit.checkpoint()).startswith("aibox")
+        assert (await ask.audit.verify()).ok
+        assert (await ask.admin.verify()).ok
+        key = await ask.keys.create("nightly", note="reports", tenant="rival")
+        fresh = await ask.keys.rotate(key.split("-")[1], overlap_days=0, tenant="rival")
+        await ask.keys.revoke(fresh.split("-")[1], tenant="rival")
+        assert sum(one.revoked for one in await ask.keys.list(tenant="rival")) == 1
+        assert await ask.admin.tenants() == []
+        assert (await ask.admin.models()).healthy
+        assert (await ask.admin.budgets()).spent.day.calls > 3
+        assert await ask.admin.egress() == []
+
+
+async def test_errors_come_out_as_they_were(tmp_path: Path) -> None:
+    """Not proved, not there, wrongly asked, a model that is gone: the library's own classes, with code and hint."""
+    async with talking(tmp_path, model=aibox.BackendError("the model server is gone")) as (_, ask):
+        with pytest.raises(aibox.BackendError, match="the model server is gone"):
+            await ask.chat("hello")
+        with pytest.raises(aibox.AccessError) as absent:
+            await ask.memory.get("none")
+        assert absent.value.absent
+        assert absent.value.hint
+        with pytest.raises(aibox.ConfigError, match="label"):
+            await ask.memory.remember("x", label="secretish")
+        with pytest.raises(aibox.ConfigError, match="no model"):
+            await ask.complete("hello", model="nothing")
+        with pytest.raises(aibox.ConfigError, match="message"):
+            [_ async for _ in ask.stream("")]
+        url = ask._url
+        async with aibox.Client(url, "wrong") as stranger:
+            with pytest.raises(aibox.AuthError):
+                await stranger.models()
+    with pytest.raises(aibox.UpstreamError, match="cannot be asked") as unreachable:
+        await ask.usage()
+    assert unreachable.value.retryable
+    await ask.close()
+
+
+@pytest.mark.parametrize("kind", [k for k in STATUS if k is not AIBoxError], ids=lambda kind: kind.__name__)
+def test_every_error_survives_the_way(kind: type[AIBoxError]) -> None:
+    """From the server's problem to the client's exception: class, code, message and hint."""
+    error = kind("what happened", hint="what to do")
+    import msgspec
+
+    found = error_of(status_of(error), msgspec.json.encode(problem(error)), {})
+    assert type(found) is kind
+    assert (found.code, found.message, found.hint) == (error.code, error.message, error.hint)
+    assert type(error_of(500, b"<html>", {})) is errors.UpstreamError
+
+
+async def test_leaving_a_stream_ends_the_turn(tmp_path: Path) -> None:
+    """The connection is closed, the model's call is cancelled, and the log says that the turn failed."""
+    asked, left = asyncio.Event(), asyncio.Event()
+
+    async def never(_: ChatRequest) -> str:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+        return ""
+
+    async with talking(tmp_path, model=never) as (w, ask):
+        async with aclosing(ask.stream("hello")) as events:
+            assert (await anext(events)).type == "recalled"
+            async with asyncio.timeout(120):
+                await asked.wait()
+        async with asyncio.timeout(120):
+            await left.wait()
+            while [e.kind async for e in w.box.audit.entries("acme")][-1] != "turn.failed":
+                await asyncio.sleep(0.01)
+
+
+async def test_connections_are_used_again(tmp_path: Path) -> None:
+    """Twenty calls one after the other are one connection."""
+    async with talking(tmp_path) as (_, ask):
+        await ask.agents()
+        pool = ask._to._open()._transport._pool
+        first = [id(connection) for connection in pool.connections]
+        for _ in range(20):
+            await ask.agents()
+        assert [id(connection) for connection in pool.connections] == first
+        assert len(first) == 1
+
+
+def test_a_key_goes_to_no_plain_http_and_into_no_repr() -> None:
+    """A URL without TLS is refused beyond loopback, and who prints a client sees no secret."""
+    with pytest.raises(aibox.ConfigError, match="https"):
+        aibox.Client("http://aibox.example.org", "aibox-secret")
+    made = aibox.Client("https://aibox.example.org", "aibox-secret")
+    assert "secret" not in repr(made)
+    assert httpx2.URL(made._url).scheme == "https"
