@@ -12,6 +12,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from aibox.agents.agent import Agent
+from aibox.agents.recovery import Recovery
 from aibox.agents.secret import Secret
 from aibox.agents.shelf import Shelf
 from aibox.agents.skills import Skill
@@ -39,7 +40,7 @@ from aibox.sandbox.configured import make_sandbox
 from aibox.sandbox.sandbox import Sandbox
 from aibox.sealing import seal, telemetry_off
 from aibox.settings import Settings, read_secret
-from aibox.types import Label, Scope
+from aibox.types import LOCAL_TENANT, Label, Scope
 
 
 def open(  # noqa: A001 - the face of the library: `aibox.open`
@@ -237,6 +238,13 @@ class Box:
         return state
 
     @cached_property
+    def recovery(self) -> Recovery:
+        """Ends what a killed process left under way, for each agent of the box, while the box is open."""
+        settings = self.settings
+        recovery: Recovery = self._keep(Recovery((LOCAL_TENANT, settings.server.tenant, *settings.tenants)))
+        return recovery
+
+    @cached_property
     def skills(self) -> Shelf:
         """What `aibox skills install` put there, by tenant: `box.agent(skills=box.skills.skills(scope=scope))`."""
         return Shelf(self.settings.home / "skills")
@@ -281,7 +289,9 @@ class Box:
         parts["state"] = self.state
         parts |= {"skills": skills, "subagents": subagents}
         # A policy given for one agent is joined with the guardrail's, which is the box's.
-        return Agent(instructions, name=name, model=model, tools=tools, **{**parts, **agent_options})
+        made = Agent(instructions, name=name, model=model, tools=tools, **{**parts, **agent_options})
+        self.recovery.start(made)
+        return made
 
     def __repr__(self) -> str:
         settings = self.settings

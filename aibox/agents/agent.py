@@ -195,11 +195,12 @@ class Agent:
         turn = self._turn(scope, None, lambda _: None, streaming=False, output_type=output_type)
         return await resume(turn, run)
 
-    async def recover(self, *, scope: Scope | None = None, now: bool = False) -> list[Reply]:
+    async def recover(self, *, scope: Scope | None = None, now: bool = False) -> list[Reply | Failed]:
         """After a crash: end every run of the tenant that was interrupted, each once, by going on where it stood.
 
         One that cannot go on, because the agent is another by now, is recorded as failed. A run counts as interrupted
-        when its time is over; `now` says that the operator knows of no process that still works on one.
+        when its process is gone, as far as this machine knows, or its time is over; `now` says that the operator knows
+        of no process that still works on one.
         """
         return await recover(self._parts, lambda owner: self._turn(owner, None, lambda _: None), scope=scope, now=now)
 

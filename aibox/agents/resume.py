@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from aibox.agents.events import Reply
+from aibox.agents.events import Failed, Reply
 from aibox.agents.parts import Parts
 from aibox.agents.runs import Run
 from aibox.agents.state import AgentState
 from aibox.agents.turn import Turn
-from aibox.errors import AccessError, ConfigError
+from aibox.errors import AccessError, AIBoxError, ConfigError, IntegrityError
 from aibox.types import Scope
 
 
@@ -31,22 +31,35 @@ async def resume(turn: Turn, run: str) -> Reply:
     return await turn.resume(taken, answers)
 
 
-async def recover(parts: Parts, make: Callable[[Scope], Turn], *, scope: Scope | None, now: bool) -> list[Reply]:
+async def recover(
+    parts: Parts, make: Callable[[Scope], Turn], *, scope: Scope | None, now: bool
+) -> list[Reply | Failed]:
     """Every interrupted run of the tenant, ended: by going on, or on record as failed."""
-    state, replies = _state(parts), []
+    state = _state(parts)
+    ended: list[Reply | Failed] = []
     scope = (scope or Scope.local()).narrow(agent=parts.name)
     parts = parts.under(scope.tenant)
     for run in await state.runs.interrupted(scope=scope, agent=parts.name, now=now):
         owner = Scope(tenant=scope.tenant, user=run.user, agent=run.agent, session=run.session)
         turn = make(owner)
+        lease_s = turn.policy.limits.turn_s
+        try:
+            taken = await state.runs.take(run.id, scope=owner, turn=turn.record.turn, lease_s=lease_s, left=run.turn)
+        except AccessError:
+            continue  # another process takes care of it, or it has ended after all
         await _record(parts, run, owner=owner, again=turn.record.turn)
-        if run.version != parts.version or run.state is None:
+        if run.version != parts.version:
             await state.runs.release(run.id, scope=owner, status="failed")
+            ended.append(Failed(AccessError(f"a run of {parts.name} was interrupted, and the agent is another by now")))
             continue
-        if now:
-            await state.runs.release(run.id, scope=owner, status="waiting")
-        replies.append(await resume(turn, run.id))
-    return replies
+        answers = {approval.call: approval for approval in await state.approvals.of_run(run.id, scope=owner)}
+        try:
+            ended.append(await turn.resume(taken, answers))
+        except IntegrityError:
+            raise
+        except AIBoxError as error:
+            ended.append(Failed(error))  # the turn that went on has it on record, and the others have their turn
+    return ended
 
 
 async def _record(parts: Parts, run: Run, *, owner: Scope, again: str) -> None:

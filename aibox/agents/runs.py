@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from aibox.agents.store import Rows, Store
+from aibox.agents.alive import Alive
+from aibox.agents.store import Rows, SqliteStore, Store
 from aibox.errors import AccessError
 from aibox.types import Scope
 
@@ -67,6 +68,8 @@ class Runs:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        path = getattr(store, "path", None)
+        self._alive = Alive(None if path is None else path.with_suffix(".running"))
 
     async def keep(
         self,
@@ -84,10 +87,18 @@ class Runs:
         now = time.time_ns() // 1000
         row = (scope.tenant, run, scope.user, scope.agent, scope.session, version, turn, status, sealed, now)
         lease = now + round((lease_s + LEASE_S) * 1e6) if status == "running" else 0
+        if lease:
+            self._alive.hold(run)
         await self._store.run(lambda db: db.execute(_KEEP, (*row, lease)), tenant=scope.tenant, durable=True)
+        if not lease:
+            self._alive.let_go(run)
 
-    async def take(self, run: str, *, scope: Scope, turn: str, lease_s: float) -> Run:
-        """Take a waiting or abandoned run up in `turn`; nobody else gets it meanwhile. Raises AccessError."""
+    async def take(self, run: str, *, scope: Scope, turn: str, lease_s: float, left: str = "") -> Run:
+        """Take a waiting or abandoned run up in `turn`; nobody else gets it meanwhile. Raises AccessError.
+
+        `left` is a turn that is known to have broken off: its run is taken whatever its time says, and only while it is
+        still that turn's.
+        """
 
         def work(db: Rows) -> Any:
             now = time.time_ns() // 1000
@@ -100,7 +111,9 @@ class Runs:
                 raise _unknown()
             if row[5] not in ("waiting", "running") or row[6] is None:
                 raise AccessError(f"the run cannot go on: it is {row[5]}")
-            if row[5] == "running" and row[7] > now:
+            if left and (row[5], row[4]) != ("running", left):
+                raise AccessError("the run was taken up, or has ended, meanwhile")
+            if row[5] == "running" and row[7] > now and not left:
                 raise AccessError("the run is under way in another process", hint="wait for it to end")
             lease = now + round((lease_s + LEASE_S) * 1e6)
             db.execute(
@@ -110,6 +123,7 @@ class Runs:
             return row
 
         row = await self._store.run(work, tenant=scope.tenant, durable=True)
+        self._alive.hold(run)
         return self._run(scope, run, row)
 
     async def agent_of(self, run: str, *, scope: Scope) -> str:
@@ -135,18 +149,38 @@ class Runs:
                 db.execute("UPDATE approvals SET status='used' WHERE tenant=? AND run=? AND status='approved'", where)
 
         await self._store.run(work, tenant=scope.tenant, durable=True)
+        self._alive.let_go(run)
+
+    async def tenants(self) -> list[str] | None:
+        """Whose runs are under way, or were when a process ended. None where a database shows one tenant at a time."""
+        if not isinstance(self._store, SqliteStore):
+            return None
+        if self._store.path is not None and not self._store.path.exists():
+            return []
+
+        def read(db: Rows) -> Any:
+            return db.execute("SELECT DISTINCT tenant FROM runs WHERE status='running' ORDER BY 1").fetchall()
+
+        return [row[0] for row in await self._store.run(read, tenant="", reads=True)]
+
+    def close(self) -> None:
+        self._alive.close()
 
     async def interrupted(self, *, scope: Scope, agent: str, now: bool = False) -> list[Run]:
-        """Runs of the tenant with this agent whose time is over without an end; with `now` all that have none."""
+        """Runs of the tenant with this agent that have no end, and whose time is over or whose process is gone.
+
+        With `now` all that have no end.
+        """
 
         def read(db: Rows) -> Any:
             return db.execute(
-                'SELECT "user", agent, session, version, turn, status, state, id FROM runs '
-                "WHERE tenant=? AND agent=? AND status='running' AND (lease_us<=? OR ?) ORDER BY created_us",
-                (scope.tenant, agent, time.time_ns() // 1000, now),
+                'SELECT "user", agent, session, version, turn, status, state, id, lease_us FROM runs '
+                "WHERE tenant=? AND agent=? AND status='running' ORDER BY created_us",
+                (scope.tenant, agent),
             ).fetchall()
 
-        return [self._run(scope, row[7], row) for row in await self._store.run(read, tenant=scope.tenant, reads=True)]
+        rows, clock = await self._store.run(read, tenant=scope.tenant, reads=True), time.time_ns() // 1000
+        return [self._run(scope, row[7], row) for row in rows if now or row[8] <= clock or self._alive.gone(row[7])]
 
     async def begin(self, key: str, tool: str, *, scope: Scope) -> Begun | None:
         """Write down that a call begins: None when it is the first of its key, else what became of that one."""

@@ -52,6 +52,7 @@ class AgentState:
 
     async def close(self) -> None:
         """Give back the file or the connection. Closing twice is allowed."""
+        self.runs.close()
         await self.store.close()
 
     def __repr__(self) -> str:

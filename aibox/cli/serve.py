@@ -60,6 +60,7 @@ def serve(
         callers = Callers(*(ways or [key]))
         async with aibox.box.open(settings=settings, policy=policy) as box:
             served = agent(target, box) if target else box.agent(model=name)
+            box.recovery.start(served)
             app = create_app(box, callers=callers, agents={served.name: served}, keys=keys)
             with _listen(server.host, server.port) as listening:
                 # A key is printed once: not before it is certain that there is a server to use it with.
