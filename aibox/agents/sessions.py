@@ -20,6 +20,7 @@ from aibox.types import Label, Scope
 KEPT_IN_MEMORY = 256
 """Conversations whose messages stay decoded in this process; each is checked against the file before it is used."""
 TITLE_CHARS = 80
+_ALL = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,12 +150,19 @@ class Sessions:
 
     async def list(self, *, scope: Scope, limit: int = 100) -> list[Session]:
         """The user's conversations with the scope's agent (with "" all agents), the latest first."""
+        return [*await self._select("", (), scope=scope, limit=limit)]
 
+    async def named(self, id: str, *, scope: Scope) -> Sequence[Session]:  # noqa: A002 - what it is
+        """Those of `list` with this id: at most one for each agent."""
+        return await self._select("AND id=? ", (id,), scope=scope, limit=_ALL)
+
+    async def _select(self, where: str, values: tuple[Any, ...], *, scope: Scope, limit: int) -> Sequence[Session]:
         def read(db: Rows) -> Any:
             return db.execute(
-                "SELECT id, agent, title, seq, label, created_us, updated_us FROM sessions "
-                "WHERE tenant=? AND \"user\"=? AND (agent=? OR CAST(? AS TEXT)='') ORDER BY updated_us DESC LIMIT ?",
-                (scope.tenant, scope.user, scope.agent, scope.agent, limit),
+                "SELECT id, agent, title, seq, label, created_us, updated_us FROM sessions "  # noqa: S608 - from above
+                f"WHERE tenant=? AND \"user\"=? AND (agent=? OR CAST(? AS TEXT)='') {where}"
+                "ORDER BY updated_us DESC LIMIT ?",
+                (scope.tenant, scope.user, scope.agent, scope.agent, *values, limit),
             ).fetchall()
 
         return [
@@ -187,10 +195,10 @@ class Sessions:
                 'SELECT seq, body FROM messages WHERE tenant=? AND "user"=? AND agent=? AND session=? ORDER BY seq', key
             ).fetchall()
 
-        known = {session.id: session for session in await self.list(scope=scope, limit=1_000_000)}
-        if scope.session not in known:
+        found = [one for one in await self.named(scope.session, scope=scope) if one.agent == scope.agent]
+        if not found:
             raise _unknown()
-        session = known[scope.session]
+        session = found[0]
         messages = [
             m
             for seq, body in await self._store.run(read, tenant=scope.tenant, reads=True)

@@ -32,6 +32,7 @@ from aibox.cli import (
     sandbox,
     seal,
     serve,
+    sessions,
     skills,
     unmask,
 )
@@ -67,6 +68,7 @@ app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(evals.app, name="evals")
 app.add_typer(keys.app, name="keys")
 app.add_typer(memory.app, name="memory")
+app.add_typer(sessions.app, name="sessions")
 app.add_typer(skills.app, name="skills")
 
 
