@@ -27,7 +27,7 @@ from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.outgoing import Outgoing
 from aibox.guardrails.pii import PII
 from aibox.guardrails.pseudonyms import Pseudonyms
-from aibox.inference.accounts import Accounts
+from aibox.inference.accounts import Accounts, Call
 from aibox.inference.configured import make_backend
 from aibox.inference.embedded import Embedded
 from aibox.inference.router import Router
@@ -94,6 +94,9 @@ class Box:
                     f"the policy of the tenant {tenant} has limits for the sandbox, which are everybody's",
                     hint="set them in the policy of the box",
                 )
+        self.on_call: list[Callable[[Call], None]] = []
+        """Each hears of every model call that has ended."""
+        self._joined: dict[str, Policy] = {}
         self._made: list[Any] = []
         self._open = False
 
@@ -124,6 +127,19 @@ class Box:
         async with AsyncExitStack() as stack:
             while self._made:
                 stack.push_async_callback(self._made.pop(0).close)
+
+    def rules(self, tenant: str) -> Policy:
+        """What holds for a tenant: the policy of the box, and the tenant's where it has one."""
+        own = self.tenant_policies.get(tenant)
+        if own is None:
+            return self.policy
+        if (joined := self._joined.get(tenant)) is None:
+            joined = self._joined[tenant] = self.policy & own
+        return joined
+
+    def _called(self, call: Call) -> None:
+        for hears in self.on_call:
+            hears(call)
 
     def _keep(self, part: Any) -> Any:
         if not self._open:
@@ -206,6 +222,12 @@ class Box:
                 tenant_policies=self.tenant_policies,
                 fallbacks=routing.fallbacks,
                 accounts=Accounts(settings.home / "accounts.db"),
+                on_call=self._called,
+                calls_at_once={
+                    backend.name: table.calls_at_once
+                    for backend, table in zip(backends, settings.backends, strict=False)
+                    if table.calls_at_once
+                },
                 concealer=Outgoing(PII(), self.pseudonyms, rules=self.policy.pseudonyms),
             )
         )

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from platformdirs import user_data_path
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
 from aibox.chat import Capability
 from aibox.errors import ConfigError
+from aibox.settings_server import Section, ServerSettings
 from aibox.validation import explain_validation
 
 PREFIX = "AIBOX_"
@@ -31,11 +32,7 @@ BACKENDS = "aibox.backends"
 """The group of the entry points by which other packages bring backends: their names are further kinds."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
-
-
-class BackendSettings(_Section):
+class BackendSettings(Section):
     """One model server, or a model file to load in this process."""
 
     kind: str
@@ -74,6 +71,8 @@ class BackendSettings(_Section):
     output_usd: float | None = Field(default=None, ge=0)
     timeout_s: float = Field(default=300.0, gt=0)
     """The longest silence of the server to bear."""
+    calls_at_once: int | None = Field(default=None, ge=1)
+    """More wait, and tenants take turns. None: 4 for a model in this process, 256 for a server."""
     ca_bundle: Path | None = None
     """A PEM file of authorities, instead of the system's."""
     client_certificate: Path | None = None
@@ -110,30 +109,7 @@ class BackendSettings(_Section):
         return read_secret(self.api_key, self.api_key_file)
 
 
-class IssuerSettings(_Section):
-    """An OpenID provider whose access tokens are trusted."""
-
-    issuer: str
-    """Its URL, exactly as its tokens name it."""
-    audience: str
-    """What its tokens for this server are for (`aud`)."""
-    jwks_url: str | None = None
-    """Where its keys are. None: found by discovery."""
-    algorithms: tuple[str, ...] = Field(default=("RS256",), min_length=1)
-    """The signature algorithms to accept, of one kind: RS*, PS*, ES* or EdDSA."""
-    tenant_claim: str = "tenant"
-    """Which claim names the tenant; `a.b` goes into objects. A token without it is refused."""
-    tenants: frozenset[str] | None = None
-    """The tenants that this issuer may speak for. None: any."""
-    roles_claim: str = "roles"
-    """Which claim lists roles (`realm_access.roles` for Keycloak). Unknown roles give nothing."""
-    rfc9068: bool = True
-    """Accept only tokens marked as access tokens (`at+jwt`). False for issuers that mark none, such as Keycloak."""
-    leeway_s: float = Field(default=30.0, ge=0, le=300)
-    """By how many seconds clocks may differ."""
-
-
-class RoutingSettings(_Section):
+class RoutingSettings(Section):
     """Names for models, and who takes over for whom."""
 
     aliases: dict[str, str] = Field(default_factory=dict)
@@ -144,29 +120,14 @@ class RoutingSettings(_Section):
     """What may answer instead of a model that fails, in order. What is outside passes the door each time."""
 
 
-class TenantSettings(_Section):
+class TenantSettings(Section):
     """What is a tenant's own."""
 
     policy: str | None = None
     """A profile or the path of a TOML file. It is joined with the box's, and so can only narrow it."""
 
 
-class ServerSettings(_Section):
-    """`aibox serve`."""
-
-    host: str = "127.0.0.1"
-    """Beyond loopback only with issuers or API keys to tell callers apart."""
-    issuers: tuple[IssuerSettings, ...] = ()
-    """OpenID providers whose access tokens are trusted."""
-    api_keys: str | None = None
-    """A file of API keys, made by `aibox keys create`. None: no API keys but the local one."""
-    port: int = Field(default=8420, ge=0, le=65535)
-    tenant: str = "default"
-    """The tenant of whoever holds the local key, which exists where there are neither issuers nor API keys."""
-    user: str = "admin"
-
-
-class MemorySettings(_Section):
+class MemorySettings(Section):
     url: str | None = None
     """A folder. Default: `memory` in the data folder."""
     enabled: bool = True
@@ -176,12 +137,12 @@ class MemorySettings(_Section):
     """A Redis or Valkey server for the last messages of each conversation. None: they are kept in this process."""
 
 
-class AgentSettings(_Section):
+class AgentSettings(Section):
     url: SecretStr | None = None
     """A file, or `postgresql://...`, for conversations and runs that wait. Default: `agents.db` in the data folder."""
 
 
-class AuditSettings(_Section):
+class AuditSettings(Section):
     url: str | None = None
     """A file, or `postgresql://...`. Default: `audit.db` in the data folder."""
     high_water: Path | None = None
@@ -190,7 +151,7 @@ class AuditSettings(_Section):
     """The socket of `aibox audit signer`. None: the signing key lies in the data folder."""
 
 
-class SandboxSettings(_Section):
+class SandboxSettings(Section):
     driver: Literal["auto", "bubblewrap", "docker"] = "auto"
     """`auto` is docker where an engine answers, has the image and no known way out; else bubblewrap."""
     engine: str | None = None
@@ -211,7 +172,7 @@ class SandboxSettings(_Section):
     """How many of them for one tenant."""
 
 
-class WorkflowSettings(_Section):
+class WorkflowSettings(Section):
     """One app of a Dify server, for the tool `run_workflow`. The policy's `egress.hosts` must name its host."""
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")
@@ -235,12 +196,12 @@ class WorkflowSettings(_Section):
     timeout_s: float = Field(default=300.0, gt=0)
 
 
-class SealSettings(_Section):
+class SealSettings(Section):
     allow: tuple[str, ...] = ()
     """Hosts, `host:port` or networks that a sealed process may reach besides loopback and the configured backends."""
 
 
-class Settings(_Section):
+class Settings(Section):
     """All settings. `Settings.load()` reads them; a mistyped key is refused with the likely one."""
 
     home: Path

@@ -20,6 +20,7 @@ LOCAL_TENANT = "local"
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # OpenID Connect Core 1.0 sec. 2: `sub` is at most 255 ASCII characters. Users, agents and sessions get the same room.
 _NAME = re.compile(r"[!-~]{0,255}")
+_CORRELATION = re.compile(r"(?:[A-Za-z0-9_-]{8,64})?")
 _COMPARTMENT = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
 
 
@@ -28,13 +29,16 @@ class Scope:
     """For whom something is done. Passed as `scope=` to everything that stores, finds or decides; never ambient.
 
     `tenant` is 1-128 characters of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit; `user`, `agent` and `session`
-    are up to 255 printable ASCII characters without spaces. Raises ConfigError otherwise.
+    are up to 255 printable ASCII characters without spaces. `correlation` names the request that this is part of, in
+    8-64 characters of `A-Z a-z 0-9 _ -`: it goes into entries and calls, and takes no part in comparison. Raises
+    ConfigError otherwise.
     """
 
     tenant: str
     user: str
     agent: str = ""
     session: str = ""
+    correlation: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not _TENANT.fullmatch(self.tenant):
@@ -47,6 +51,8 @@ class Scope:
                 raise ConfigError(
                     f"not a {name} name: {value[:40]!r}", hint="up to 255 printable ASCII characters, no spaces"
                 )
+        if not _CORRELATION.fullmatch(self.correlation):
+            raise ConfigError("not a correlation id", hint="8-64 letters, digits, '_' or '-'")
 
     @classmethod
     def local(cls, *, agent: str = "", session: str = "") -> Scope:
@@ -64,6 +70,10 @@ class Scope:
             agent=self.agent if agent is None else agent,
             session=self.session if session is None else session,
         )
+
+    def under(self, correlation: str) -> Scope:
+        """The same, as part of the request of this id."""
+        return replace(self, correlation=correlation)
 
 
 class Level(enum.IntEnum):

@@ -15,6 +15,7 @@ from aibox.policy.judge import JudgeRules
 from aibox.policy.limits import TurnLimits
 from aibox.policy.policy import PROFILES, SHIPPED, Policy
 from aibox.policy.pseudonyms import PseudonymRules
+from aibox.policy.rates import Rate, Rates
 from aibox.policy.texts import SPOTLIGHTS, FormRules, TokenLimits, TopicRules
 from aibox.policy.tools import ToolRules
 from aibox.types import PLACES, Decision, Label, Level
@@ -30,6 +31,9 @@ topics = st.fixed_dictionaries(
     {"banned": st.dictionaries(st.sampled_from(["money", "war"]), phrases, max_size=2), "allowed": phrases}
 ).map(TopicRules.model_validate)
 schemas = st.sampled_from([{}, {"type": "object"}, {"minimum": 0.5}])
+rate = st.builds(
+    Rate, requests_per_minute=st.none() | st.integers(1, 9), tokens_per_minute=st.none() | st.integers(1, 99)
+)
 policies = st.builds(
     Policy,
     judge=st.builds(JudgeRules, places=st.frozensets(st.sampled_from(PLACES)), from_score=st.floats(0, 1)),
@@ -50,6 +54,7 @@ policies = st.builds(
         ceiling=label,
     ),
     limits=st.builds(TurnLimits, input_kib=st.integers(1, 99), turn_s=st.floats(0.5, 99)),
+    rates=st.builds(Rates, tenant=rate, user=rate, key=rate),
     sandbox=st.builds(Limits, pids=st.integers(1, 99), wall_s=st.floats(0.5, 99)),
     gpus=st.dictionaries(st.sampled_from(["acme", "rival"]), st.integers(1, 9)),
 )

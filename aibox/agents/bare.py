@@ -61,6 +61,10 @@ class BareCall:
         except asyncio.CancelledError:
             await asyncio.shield(self._record.fail(BackendError("the caller has gone"), label=self._label))
             raise
+        except Exception:
+            # A bug of ours ends the call too, and is no reason to leave it open in the evidence.
+            await self._record.fail(AIBoxError("this went wrong"), label=self._label)
+            raise
         return completion if body is completion.body else replace(completion, body=body)
 
     async def stream(self) -> AsyncGenerator[list[Chunk], None]:
@@ -98,6 +102,9 @@ class BareCall:
             raise
         except (asyncio.CancelledError, GeneratorExit):
             await asyncio.shield(self._record.fail(BackendError("the caller has gone"), label=self._label))
+            raise
+        except Exception:
+            await self._record.fail(AIBoxError("this went wrong"), label=self._label)
             raise
 
     async def _prepare(self) -> ChatRequest:

@@ -130,6 +130,11 @@ class Turn:
             # The caller has gone; the evidence that this turn ended is written all the same.
             await asyncio.shield(self._left())
             raise
+        except Exception:
+            # A bug, of ours or of a tool's author, ends the turn too.
+            await self.record.fail(AIBoxError("this went wrong"), label=self.label)
+            await self.pause.ended("failed")
+            raise
         return reply
 
     async def _left(self) -> None:

@@ -261,7 +261,9 @@ def _job(kind: str, scope: Scope, turn: str, detail: Mapping[str, Any]) -> Job:
             raise ConfigError(f"not a kind of entry: {kind!r}", hint="lower case words with dots, such as tool.called")
         if kind in kinds.OPERATOR:
             raise ConfigError(f"{kind} is written by the chain alone", hint="rotate, erase, hold, prune or restore")
-    return Job(kind, scope, turn, dict(detail))
+    # Sealed with the person's part: a caller chooses it, and it ends with them.
+    named = {"correlation": scope.correlation} if scope.correlation else {}
+    return Job(kind, scope, turn, {**detail, **named})
 
 
 def _page(ledger: Ledger, tenant: str, start: int) -> list[ReceiptEntry]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
-from typing import Annotated, Any
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,8 +18,11 @@ from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, ModelOption, PolicyOption, load_settings
 from aibox.cli.target import agent
 from aibox.errors import ConfigError, MissingExtraError
-from aibox.settings import ServerSettings
+from aibox.settings_server import ServerSettings
 from aibox.types import Scope
+
+if TYPE_CHECKING:
+    from aibox.server.log import Log
 
 
 def serve(
@@ -44,11 +51,13 @@ def serve(
 
     async def main() -> None:
         try:
-            import uvicorn
-
             from aibox.server.api_keys import ApiKeys
             from aibox.server.app import create_app
             from aibox.server.auth import Callers, LocalKey
+            from aibox.server.log import Log, LogHandler
+            from aibox.server.process import Server, allow_connections
+            from aibox.server.rates import RateLimits
+            from aibox.server.redis_buckets import RedisBuckets
             from aibox.server.tokens import Tokens
         except ImportError:
             raise MissingExtraError("aibox serve", extra="server") from None
@@ -58,28 +67,28 @@ def serve(
         ways: list[Any] = [keys] if keys else []
         ways += [Tokens(server.issuers)] if server.issuers else []
         callers = Callers(*(ways or [key]))
-        async with aibox.box.open(settings=settings, policy=policy) as box:
+        allow_connections(server.limits.connections)
+        async with AsyncExitStack() as stack:
+            log = Log(sys.stderr.buffer) if server.log == "json" else None
+            if log is not None:
+                logging.getLogger().addHandler(LogHandler(log))
+                stack.callback(log.close)
+            box = await stack.enter_async_context(aibox.box.open(settings=settings, policy=policy))
+            stack.push_async_callback(callers.close)
+            rates = None
+            if server.rates_url is not None:
+                rates = RateLimits(RedisBuckets(server.rates_url.get_secret_value(), told=_told_of_redis(log)))
+                stack.push_async_callback(rates.close)
             served = agent(target, box) if target else box.agent(model=name)
             box.recovery.start(served)
-            app = create_app(box, callers=callers, agents={served.name: served}, keys=keys)
+            app = create_app(box, callers=callers, agents={served.name: served}, keys=keys, log=log, rates=rates)
             with _listen(server.host, server.port) as listening:
                 # A key is printed once: not before it is certain that there is a server to use it with.
                 fresh = None if ways else key.prepare(renew=new_key)
                 console.print(f"aibox serves http://{server.host}:{listening.getsockname()[1]}/v1", markup=False)
                 if fresh:
                     console.print(f"key (shown this once): {fresh}", markup=False)
-                uvicorn_config = uvicorn.Config(
-                    # Whose address a caller has decides nothing here, so no header is believed about it.
-                    app,
-                    log_level="warning",
-                    server_header=False,
-                    lifespan="off",
-                    proxy_headers=False,
-                )
-                try:
-                    await uvicorn.Server(uvicorn_config).serve(sockets=[listening])
-                finally:
-                    await callers.close()
+                await Server(app, limits=server.limits, log=log).serve(sockets=[listening])
 
     interrupt.run(main())
 
@@ -102,6 +111,14 @@ def _refuse_unguarded(server: ServerSettings) -> None:
             f"aibox serve listens on loopback only, not on {server.host}, while one local key is all that guards it",
             hint="configure [[server.issuers]], or server.api_keys and `aibox keys create`",
         )
+
+
+def _told_of_redis(log: Log | None) -> Callable[[bool], None]:
+    def told(answers: bool) -> None:
+        if log is not None:
+            log.say("redis", level="info" if answers else "error", answers=answers)
+
+    return told
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -184,6 +184,7 @@ class Dispatch:
         meter = Meter(target.model, request, digest=isinstance(target, Passage))
         backend = target.replica.backend
         outcome: Any = "failed"
+        await target.replica.queue.take(scope.tenant)
         try:
             with target.replica.call():
                 if api == "chat":
@@ -196,6 +197,7 @@ class Dispatch:
             outcome = "left"
             raise
         finally:
+            target.replica.queue.give()
             self._ended(meter, target, scope, outcome)
         if isinstance(target, Passage) and target.disguise is not None:
             completion = await target.disguise.inward(completion)
@@ -211,6 +213,7 @@ class Dispatch:
         meter = Meter(target.model, request, digest=isinstance(target, Passage))
         backend = target.replica.backend
         outcome: Any = "failed"
+        await target.replica.queue.take(scope.tenant)
         try:
             with target.replica.call():
                 batches = _sent(backend, api, request, scope)
@@ -224,6 +227,7 @@ class Dispatch:
             outcome = "left"
             raise
         finally:
+            target.replica.queue.give()
             self._ended(meter, target, scope, outcome)
 
     def _ended(self, meter: Meter, target: Target, scope: Scope, outcome: Any) -> None:

@@ -58,6 +58,8 @@ class Embedded:
     """
 
     external = False
+    calls_at_once = 4
+    """One runs, and few stand before it, so that tenants take turns; who reads a stream may ask again meanwhile."""
 
     def __init__(
         self,

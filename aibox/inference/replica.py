@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from enum import Enum
 
 from aibox.errors import BackendError
+from aibox.inference.fair import FairQueue
 from aibox.protocols import Backend
 
 CHECK_S = 2.0
@@ -23,9 +24,9 @@ CHECK_TIMEOUT_S = 5.0
 REFUSALS = 3
 """Answers of 5xx in a row that open the circuit; a connection that fails opens it at once."""
 FULL_CACHE = 0.9
-
-
 OPEN_RANK = 2
+CALLS_AT_ONCE = 256
+"""Of a backend that does not say itself: as many as a vLLM server works on together. More wait here, in turns."""
 
 
 class Circuit(Enum):
@@ -38,12 +39,18 @@ class Replica:
     """A backend with its circuit and its load. Belongs to one Router; `clock` counts seconds, monotonic."""
 
     def __init__(
-        self, backend: Backend, *, check_s: float = CHECK_S, clock: Callable[[], float] = time.monotonic
+        self,
+        backend: Backend,
+        *,
+        check_s: float = CHECK_S,
+        calls_at_once: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.backend = backend
         self.name = backend.name
         self.seed = int.from_bytes(hashlib.blake2b(backend.name.encode(), digest_size=8).digest())
         self.outstanding = 0
+        self.queue = FairQueue(calls_at_once or int(getattr(backend, "calls_at_once", CALLS_AT_ONCE)))
         self.circuit = Circuit.CLOSED
         self.why = ""
         """Of an open circuit, in words."""

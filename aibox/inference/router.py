@@ -41,7 +41,8 @@ class Router:
     `owners` dedicates backends to tenants; `tenant_aliases` and `tenant_policies` (joined with `policy`: they only
     narrow) are theirs alone. `fallbacks` names what may answer instead of a model that fails, in order; each passes the
     door by itself. `accounts` counts what is used, `on_call` hears of every call that has ended, `concealer`
-    pseudonymises on the way out, `check_s` is the time between two checks of a backend that has others beside it.
+    pseudonymises on the way out, `check_s` is the time between two checks of a backend that has others beside it,
+    `calls_at_once` bounds the calls of a backend: more wait, and tenants take turns.
 
     Raises ConfigError when an external backend is given without an audit chain or a policy that opens the door.
     """
@@ -62,6 +63,7 @@ class Router:
         concealer: Concealer | None = None,
         on_call: Callable[[Call], None] | None = None,
         check_s: float = CHECK_S,
+        calls_at_once: Mapping[str, int] | None = None,
     ) -> None:
         if not backends:
             raise ConfigError("a router needs a backend", hint='Router(Embedded()), or Router(VLLM("http://..."))')
@@ -80,7 +82,10 @@ class Router:
         for backend in backends:
             egress.admit(backend)
         self._registry = Registry(
-            [Replica(backend, check_s=check_s) for backend in backends],
+            [
+                Replica(backend, check_s=check_s, calls_at_once=(calls_at_once or {}).get(backend.name))
+                for backend in backends
+            ],
             aliases=aliases,
             tenant_aliases=tenant_aliases,
             owners=owners,

@@ -26,6 +26,7 @@ from aibox.policy.fields import DecisionField, Ladder, Part, join_ladders
 from aibox.policy.judge import JudgeRules
 from aibox.policy.limits import TurnLimits
 from aibox.policy.pseudonyms import PseudonymRules
+from aibox.policy.rates import Rates
 from aibox.policy.retention import Retention
 from aibox.policy.reuse import ReuseRules
 from aibox.policy.texts import SPOTLIGHTS, FormRules, Spotlight, TokenLimits, TopicRules
@@ -67,6 +68,7 @@ class Policy(Part):
     reuse: ReuseRules = ReuseRules()
     retention: Retention = Retention()
     budgets: Budgets = Budgets()
+    rates: Rates = Rates()
     sandbox: Limits = Limits()
     gpus: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
     """Tenant -> how many GPUs a sandbox session of it may ask for. Who is not named has none, at each level."""
@@ -123,6 +125,7 @@ class Policy(Part):
             reuse=self.reuse & other.reuse,
             retention=self.retention & other.retention,
             budgets=self.budgets & other.budgets,
+            rates=self.rates & other.rates,
             sandbox=self.sandbox & other.sandbox,
             gpus={tenant: min(self.gpus[tenant], other.gpus[tenant]) for tenant in self.gpus if tenant in other.gpus},
         )

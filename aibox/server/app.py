@@ -19,15 +19,19 @@ from aibox.server.admin_api import AdminAPI, KeysAPI
 from aibox.server.api_keys import ApiKeys
 from aibox.server.approvals_api import ApprovalsAPI
 from aibox.server.auth import Callers
+from aibox.server.buckets import Buckets
 from aibox.server.chat_api import ChatAPI
 from aibox.server.document_api import DocumentAPI
 from aibox.server.endpoint import ByMethod, Served, failed
 from aibox.server.evidence_api import AuditAPI, ReceiptsAPI
+from aibox.server.gate import Gate
 from aibox.server.guard_api import GuardAPI
 from aibox.server.health_api import HealthAPI
 from aibox.server.hot import ROUTES, HotPath
 from aibox.server.inference_api import InferenceAPI
+from aibox.server.log import Log
 from aibox.server.memory_api import KnowledgeAPI, MemoryAPI
+from aibox.server.rates import RateLimits
 from aibox.server.route import routes_of
 from aibox.server.sandbox_api import SandboxAPI
 from aibox.server.sessions_api import SessionsAPI
@@ -36,11 +40,18 @@ from aibox.server.tenant_api import TenantAPI
 
 
 def create_app(
-    box: Box, *, callers: Callers, agents: Mapping[str, Agent] | None = None, keys: ApiKeys | None = None
-) -> HotPath:
+    box: Box,
+    *,
+    callers: Callers,
+    agents: Mapping[str, Agent] | None = None,
+    keys: ApiKeys | None = None,
+    log: Log | None = None,
+    rates: RateLimits | None = None,
+) -> Gate:
     """Serve an open box. `agents` are offered as `agent:NAME`; None offers the box's default agent.
 
-    `keys` are the API keys that administrators may manage; None where there are none.
+    `keys` are the API keys that administrators may manage; None where there are none. `rates` None holds the policy's
+    rates in this process.
     """
     offered = agents if agents is not None else {"default": box.agent()}
     api = InferenceAPI(box, agents=offered)
@@ -69,7 +80,11 @@ def create_app(
             ClientDisconnect: _gone,
         },
     )
-    return HotPath(api, callers=callers, rest=rest)
+    limits = box.settings.server.limits
+    hot = HotPath(api, callers=callers, rest=rest, max_body=limits.body_mib << 20)
+    gate = Gate(hot, callers=callers, limits=limits, log=log, rates=rates or RateLimits(Buckets()), rules=box.rules)
+    box.on_call.append(gate.called)
+    return gate
 
 
 def _routes(parts: Sequence[object], *, callers: Callers, audit: AuditChain) -> list[Route]:

@@ -14,8 +14,9 @@ from starlette.responses import JSONResponse, Response
 
 from aibox.audit.chain import AuditChain
 from aibox.errors import AccessError, AIBoxError, ConfigError, LimitError
+from aibox.server.asked import Receive, Scope, Send, proved
 from aibox.server.auth import Callers
-from aibox.server.hot import GoneError, Receive, Scope, Send, while_there
+from aibox.server.hot import GoneError, while_there
 from aibox.server.principal import Principal
 from aibox.server.problem import openai_error, problem, status_of
 from aibox.server.route import Route
@@ -40,7 +41,7 @@ class Served:
         request, route = Request(scope, receive), self.route
         who: Principal | None = None
         if route.roles:
-            who = await self._callers.principal(request.headers.get("authorization", ""))
+            who = await proved(scope, self._callers)
             await self._allow(who)
         try:
             given = await self._given(request)

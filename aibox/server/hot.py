@@ -6,18 +6,19 @@ A stream is sent on in the pieces in which it arrives. A caller who goes away en
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial
 
 import msgspec
 
 from aibox.chat import Chunk
 from aibox.errors import AIBoxError, LimitError
 from aibox.inference.capabilities import Api
-from aibox.server.auth import Callers
+from aibox.server.asked import App, Asked, Receive, Scope, Send, asked, proved
+from aibox.server.auth import ANSWERS, Callers
 from aibox.server.inference_api import InferenceAPI, read_request
-from aibox.server.problem import openai_error, status_of
+from aibox.server.problem import openai_error, refusal
 
 MAX_BODY_BYTES = 8 * 2**20
 """Of one request: room for a long conversation; a message alone is bounded by the policy."""
@@ -30,12 +31,6 @@ ROUTES: Mapping[str, Api] = {
     "/v1/responses": "responses",
 }
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
 _JSON = (b"content-type", b"application/json")
 _SSE = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 
@@ -47,33 +42,41 @@ class GoneError(Exception):
 class HotPath:
     """Answers the inference routes itself and hands everything else to `rest`."""
 
-    def __init__(self, api: InferenceAPI, *, callers: Callers, rest: App) -> None:
+    def __init__(self, api: InferenceAPI, *, callers: Callers, rest: App, max_body: int = MAX_BODY_BYTES) -> None:
         self._api = api
         self._callers = callers
         self.rest = rest
+        self._max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         api = ROUTES.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         if api is None:
             await self.rest(scope, receive, send)
             return
+        under_way = asked(scope)
+        under_way.route = scope["path"]
         try:
-            await self._answer(api, scope, receive, send)
+            await self._answer(api, under_way, scope, receive, send)
         except AIBoxError as error:
-            await _refuse(error, send)
+            status, headers, body = refusal(error, openai=True)
+            await _whole(status, body, send, headers=headers)
         except GoneError:
             return  # there is nobody to tell
 
-    async def _answer(self, api: Api, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, api: Api, under_way: Asked, scope: Scope, receive: Receive, send: Send) -> None:
         # From the proof alone: no header, query or body names a tenant here.
-        who = await self._callers.scope(_header(scope, b"authorization"))
-        request = read_request(api, await _read(receive))
+        principal = await proved(scope, self._callers)
+        principal.require(*ANSWERS)
+        who = principal.scope
+        request = read_request(api, await _read(receive, self._max_body))
         async with while_there(receive):
             if request.body.get("stream"):
+                under_way.ending = partial(_failure, api)
                 await _stream(api, self._api.stream(api, request, scope=who), send)
                 return
             answer = await self._api.complete(api, request, scope=who)
-        await _whole(200, answer.encoded(), send)
+        data = answer.encoded()
+        await _whole(200, data, send, headers=[_JSON, (b"content-length", str(len(data)).encode())])
 
 
 async def _stream(api: Api, batches: AsyncGenerator[list[Chunk], None], send: Send) -> None:
@@ -132,7 +135,7 @@ async def while_there(receive: Receive) -> AsyncIterator[None]:
             await asyncio.wait((leaving,))
 
 
-async def _read(receive: Receive) -> bytes:
+async def _read(receive: Receive, max_body: int) -> bytes:
     """The body, given up as soon as it is too long."""
     parts: list[bytes] = []
     size = 0
@@ -142,32 +145,21 @@ async def _read(receive: Receive) -> bytes:
             raise GoneError
         if part := message.get("body", b""):
             size += len(part)
-            if size > MAX_BODY_BYTES:
-                hint = "send less in one request"
-                raise LimitError(f"the body is longer than {MAX_BODY_BYTES >> 20} MiB", hint=hint)
+            if size > max_body:
+                raise too_long(max_body)
             parts.append(part)
         if not message.get("more_body"):
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _header(scope: Scope, name: bytes) -> str:
-    for key, value in scope["headers"]:
-        if key == name:
-            text: str = value.decode("latin-1")
-            return text
-    return ""
+def too_long(max_body: int) -> LimitError:
+    return LimitError(
+        f"the body is longer than {max_body >> 20} MiB", hint="send less in one request", code="policy.limit.body"
+    )
 
 
-async def _refuse(error: AIBoxError, send: Send) -> None:
-    headers = [_JSON]
-    if isinstance(error, LimitError) and error.retry_after_s is not None:
-        headers.append((b"retry-after", str(int(error.retry_after_s) + 1).encode()))
-    await _whole(status_of(error), msgspec.json.encode(openai_error(error)), send, headers=headers)
-
-
-async def _whole(status: int, body: bytes, send: Send, *, headers: list[tuple[bytes, bytes]] | None = None) -> None:
-    length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [*(headers or [_JSON]), length]})
+async def _whole(status: int, body: bytes, send: Send, *, headers: list[tuple[bytes, bytes]]) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from aibox.errors import AccessError, ConfigError
@@ -33,6 +33,10 @@ class Principal:
     def __post_init__(self) -> None:
         if self.scope.is_local:
             raise ConfigError("a server does not serve the local scope", hint="give the tenant another name")
+
+    def under(self, correlation: str) -> Principal:
+        """The same caller, as the one who sent the request of this id."""
+        return replace(self, scope=self.scope.under(correlation))
 
     def require(self, *roles: Role) -> None:
         """Raises AccessError unless the caller has one of the roles."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from aibox.errors import (
     AccessError,
     AIBoxError,
@@ -42,6 +44,11 @@ STATUS: dict[type[AIBoxError], int] = {
 CODES: dict[str, int] = {
     # Nothing has failed: a path was named that is not there.
     "upstream.store.missing": 404,
+    "policy.limit.body": 413,
+    "policy.limit.headers": 431,
+    "policy.limit.time": 408,
+    "policy.limit.busy": 503,
+    "upstream.stopping": 503,
 }
 """Codes that say more than their class does."""
 
@@ -72,3 +79,13 @@ def openai_error(error: AIBoxError) -> dict[str, Any]:
     """The shape that clients of the OpenAI API read."""
     kind = "invalid_request_error" if status_of(error) < 500 else "server_error"
     return {"error": {"message": str(error), "type": kind, "code": error.code, "param": None}}
+
+
+def refusal(error: AIBoxError, *, openai: bool) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body of an answer that is an error."""
+    kind = b"application/json" if openai else b"application/problem+json"
+    headers = [(b"content-type", kind)]
+    if isinstance(error, LimitError) and error.retry_after_s is not None:
+        headers.append((b"retry-after", str(int(error.retry_after_s) + 1).encode()))
+    body = msgspec.json.encode(openai_error(error) if openai else problem(error))
+    return status_of(error), [*headers, (b"content-length", str(len(body)).encode())], body

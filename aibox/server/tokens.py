@@ -20,7 +20,7 @@ from aibox.errors import AccessError, AuthError, ConfigError
 from aibox.http import JsonClient, require_https
 from aibox.server.jwks import Fetches, KeySet
 from aibox.server.principal import Principal, known_roles
-from aibox.settings import IssuerSettings
+from aibox.settings_server import IssuerSettings
 from aibox.types import Scope
 
 MAX_TOKEN_CHARS = 16_384

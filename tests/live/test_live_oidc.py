@@ -21,7 +21,8 @@ from aibox.box import Box
 from aibox.server.app import create_app
 from aibox.server.auth import Callers
 from aibox.server.tokens import Tokens
-from aibox.settings import IssuerSettings, Settings
+from aibox.settings import Settings
+from aibox.settings_server import IssuerSettings
 from aibox.testing import ScriptedBackend
 
 pytestmark = [pytest.mark.anyio, pytest.mark.live, pytest.mark.loopback]

@@ -219,7 +219,7 @@ async def test_a_bad_request_is_a_400_that_says_why(body: Any, says: str, served
 async def test_a_body_that_is_too_long_is_given_up_early(served: Served) -> None:
     """The reading stops at the limit."""
     response = await served.post(b"x" * (MAX_BODY_BYTES + 1))
-    assert response.status_code == 429
+    assert response.status_code == 413
     assert "MiB" in response.json()["error"]["message"]
 
 

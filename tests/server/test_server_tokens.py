@@ -19,7 +19,7 @@ from aibox.errors import AccessError, AuthError, ConfigError, UpstreamError
 from aibox.server.jwks import COOLDOWN_S, FRESH_S, STALE_S, KeySet
 from aibox.server.principal import Role
 from aibox.server.tokens import MAX_LIFETIME_S, Tokens
-from aibox.settings import IssuerSettings
+from aibox.settings_server import IssuerSettings
 
 pytestmark = pytest.mark.anyio
 

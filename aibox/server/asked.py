@@ -1,0 +1,89 @@
+"""One request as the gateway sees it: its correlation id, who asks, and what became of it. Never what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from aibox.errors import AIBoxError
+from aibox.server.auth import Callers
+from aibox.server.principal import Principal
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+KEY = "aibox.asked"
+"""Where it stands in the ASGI scope."""
+CORRELATION = b"x-correlation-id"
+OTHER = "other"
+"""The route of what has none: a path that somebody made up must not become a name in logs and metrics."""
+_SAFE = re.compile(rb"[A-Za-z0-9_-]{8,64}")
+# An id must be one of a kind, and is no secret: no call into the kernel for each.
+_ids = random.Random(os.urandom(32))  # noqa: S311 - see above
+
+
+def fresh_id() -> str:
+    return f"{_ids.getrandbits(128):032x}"
+
+
+class Asked:
+    """A request under way. `headers` are added to its answer; `ending` words the event that cuts its stream off."""
+
+    __slots__ = (
+        *("authorization", "correlation", "ending", "given", "headers", "idempotency", "input_tokens"),
+        *("method", "output_tokens", "principal", "route", "started", "status", "stopping", "task"),
+    )
+
+    def __init__(self, scope: Scope) -> None:
+        self.method: str = scope["method"]
+        self.route = OTHER
+        self.authorization = self.idempotency = ""
+        self.given = b""
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                self.authorization = value.decode("latin-1")
+            elif name == CORRELATION:
+                self.given = value
+            elif name == b"idempotency-key":
+                self.idempotency = value.decode("latin-1")
+        # Somebody else's id is taken over where it can do no harm in a log, an entry or a header.
+        kept = _SAFE.fullmatch(self.given)
+        self.correlation = self.given.decode() if kept else fresh_id()
+        self.headers: list[tuple[bytes, bytes]] = [(CORRELATION, self.correlation.encode())]
+        self.principal: Principal | None = None
+        self.status = 0
+        self.started = time.perf_counter()
+        self.input_tokens = self.output_tokens = 0
+        self.task: asyncio.Task[Any] | None = None
+        self.stopping = False
+        self.ending: Callable[[AIBoxError], bytes] | None = None
+
+    @property
+    def tenant(self) -> str:
+        return "" if self.principal is None else self.principal.scope.tenant
+
+
+def asked(scope: Scope) -> Asked:
+    """The request that an ASGI scope is of."""
+    found: Asked = scope[KEY]
+    return found
+
+
+async def proved(scope: Scope, callers: Callers) -> Principal:
+    """Who asks, as proved by the `Authorization` header; looked at once a request. Raises as `Callers.principal`.
+
+    The principal's scope carries the request's correlation id.
+    """
+    request = asked(scope)
+    if request.principal is None:
+        principal = await callers.principal(request.authorization)
+        request.principal = principal.under(request.correlation)
+    return request.principal

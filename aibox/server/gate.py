@@ -1,0 +1,249 @@
+"""The gate around every route: an id for each request, a line about it, limits, and an orderly end.
+
+What asks nobody who they are (`/healthz` and its like) passes; all of `/v1/` has to prove who asks first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from aibox.errors import AIBoxError, LimitError, UpstreamError
+from aibox.inference.accounts import Call
+from aibox.policy.policy import Policy
+from aibox.server.asked import KEY, App, Asked, Message, Receive, Scope, Send, proved
+from aibox.server.auth import Callers
+from aibox.server.hot import ROUTES, HotPath, too_long
+from aibox.server.log import Log, failure
+from aibox.server.principal import Principal
+from aibox.server.problem import problem, refusal
+from aibox.server.rates import RateLimits
+from aibox.settings_server import ServerLimits
+
+GUARDED = "/v1/"
+OPEN = ("/v1/openapi.json",)
+"""What says nothing about this installation and asks nobody who they are."""
+CUT_S = 2.0
+"""How long the last words of a stream that is cut off may take to be sent."""
+_STREAM = b"text/event-stream"
+
+
+class Gate:
+    """Around an application. `log` None says nothing. `rates` holds what `rules`, the policy of a tenant, says.
+
+    `on_end` hears of each request that is over.
+    """
+
+    def __init__(
+        self,
+        inner: HotPath,
+        *,
+        callers: Callers,
+        limits: ServerLimits | None = None,
+        log: Log | None = None,
+        rates: RateLimits | None = None,
+        rules: Callable[[str], Policy] | None = None,
+        on_end: Callable[[Asked], None] | None = None,
+    ) -> None:
+        self._inner = inner
+        self._callers = callers
+        self._limits = limits or ServerLimits()
+        self._log = log
+        self._rates = rates
+        self._rules = rules
+        self._on_end = on_end
+        self._live: set[Asked] = set()
+        self._running: Counter[str] = Counter()
+        # By tenant and id: who uses an id twice at a time confuses their own lines, and nobody else's.
+        self._named: dict[tuple[str, str], Asked] = {}
+        self._stopping = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        scope[KEY] = request = Asked(scope)
+        request.task = asyncio.current_task()
+        tell = _tells(request, send)
+        self._live.add(request)
+        try:
+            self._hold_open()
+            if scope["path"].startswith(GUARDED) and scope["path"] not in OPEN:
+                async with self._counted(request, scope):
+                    await self._inner(scope, self._bounded(scope, receive), tell)
+            else:
+                await self._inner(scope, receive, tell)
+        except AIBoxError as error:
+            await _refuse(error, request, scope, tell)
+        except asyncio.CancelledError:
+            assert request.task is not None
+            if not request.stopping or request.task.uncancel():
+                raise
+            await _cut_off(request, scope, tell)
+        except Exception as error:
+            # A bug of ours. The caller gets a number to name it by; the line says where, and quotes nothing.
+            if self._log is not None:
+                self._log.say("bug", level="error", correlation=request.correlation, **failure(error))
+            if request.status:
+                raise
+            await _refuse(AIBoxError("this went wrong, and it is our fault"), request, scope, tell)
+        finally:
+            self._live.discard(request)
+            self._ended(request, scope)
+
+    @property
+    def rest(self) -> App:
+        """The application behind the hot path, which has the table of routes."""
+        return self._inner.rest
+
+    @property
+    def live(self) -> int:
+        """Requests under way."""
+        return len(self._live)
+
+    def called(self, call: Call) -> None:
+        """A model call has ended: its tokens stand in the line of the request that it was made for."""
+        request = self._named.get((call.scope.tenant, call.scope.correlation))
+        if request is not None:
+            request.input_tokens += call.usage.input_tokens
+            request.output_tokens += call.usage.output_tokens
+        if self._rates is not None and self._rules is not None:
+            who = request.principal if request is not None and request.principal is not None else Principal(call.scope)
+            tokens = call.usage.input_tokens + call.usage.output_tokens
+            self._rates.used(who, self._rules(call.scope.tenant).rates, tokens)
+
+    def drain(self) -> None:
+        """Take no more requests; those under way go on."""
+        self._stopping = True
+
+    async def stop(self) -> None:
+        """End what is still under way, each stream with an event that says so; returns when all have ended."""
+        self._stopping = True
+        while self._live:
+            for request in self._live:
+                if not request.stopping and request.task is not None:
+                    request.stopping = True
+                    request.task.cancel()
+            await asyncio.sleep(0.01)
+
+    def _hold_open(self) -> None:
+        if self._stopping:
+            raise _stopping()
+
+    @asynccontextmanager
+    async def _counted(self, request: Asked, scope: Scope) -> AsyncIterator[None]:
+        limits = self._limits
+        if len(self._live) > limits.requests:
+            raise LimitError("the server has too much to do", retry_after_s=1, code="policy.limit.busy")
+        tenant = (await proved(scope, self._callers)).scope.tenant
+        if self._running[tenant] >= limits.requests_per_tenant:
+            raise LimitError(
+                f"{limits.requests_per_tenant} requests of this tenant are under way, and no more may be",
+                hint="wait until one has ended",
+                retry_after_s=1,
+                code="policy.limit.concurrent",
+            )
+        if self._rates is not None and self._rules is not None:
+            await self._rates.admit(request, self._rules(tenant).rates)
+        self._running[tenant] += 1
+        named = (tenant, request.correlation)
+        self._named[named] = request
+        try:
+            yield
+        finally:
+            self._named.pop(named, None)
+            self._running[tenant] -= 1
+            if not self._running[tenant]:
+                del self._running[tenant]
+
+    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+        """The body, refused as soon as it is too long. The hot path counts by itself."""
+        if scope["path"] in ROUTES:
+            return receive
+        longest, seen = self._limits.upload_mib << 20, 0
+
+        async def read() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > longest:
+                raise too_long(longest)
+            return message
+
+        return read
+
+    def _ended(self, request: Asked, scope: Scope) -> None:
+        # Of a route with names in it the route, never the names.
+        if (route := scope.get("route")) is not None:
+            request.route = route.path
+        if self._on_end is not None:
+            self._on_end(request)
+        if self._log is None:
+            return
+        self._log.put(
+            {
+                "ts": time.time(),
+                "level": "info",
+                "event": "request",
+                "correlation": request.correlation,
+                "tenant": request.tenant,
+                "method": request.method,
+                "route": request.route,
+                "status": request.status or 499,
+                "ms": round((time.perf_counter() - request.started) * 1e3, 2),
+                "input_tokens": request.input_tokens,
+                "output_tokens": request.output_tokens,
+            }
+        )
+
+
+def _tells(request: Asked, send: Send) -> Send:
+    """`send`, with the headers that every answer has."""
+
+    def tell(message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start":
+            request.status = message["status"]
+            message["headers"] = headers = [*message["headers"], *request.headers]
+            if request.ending is None and any(name == b"content-type" and _STREAM in value for name, value in headers):
+                request.ending = _ending
+        return send(message)
+
+    return tell
+
+
+def _ending(error: AIBoxError) -> bytes:
+    return b"event: error\ndata: " + msgspec.json.encode(problem(error)) + b"\n\n"
+
+
+def _stopping() -> UpstreamError:
+    return UpstreamError(
+        "the server is stopping", hint="ask again in a moment", retryable=True, code="upstream.stopping"
+    )
+
+
+async def _refuse(error: AIBoxError, request: Asked, scope: Scope, send: Send) -> None:
+    if request.status:
+        raise error
+    status, headers, body = refusal(error, openai=scope["path"] in ROUTES or scope["path"] == "/v1/models")
+    if status in (413, 503):
+        # What is left of the body is not read, and a server that stops keeps no connection.
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _cut_off(request: Asked, scope: Scope, send: Send) -> None:
+    """The last words to whoever waits, where they can still be said: a reader who takes nothing is left."""
+    try:
+        async with asyncio.timeout(CUT_S):
+            if not request.status:
+                await _refuse(_stopping(), request, scope, send)
+            elif request.ending is not None:
+                await send({"type": "http.response.body", "body": request.ending(_stopping())})
+    except TimeoutError:
+        return

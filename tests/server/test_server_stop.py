@@ -1,0 +1,146 @@
+"""How a server ends: told to, under load, or killed. No turn is left open, and nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server_parts import Running, Upstream, serving
+from waiting import until
+
+import aibox
+from aibox.audit import orphans
+
+pytestmark = [pytest.mark.loopback, pytest.mark.anyio]
+ENDS = ("turn.sealed", "turn.failed")
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    found = Upstream()
+    yield found
+    found.close()
+
+
+async def ends(home: Path) -> tuple[Counter[str], dict[str, str]]:
+    """How many ends each turn of the log has, and by which correlation id each kind of end stands there."""
+    turns: Counter[str] = Counter()
+    named: dict[str, str] = {}
+    async with aibox.AuditChain(home / "audit.db", keys=home / "keys") as chain:
+        assert (await chain.verify()).ok
+        async for entry in chain.entries("default"):
+            turns[entry.turn] += entry.kind in ENDS
+            if entry.kind in ENDS:
+                named[str(entry.detail.get("correlation", ""))] = entry.kind
+    return turns, named
+
+
+def last_event(stream: Any) -> dict[str, Any]:
+    lines = [line for line in stream.read().decode().split("\n\n") if line]
+    found: dict[str, Any] = json.loads(lines[-1].removeprefix("data: "))
+    return found
+
+
+async def test_told_to_stop_streams_end_with_an_event_and_every_turn_has_one_end(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    """After the grace a stream's last event says why, a whole answer is a 503, and the log holds one end for each."""
+    with serving(tmp_path, upstream, server="[server.limits]\ngrace_s = 0.2\n") as server:
+        done = server.ask("hi")
+        assert done.status == 200
+        streams = [server.ask("HOLD", stream=True, headers={"x-correlation-id": f"stream-{n:04}"}) for n in range(20)]
+        whole: list[tuple[int, str]] = []
+
+        def wait() -> None:
+            answer = server.ask("HOLD")
+            whole.append((answer.status, json.loads(answer.read())["error"]["code"]))
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        await until(lambda: upstream.begun == 22)
+        server.process.send_signal(signal.SIGTERM)
+        assert {last_event(stream)["error"]["code"] for stream in streams} == {"upstream.stopping"}
+        waiting.join()
+        assert whole == [(503, "upstream.stopping")]
+        server.process.wait(120)
+        assert server.process.returncode == 0
+        assert server.lines("stopped")
+    turns, named = await ends(server.home)
+    assert set(turns.values()) == {1}
+    assert len(turns) == 22
+    assert all(named[f"stream-{n:04}"] == "turn.failed" for n in range(20))
+    assert named[str(done.headers["x-correlation-id"])] == "turn.sealed"
+
+
+async def test_within_the_grace_requests_finish_and_new_ones_are_turned_away(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    """Nobody's stream is cut while there is time, and the port takes nothing new."""
+    with serving(tmp_path, upstream, server="[server.limits]\ngrace_s = 100\n") as server:
+        stream = server.ask("HOLD", stream=True)
+        server.process.send_signal(signal.SIGTERM)
+        server.until(lambda: server.lines("stopping"))
+        server.until(lambda: refused(server))
+        upstream.release.set()
+        assert stream.read().endswith(b"data: [DONE]\n\n")
+        server.process.wait(120)
+        assert server.process.returncode == 0
+    turns, _ = await ends(server.home)
+    assert list(turns.values()) == [1]
+
+
+def refused(server: Running) -> bool:
+    try:
+        server.connect()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+async def test_after_a_kill_what_was_answered_is_there_and_the_rest_gets_its_one_end(
+    tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 under load: the log verifies, answered calls are sealed, and whoever opens it next ends the others."""
+    with serving(tmp_path, upstream) as server:
+        answered = [server.ask("hi") for _ in range(5)]
+        names = [str(answer.headers["x-correlation-id"]) for answer in answered]
+        assert all(answer.status == 200 and answer.read() for answer in answered)
+        held = [server.ask("HOLD", stream=True) for _ in range(10)]
+        assert {stream.status for stream in held} == {200}
+        server.ask("hi").read()  # what was noted before it is durable with it
+        server.process.kill()
+        server.process.wait(120)
+    monkeypatch.setattr(orphans, "TURN_S", 0.0)
+    home = server.home
+    async with aibox.AuditChain(home / "audit.db", keys=home / "keys") as chain:
+        for _ in range(60):
+            open_turns: Counter[str] = Counter()
+            async for entry in chain.entries("default"):
+                open_turns[entry.turn] += entry.kind in ENDS
+            if all(open_turns.values()):
+                break
+            await asyncio.sleep(2)  # reading is work, and the log is looked after when there is none
+    turns, named = await ends(home)
+    assert set(turns.values()) == {1}
+    assert len(turns) == 16
+    assert all(named[name] == "turn.sealed" for name in names)
+
+
+async def test_a_caller_who_goes_leaves_one_end(tmp_path: Path, upstream: Upstream) -> None:
+    """Whoever hangs up in the middle of a stream ends the call, and the entry is there at once."""
+    with serving(tmp_path, upstream) as server:
+        for n in range(5):
+            server.ask("HOLD", stream=True, headers={"x-correlation-id": f"goes-{n:04}"})
+        await until(lambda: upstream.begun == 5)
+        server.close()
+        server.until(lambda: len(server.lines("request")) == 5)
+    turns, named = await ends(server.home)
+    assert set(turns.values()) == {1}
+    assert named == {f"goes-{n:04}": "turn.failed" for n in range(5)}
