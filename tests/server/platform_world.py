@@ -23,7 +23,8 @@ from aibox.server.api_keys import ApiKeys
 from aibox.server.app import create_app
 from aibox.server.auth import Callers
 from aibox.server.tokens import Tokens
-from aibox.settings import IssuerSettings, Settings
+from aibox.settings import Settings
+from aibox.settings_server import IssuerSettings
 from aibox.testing import ScriptedBackend, call
 from aibox.testing.unsafe_local import UnsafeLocalDriver
 from aibox.types import Scope
