@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -226,6 +227,11 @@ class Router:
         states = [(replica.name, await replica.backend.health()) for replica in self._registry.replicas]
         detail = "; ".join(f"{name}: {state.detail}" for name, state in states if not state.ok or len(states) == 1)
         return Health(ok=all(state.ok for _, state in states), detail=detail or f"{len(states)} backends answer")
+
+    async def answers(self) -> bool:
+        """Whether any backend does, now."""
+        states = await asyncio.gather(*(replica.backend.health() for replica in self._registry.replicas))
+        return any(state.ok for state in states)
 
     async def close(self) -> None:
         """Close every backend, also those after one that fails to close."""

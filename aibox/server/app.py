@@ -31,7 +31,10 @@ from aibox.server.hot import ROUTES, HotPath
 from aibox.server.inference_api import InferenceAPI
 from aibox.server.log import Log
 from aibox.server.memory_api import KnowledgeAPI, MemoryAPI
+from aibox.server.metrics import Metrics
+from aibox.server.metrics_api import MetricsAPI
 from aibox.server.rates import RateLimits
+from aibox.server.ready_api import ReadyAPI
 from aibox.server.route import routes_of
 from aibox.server.sandbox_api import SandboxAPI
 from aibox.server.sessions_api import SessionsAPI
@@ -54,6 +57,8 @@ def create_app(
     rates in this process.
     """
     offered = agents if agents is not None else {"default": box.agent()}
+    rates = rates or RateLimits(Buckets())
+    metrics = Metrics({"aibox_requests_under_way": ("Requests under way.", lambda: gate.live)})
     api = InferenceAPI(box, agents=offered)
     parts = (
         api,
@@ -70,6 +75,8 @@ def create_app(
         KeysAPI(box, keys),
         AdminAPI(box),
         HealthAPI(box),
+        ReadyAPI(box, redis=rates.check, stopping=lambda: gate.stopping),
+        MetricsAPI(metrics),
         DocumentAPI(openapi),
     )
     rest = Starlette(
@@ -82,8 +89,8 @@ def create_app(
     )
     limits = box.settings.server.limits
     hot = HotPath(api, callers=callers, rest=rest, max_body=limits.body_mib << 20)
-    gate = Gate(hot, callers=callers, limits=limits, log=log, rates=rates or RateLimits(Buckets()), rules=box.rules)
-    box.on_call.append(gate.called)
+    gate = Gate(hot, callers=callers, limits=limits, rates=rates, rules=box.rules, log=log, on_end=metrics.ended)
+    box.on_call += [gate.called, metrics.called]
     return gate
 
 

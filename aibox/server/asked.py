@@ -67,6 +67,10 @@ class Asked:
         self.ending: Callable[[AIBoxError], bytes] | None = None
 
     @property
+    def took_s(self) -> float:
+        return time.perf_counter() - self.started
+
+    @property
     def tenant(self) -> str:
         return "" if self.principal is None else self.principal.scope.tenant
 

@@ -14,7 +14,7 @@ from aibox.server.connection import SILENCE_S, Connection
 from aibox.server.shapes import admin, guard, talk
 from aibox.server.shapes.evidence import ReceiptShown
 from aibox.server.shapes.guard import Place
-from aibox.server.shapes.inference import ChatCompletion, Health, Models
+from aibox.server.shapes.inference import ChatCompletion, Health, Models, Readiness
 
 _EVENT: TypeAdapter[talk.Event] = TypeAdapter(talk.Event)
 
@@ -112,6 +112,14 @@ class Client:
     async def health(self) -> Health:
         """Whether a model can answer; a server whose models cannot is UpstreamError."""
         return await self._to.ask("GET", "/healthz", Health)
+
+    async def ready(self) -> Readiness:
+        """Whether requests may be sent there, and which part is missing; one that is not ready is UpstreamError."""
+        return await self._to.ask("GET", "/readyz", Readiness)
+
+    async def metrics(self) -> str:
+        """What the server has counted, in Prometheus' text format; for a platform_admin."""
+        return (await self._to.raw("GET", "/metrics")).decode()
 
     async def openapi(self) -> bytes:
         """The OpenAPI document of the server."""

@@ -102,6 +102,10 @@ class Gate:
         return self._inner.rest
 
     @property
+    def stopping(self) -> bool:
+        return self._stopping
+
+    @property
     def live(self) -> int:
         """Requests under way."""
         return len(self._live)
@@ -195,7 +199,7 @@ class Gate:
                 "method": request.method,
                 "route": request.route,
                 "status": request.status or 499,
-                "ms": round((time.perf_counter() - request.started) * 1e3, 2),
+                "ms": round(request.took_s * 1e3, 2),
                 "input_tokens": request.input_tokens,
                 "output_tokens": request.output_tokens,
             }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from aibox.errors import LimitError
@@ -67,6 +67,11 @@ class RateLimits:
             self._owed[want.bucket] = want if owed is None else replace(want, take=owed.take + tokens)
         if wants and self._settling is None:
             self._settling = asyncio.get_running_loop().create_task(self._settle())
+
+    @property
+    def check(self) -> Callable[[], Awaitable[bool]] | None:
+        """Asks whether Redis answers; None where the buckets are here."""
+        return self._buckets.check if isinstance(self._buckets, RedisBuckets) else None
 
     async def close(self) -> None:
         """Settle what is owed. Closing twice is allowed."""

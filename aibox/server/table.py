@@ -15,7 +15,9 @@ from aibox.server.health_api import HealthAPI
 from aibox.server.hot import MAX_BODY_BYTES, ROUTES
 from aibox.server.inference_api import InferenceAPI
 from aibox.server.memory_api import KnowledgeAPI, MemoryAPI
+from aibox.server.metrics_api import MetricsAPI
 from aibox.server.openapi import document
+from aibox.server.ready_api import ReadyAPI
 from aibox.server.route import ASKS, Route, routes_of
 from aibox.server.sandbox_api import SandboxAPI
 from aibox.server.sessions_api import SessionsAPI
@@ -37,6 +39,8 @@ KINDS: tuple[type, ...] = (
     KeysAPI,
     AdminAPI,
     HealthAPI,
+    ReadyAPI,
+    MetricsAPI,
     DocumentAPI,
 )
 """Whose methods are routes."""

@@ -130,6 +130,8 @@ async def test_a_day_with_the_client(tmp_path: Path) -> None:
         assert (await ask.usage()).user.day.calls > 3
         assert await ask.skills() == []
         assert (await ask.health()).ok
+        assert (await ask.ready()).parts["audit"] == "ok"
+        assert 'aibox_requests_total{tenant="' in await ask.metrics()
         assert b'"openapi":"3.1.0"' in await ask.openapi()
 
         seqs = [entry.seq async for entry in ask.audit.entries()]

@@ -182,6 +182,7 @@ ROWS: dict[str, Seed] = {
     "keys.revoke": key(),
     "admin.tenants": nothing(),
     "admin.models": nothing(),
+    "metrics.metrics": nothing(),
     "admin.policy": nothing(),
     "admin.budgets": nothing(),
     "admin.egress": nothing(),
@@ -224,7 +225,7 @@ async def send(w: World, name: str, request: Asked, bearer: str | None) -> Any:
 def test_every_route_has_a_row() -> None:
     """A route that is documented is in the matrix, and so is tried in every way below."""
     assert set(GUARDED) == set(ROWS)
-    assert {name for name in OPERATIONS if name not in ROWS} == {"health.healthz", "document.openapi"}
+    assert {name for name in OPERATIONS if name not in ROWS} == {"health.healthz", "ready.readyz", "document.openapi"}
 
 
 @pytest.mark.parametrize("name", GUARDED)

@@ -89,3 +89,11 @@ class Models(_Open):
 class Health(_Open):
     ok: bool
     version: str
+
+
+class Readiness(_Open):
+    """Whether requests may be sent here, and of each part whether it is there: `ok` or `missing`."""
+
+    ok: bool
+    stopping: bool
+    parts: dict[str, str]

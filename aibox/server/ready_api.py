@@ -1,0 +1,77 @@
+"""`/readyz`: whether requests should be sent here, and which part is missing. It tells no names, addresses or reasons.
+
+Without the log or a model nothing can be answered; memory, the sandbox and Redis are missed softly, and said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from starlette.responses import JSONResponse
+
+from aibox.box import Box
+from aibox.errors import AIBoxError
+from aibox.server.route import route
+from aibox.server.shapes.inference import Readiness
+
+Check = Callable[[], Awaitable[bool]]
+NEEDED = ("audit", "models")
+CHECK_S = 5.0
+"""A part that does not answer in this time is missing."""
+FRESH_S = 1.0
+"""How long an answer is given again: a probe needs no key, and must not be a way to load the parts."""
+
+
+class ReadyAPI:
+    """Looks at the parts of a box. `redis` asks the one that holds the rates; `stopping` says that the end has come."""
+
+    def __init__(self, box: Box, *, redis: Check | None = None, stopping: Callable[[], bool] = lambda: False) -> None:
+        self._box = box
+        self._stopping = stopping
+        self._checks: dict[str, Check] = {"audit": self._audit, "models": self._models, "sandbox": self._sandbox}
+        if box.settings.memory.enabled:
+            self._checks["memory"] = self._memory
+        if redis is not None:
+            self._checks["redis"] = redis
+        self._lock = asyncio.Lock()
+        self._found: tuple[float, dict[str, str]] = float("-inf"), {}
+
+    @route("GET", "/readyz", roles=(), answer=Readiness)
+    async def readyz(self) -> JSONResponse:
+        """Whether requests may be sent here; each part is `ok` or `missing`. 503 without the log, without a model, or
+        when the server is stopping."""
+        parts = await self._parts()
+        ok = all(parts[name] == "ok" for name in NEEDED) and not self._stopping()
+        body = Readiness(ok=ok, stopping=self._stopping(), parts=parts).model_dump()
+        return JSONResponse(body, status_code=200 if ok else 503)
+
+    async def _parts(self) -> dict[str, str]:
+        async with self._lock:
+            if time.monotonic() - self._found[0] > FRESH_S:
+                answers = await asyncio.gather(*map(_holds, self._checks.values()))
+                found = {name: "ok" if ok else "missing" for name, ok in zip(self._checks, answers, strict=True)}
+                self._found = time.monotonic(), found
+            return self._found[1]
+
+    async def _audit(self) -> bool:
+        await self._box.audit.flush()
+        return True
+
+    async def _models(self) -> bool:
+        return await self._box.router.answers()
+
+    async def _sandbox(self) -> bool:
+        return (await self._box.sandbox.available()).ok
+
+    async def _memory(self) -> bool:
+        return (await self._box.memory.health()).ok
+
+
+async def _holds(check: Check) -> bool:
+    try:
+        async with asyncio.timeout(CHECK_S):
+            return await check()
+    except (AIBoxError, OSError, TimeoutError):
+        return False

@@ -1,0 +1,132 @@
+"""What whoever watches a server is told: which part is missing, and what was counted; never a text of anybody's."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+import aibox
+from aibox.box import Box
+from aibox.chat import Health
+from aibox.errors import StoreError
+from aibox.server import metrics
+from aibox.server.api_keys import ApiKeys
+from aibox.server.app import create_app
+from aibox.server.auth import Callers
+from aibox.server.metrics import TENANTS, Metrics
+from aibox.server.principal import Role
+from aibox.server.rates import RateLimits
+from aibox.server.redis_buckets import RedisBuckets
+from aibox.settings import Settings
+from aibox.testing import ScriptedBackend
+from aibox.types import Scope
+
+pytestmark = pytest.mark.anyio
+
+
+class Served:
+    def __init__(self, box: Box, keys: ApiKeys, operator: str, program: str, **options: Any) -> None:
+        self.box = box
+        self.model = ScriptedBackend(*["Yes."] * 9, name="m")
+        box.__dict__["router"] = aibox.Router(self.model, policy=box.policy, audit=box.audit, on_call=box._called)
+        self.gate = create_app(box, callers=Callers(keys), **options)
+        self.operator, self.program = operator, program
+        self.http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=self.gate), base_url="http://aibox")
+
+    async def ready(self) -> tuple[int, dict[str, Any]]:
+        answer = await self.http.get("/readyz")
+        return answer.status_code, answer.json()
+
+    async def metrics(self, key: str) -> httpx2.Response:
+        return await self.http.get("/metrics", headers={"authorization": f"Bearer {key}"})
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    keys = ApiKeys(tmp_path / "keys.db")
+    operator = await keys.create(scope=Scope(tenant="ops", user="o"), roles=(Role.PLATFORM_ADMIN,))
+    program = await keys.create(scope=Scope(tenant="acme", user="p"), roles=(Role.TENANT_ADMIN, Role.USER))
+    gone = RateLimits(RedisBuckets("unix:///nowhere"))
+    async with Box(Settings(home=tmp_path / "home", policy="permissive")) as box:
+        yield Served(box, keys, operator, program, rates=gone)
+    await gone.close()
+    await keys.close()
+
+
+async def test_a_probe_learns_which_part_is_missing(served: Served) -> None:
+    """A Redis that is gone is said, and is no reason to send nobody; a server that is stopping is one."""
+    code, said = await served.ready()
+    assert code == 200
+    assert said["ok"]
+    assert said["parts"] == {"audit": "ok", "models": "ok", "memory": "ok", "redis": "missing"} | {
+        "sandbox": said["parts"]["sandbox"]
+    }
+    served.gate.drain()
+    assert (await served.http.get("/readyz")).status_code == 503
+
+
+async def test_without_a_model_the_server_is_not_ready(served: Served) -> None:
+    """503, and the part by its name."""
+
+    async def gone() -> Health:
+        return Health(ok=False, detail="CANARY http://10.0.0.7")
+
+    served.model.health = gone  # type: ignore[method-assign]
+    answer = await served.http.get("/readyz")
+    assert (answer.status_code, answer.json()["parts"]["models"]) == (503, "missing")
+    assert "CANARY" not in answer.text
+
+
+async def test_without_the_log_the_server_is_not_ready(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that cannot be written is the part that is missing; nothing could be answered without it."""
+
+    async def full() -> None:
+        raise StoreError("the disk is full: CANARY") from sqlite3.OperationalError("disk")
+
+    monkeypatch.setattr(served.box.audit, "flush", full)
+    code, said = await served.ready()
+    assert (code, said["parts"]["audit"]) == (503, "missing")
+    assert "CANARY" not in str(said)
+
+
+LINE = re.compile(r'[a-z_]+(\{[a-z]+="(?:[^"\\\n]|\\.)*"(,[a-z]+="(?:[^"\\\n]|\\.)*")*\})? [0-9.e+-]+')
+
+
+async def test_what_is_counted_is_for_the_operator_and_holds_no_text(served: Served) -> None:
+    """Requests, calls, tokens and times in Prometheus' format, by tenant; no path that was made up and no message."""
+    body = {"model": "m", "messages": [{"role": "user", "content": "CANARY words here"}]}
+    headers = {"authorization": f"Bearer {served.program}"}
+    for stream in (False, True):
+        asked = {**body, "stream": stream}
+        assert (await served.http.post("/v1/chat/completions", json=asked, headers=headers)).status_code == 200
+    assert (await served.http.get("/v1/CANARY", headers=headers)).status_code == 404
+    assert (await served.http.get("/v1/sessions/CANARY", headers=headers)).status_code == 404
+    assert (await served.metrics(served.program)).status_code == 403
+    assert (await served.metrics("nobody")).status_code == 401
+    answer = await served.metrics(served.operator)
+    assert answer.headers["content-type"] == metrics.MEDIA
+    text = answer.text
+    assert "CANARY" not in text
+    lines = text.splitlines()
+    assert all(LINE.fullmatch(line) for line in lines if not line.startswith("# "))
+    assert 'aibox_requests_total{tenant="acme",method="POST",route="/v1/chat/completions",status="200"} 2' in lines
+    assert 'aibox_requests_total{tenant="acme",method="GET",route="/v1/sessions/{id}",status="404"} 1' in lines
+    assert 'aibox_requests_total{tenant="acme",method="GET",route="other",status="404"} 1' in lines
+    assert 'aibox_model_calls_total{tenant="acme",backend="m",model="m",outcome="answered"} 2' in lines
+    assert 'aibox_tokens_total{tenant="acme",backend="m",model="m",direction="input"} 6' in lines
+    assert 'aibox_request_seconds_bucket{route="/v1/chat/completions",le="+Inf"} 2' in lines
+    assert "aibox_requests_under_way 1" in lines
+
+
+def test_the_tenants_among_the_labels_are_bounded() -> None:
+    """Whoever makes a thousand tenants makes no thousand-and-first series, and a name cannot break a line."""
+    counted = Metrics()
+    for number in range(TENANTS + 50):
+        assert counted._tenant(f"t{number}") == (f"t{number}" if number < TENANTS else "other")
+    assert metrics._escaped('a"b\\c\nd') == 'a\\"b\\\\c\\nd'
