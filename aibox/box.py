@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AsyncExitStack
@@ -65,11 +66,9 @@ def open(  # noqa: A001 - the face of the library: `aibox.open`
     if sovereign:
         urls = [backend.url for backend in settings.backends if backend.url]
         urls += [app.url for app in settings.workflows]
-        if (
-            settings.memory.buffer_url is not None
-            and (host := urlsplit(settings.memory.buffer_url.get_secret_value())).hostname
-        ):
-            urls.append(f"{host.hostname}:{host.port or 6379}")
+        for redis in (settings.memory.buffer_url, settings.server.rates_url):
+            if redis is not None and (host := urlsplit(redis.get_secret_value())).hostname:
+                urls.append(f"{host.hostname}:{host.port or 6379}")
         seal((*settings.seal.allow, *urls))
     return Box(settings, policy=policy)
 
@@ -83,17 +82,8 @@ class Box:
     def __init__(self, settings: Settings, *, policy: Policy | str | None = None) -> None:
         telemetry_off(os.environ)
         self.settings = settings
-        configured = load_policy(settings.policy, key=policy_key(settings))
-        self.policy = configured if policy is None else configured & load_policy(policy)
-        self.tenant_policies = {
-            tenant: load_policy(table.policy) for tenant, table in settings.tenants.items() if table.policy is not None
-        }
-        for tenant, own in self.tenant_policies.items():
-            if self.policy.sandbox & own.sandbox != self.policy.sandbox:
-                raise ConfigError(
-                    f"the policy of the tenant {tenant} has limits for the sandbox, which are everybody's",
-                    hint="set them in the policy of the box",
-                )
+        self._narrowing = policy
+        self.policy, self.tenant_policies = load_levels(settings, policy)
         self.on_call: list[Callable[[Call], None]] = []
         """Each hears of every model call that has ended."""
         self._joined: dict[str, Policy] = {}
@@ -127,6 +117,33 @@ class Box:
         async with AsyncExitStack() as stack:
             while self._made:
                 stack.push_async_callback(self._made.pop(0).close)
+
+    @property
+    def policies(self) -> dict[str, Policy]:
+        """What is in force, by whose it is: the box, and each tenant with a policy of its own."""
+        return {"the box": self.policy} | {f"the tenant {name}": self.rules(name) for name in self.tenant_policies}
+
+    async def reload(self, settings: Settings) -> None:
+        """Put the policies that `settings` name into force, for all that begins from now on.
+
+        What is under way goes on under those that it began with. Raises ConfigError for policies that do not hold, and
+        then nothing has changed. Everything else of the settings stays as it was, and so do the sandbox's limits and
+        the retention of evidence; agents of this box have to be made anew.
+        """
+        policy, tenants = await asyncio.to_thread(load_levels, settings, self._narrowing)
+        named = {name: getattr(settings, name) for name in ("policy", "policy_key", "shadow_policy", "tenants")}
+        before = self.settings, self.policy, self.tenant_policies
+        self.settings = self.settings.model_copy(update=named)
+        self.policy, self.tenant_policies = policy, tenants
+        try:
+            guardrail = self._guardrail()
+        except ConfigError:
+            self.settings, self.policy, self.tenant_policies = before
+            raise
+        self._joined.clear()
+        self.__dict__["guardrail"] = guardrail
+        if "router" in self.__dict__:
+            self.router.use(policy, tenants)
 
     def rules(self, tenant: str) -> Policy:
         """What holds for a tenant: the policy of the box, and the tenant's where it has one."""
@@ -178,6 +195,9 @@ class Box:
 
     @cached_property
     def guardrail(self) -> Guardrail:
+        return self._guardrail()
+
+    def _guardrail(self) -> Guardrail:
         shadow = self.settings.shadow_policy
         return Guardrail(
             self.policy,
@@ -340,6 +360,21 @@ class _Lazily:
 
 
 _HOME_HINT = "set AIBOX_HOME to a folder of yours"
+
+
+def load_levels(settings: Settings, narrowing: Policy | str | None) -> tuple[Policy, dict[str, Policy]]:
+    """The policy of a box and those of its tenants. Raises ConfigError."""
+    policy = load_policy(settings.policy, key=policy_key(settings))
+    if narrowing is not None:
+        policy = policy & load_policy(narrowing)
+    tenants = {name: load_policy(table.policy) for name, table in settings.tenants.items() if table.policy is not None}
+    for tenant, own in tenants.items():
+        if policy.sandbox & own.sandbox != policy.sandbox:
+            raise ConfigError(
+                f"the policy of the tenant {tenant} has limits for the sandbox, which are everybody's",
+                hint="set them in the policy of the box",
+            )
+    return policy, tenants
 
 
 def load_policy(value: Policy | str, *, key: str | None = None) -> Policy:

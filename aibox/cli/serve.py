@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import socket
 import sys
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,11 +16,14 @@ from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, ModelOption, PolicyOption, load_settings
 from aibox.cli.target import agent
 from aibox.errors import ConfigError, MissingExtraError
+from aibox.server import guards
 from aibox.settings_server import ServerSettings
 from aibox.types import Scope
 
 if TYPE_CHECKING:
+    from aibox.agents.agent import Agent
     from aibox.server.log import Log
+    from aibox.server.rates import RateLimits
 
 
 def serve(
@@ -37,6 +38,10 @@ def serve(
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 8420 by default.")] = None,
     new_key: Annotated[bool, typer.Option("--new-key", help="Replace the local key, and print the new one.")] = False,
+    dev: Annotated[
+        bool,
+        typer.Option("--dev", help="For your own machine: loopback only, without the guards of a server."),
+    ] = False,
     document: Annotated[bool, typer.Option("--openapi", help="Print the OpenAPI document and serve nothing.")] = False,
 ) -> None:
     """Serve the platform and OpenAI's routes under /v1, for all the tenants that can prove who they are."""
@@ -46,7 +51,7 @@ def serve(
     settings, name = load_settings(config=config, model=model)
     changes = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     server = settings.server.model_copy(update=changes)
-    _refuse_unguarded(server)
+    guards.refuse_unguarded(server, dev=dev)
     console = Console(stderr=True, highlight=False)
 
     async def main() -> None:
@@ -54,10 +59,7 @@ def serve(
             from aibox.server.api_keys import ApiKeys
             from aibox.server.app import create_app
             from aibox.server.auth import Callers, LocalKey
-            from aibox.server.log import Log, LogHandler
             from aibox.server.process import Server, allow_connections
-            from aibox.server.rates import RateLimits
-            from aibox.server.redis_buckets import RedisBuckets
             from aibox.server.tokens import Tokens
         except ImportError:
             raise MissingExtraError("aibox serve", extra="server") from None
@@ -69,26 +71,35 @@ def serve(
         callers = Callers(*(ways or [key]))
         allow_connections(server.limits.connections)
         async with AsyncExitStack() as stack:
-            log = Log(sys.stderr.buffer) if server.log == "json" else None
-            if log is not None:
-                logging.getLogger().addHandler(LogHandler(log))
-                stack.callback(log.close)
+            log = _log(server, stack)
             box = await stack.enter_async_context(aibox.box.open(settings=settings, policy=policy))
             stack.push_async_callback(callers.close)
-            rates = None
-            if server.rates_url is not None:
-                rates = RateLimits(RedisBuckets(server.rates_url.get_secret_value(), told=_told_of_redis(log)))
-                stack.push_async_callback(rates.close)
-            served = agent(target, box) if target else box.agent(model=name)
+            if not dev:
+                guards.refuse_unfit(settings, server, box.policies)
+            rates = _rates(server, stack, log)
+
+            def made() -> Agent:
+                return agent(target, box) if target else box.agent(model=name)
+
+            served = made()
+            agents = {served.name: served}
             box.recovery.start(served)
-            app = create_app(box, callers=callers, agents={served.name: served}, keys=keys, log=log, rates=rates)
+            app = create_app(box, callers=callers, agents=agents, keys=keys, log=log, rates=rates)
+
+            async def reload() -> str:
+                await box.reload(load_settings(config=config, model=model)[0])
+                agents[served.name] = made()
+                return box.policy.digest
+
             with _listen(server.host, server.port) as listening:
                 # A key is printed once: not before it is certain that there is a server to use it with.
                 fresh = None if ways else key.prepare(renew=new_key)
                 console.print(f"aibox serves http://{server.host}:{listening.getsockname()[1]}/v1", markup=False)
                 if fresh:
                     console.print(f"key (shown this once): {fresh}", markup=False)
-                await Server(app, limits=server.limits, log=log).serve(sockets=[listening])
+                if dev:
+                    console.print(guards.DEV, markup=False)
+                await Server(app, limits=server.limits, log=log, reload=reload).serve(sockets=[listening])
 
     interrupt.run(main())
 
@@ -101,24 +112,30 @@ def _print_document() -> None:
     print(written(), end="")
 
 
-def _refuse_unguarded(server: ServerSettings) -> None:
-    try:
-        local = server.host == "localhost" or ipaddress.ip_address(server.host).is_loopback
-    except ValueError:
-        local = False
-    if not local and not server.issuers and not server.api_keys:
-        raise ConfigError(
-            f"aibox serve listens on loopback only, not on {server.host}, while one local key is all that guards it",
-            hint="configure [[server.issuers]], or server.api_keys and `aibox keys create`",
-        )
+def _log(server: ServerSettings, stack: AsyncExitStack) -> Log | None:
+    from aibox.server.log import Log, LogHandler
+
+    if server.log != "json":
+        return None
+    log = Log(sys.stderr.buffer)
+    logging.getLogger().addHandler(LogHandler(log))
+    stack.callback(log.close)
+    return log
 
 
-def _told_of_redis(log: Log | None) -> Callable[[bool], None]:
+def _rates(server: ServerSettings, stack: AsyncExitStack, log: Log | None) -> RateLimits | None:
+    from aibox.server.rates import RateLimits
+    from aibox.server.redis_buckets import RedisBuckets
+
     def told(answers: bool) -> None:
         if log is not None:
             log.say("redis", level="info" if answers else "error", answers=answers)
 
-    return told
+    if server.rates_url is None:
+        return None
+    rates = RateLimits(RedisBuckets(server.rates_url.get_secret_value(), told=told))
+    stack.push_async_callback(rates.close)
+    return rates
 
 
 def _listen(host: str, port: int) -> socket.socket:

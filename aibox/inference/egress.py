@@ -47,6 +47,10 @@ class Egress:
         self._recorder = recorder
         self._concealer = concealer
 
+    def use(self, policy: Policy) -> None:
+        """Decide under another policy from now on."""
+        self._policy = policy
+
     def admit(self, backend: Backend) -> None:
         """Whether a backend may be wired at all: raises ConfigError for an external one behind a shut door."""
         if not backend.external:

@@ -79,7 +79,7 @@ class Router:
         self._policies: dict[tuple[str, str], Policy] = {}
         self._tenant_policies = dict(tenant_policies or {})
         self._recorded = audit is not None
-        egress = Egress(policy, recorder=audit, concealer=concealer)
+        egress = self._egress = Egress(policy, recorder=audit, concealer=concealer)
         for backend in backends:
             egress.admit(backend)
         self._registry = Registry(
@@ -247,6 +247,12 @@ class Router:
                 errors.append(error)
         if errors:
             raise errors[0]
+
+    def use(self, policy: Policy, tenant_policies: Mapping[str, Policy]) -> None:
+        """Other policies, for all calls that begin from now on; those under way go on under theirs."""
+        self._policy, self._tenant_policies = policy, dict(tenant_policies)
+        self._policies.clear()
+        self._egress.use(policy)
 
     def _rules(self, scope: Scope, policy: Policy | None) -> Policy | None:
         """What holds for a call: the router's, the tenant's and the caller's policy, joined."""

@@ -13,7 +13,7 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import uvicorn
 
@@ -28,10 +28,20 @@ TICKS = 10
 
 
 class Server(uvicorn.Server):
-    """Serves a gate."""
+    """Serves a gate. `reload` is what SIGHUP asks for; it answers with what is in force then, and raises AIBoxError."""
 
-    def __init__(self, gate: Gate, *, limits: ServerLimits, log: Log | None = None) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        *,
+        limits: ServerLimits,
+        log: Log | None = None,
+        reload: Callable[[], Awaitable[str]] | None = None,
+    ) -> None:
         self._gate = gate
+        self._reload = reload
+        self._wants_reload = False
+        self._reloading: asyncio.Task[None] | None = None
         self._limits = limits
         self._log = log
         options = uvicorn.Config(
@@ -54,7 +64,18 @@ class Server(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 if isinstance(connection, BoundedProtocol):
                     connection.sweep(now)
+        if self._wants_reload and (self._reloading is None or self._reloading.done()):
+            self._wants_reload = False
+            self._reloading = asyncio.create_task(self._read_again())
         return await super().on_tick(counter)
+
+    async def _read_again(self) -> None:
+        assert self._reload is not None
+        try:
+            self._say("reloaded", policy=await self._reload())
+        except AIBoxError as error:
+            # The operator's own file is quoted, and nobody's text.
+            self._say("reload.failed", level="error", message=str(error), kept="what was in force before")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._gate.drain()
@@ -65,6 +86,8 @@ class Server(uvicorn.Server):
         finally:
             ending.cancel()
             await asyncio.wait([ending])
+            if self._reloading is not None:
+                await asyncio.wait([self._reloading])
             # Whatever is still under way ends before the stores close that it writes to.
             await self._gate.stop()
             self._say("stopped")
@@ -80,11 +103,16 @@ class Server(uvicorn.Server):
             yield
             return
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        if self._reload is not None:
+            before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._hung_up)
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _hung_up(self, *_: object) -> None:
+        self._wants_reload = True
 
     def _refused(self, error: AIBoxError, correlation: str) -> None:
         self._say("refused", level="warning", code=error.code, correlation=correlation)
