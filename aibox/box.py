@@ -253,6 +253,11 @@ class Box:
         )
         return router
 
+    def _groups_of(self, scope: Scope) -> set[str]:
+        """The groups of the tenant that the user is in, for documents that are restricted to some."""
+        table = self.settings.tenants.get(scope.tenant)
+        return {name for name, users in table.groups.items() if scope.user in users} if table is not None else set()
+
     @cached_property
     def memory(self) -> Memory:
         place = self._place(self.settings.memory.url, "memory")
@@ -265,6 +270,9 @@ class Box:
                 model=self.router if wanted.model is not None else None,
                 model_name=wanted.model or "default",
                 guardrail=self.guardrail,
+                groups=self._groups_of,
+                reranker=self.router if wanted.reranker is not None else None,
+                reranker_name=wanted.reranker or "default",
                 buffer=RedisBuffer(url, key=self.keys.secret("buffer")) if url is not None else None,
             )
         )

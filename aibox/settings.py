@@ -125,6 +125,8 @@ class TenantSettings(Section):
 
     policy: str | None = None
     """A profile or the path of a TOML file. It is joined with the box's, and so can only narrow it."""
+    groups: dict[str, frozenset[str]] = {}
+    """Groups by name, each with its users: who may see documents that are restricted to some."""
 
 
 class MemorySettings(Section):
@@ -133,6 +135,8 @@ class MemorySettings(Section):
     enabled: bool = True
     model: str | None = None
     """The model that says what of a message is worth keeping, such as `default`. None: rules say it, in English."""
+    reranker: str | None = None
+    """The model that puts what was recalled in order, such as `local/bge-reranker`. None: vectors and words do."""
     buffer_url: SecretStr | None = None
     """A Redis or Valkey server for the last messages of each conversation. None: they are kept in this process."""
 

@@ -43,6 +43,7 @@ class Around(Protocol):
     record: TurnRecord
     budget: Budget | Share
     sources: Sources
+    passages: list[Passage]
 
     @property
     def label(self) -> Label: ...
@@ -106,11 +107,14 @@ class Context:
             turn.expose(_RECALLED)
         turn.emit(Recalled(hits=tuple(kept)))
         turn.record.note("memory.read", {"outcome": "read", "records": [hit.record.id for hit in kept]})
-        for hit in kept:
-            passage = isinstance(hit.record, Passage)
-            (turn.sources.passages if passage else turn.sources.others).append(hit.record.text)
         if kept:
-            self._note(quote(kept))
+            self._note(quote(kept, first=len(turn.passages) + 1))
+        for hit in kept:
+            if isinstance(hit.record, Passage):
+                turn.passages.append(hit.record)
+                turn.sources.passages.append(hit.record.text)
+            else:
+                turn.sources.others.append(hit.record.text)
 
     def _shown(self, record: Record | Passage, text: str) -> str:
         """What a document says as the policy has it shown; `quote` puts it between marks anyway."""

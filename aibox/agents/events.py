@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aibox.agents.approvals import Approval
+from aibox.agents.citations import Citation
 from aibox.audit.receipt import Receipt
 from aibox.chat import Usage
 from aibox.errors import AIBoxError
@@ -119,6 +120,9 @@ class Reply:
 
     `stopped` is why a limit ended the turn before the model did, and `text` then what was reached. `pending` are the
     questions to people that the run waits for: `agent.resume(reply.run)` goes on when they are answered.
+
+    `citations` are the passages that the answer names as [1] and so on. `unsupported` are sentences of it that stand in
+    no source of the turn, where the policy has the check `grounding` look at outputs; it compares words.
     """
 
     text: str
@@ -135,6 +139,8 @@ class Reply:
     stopped: str = ""
     pending: tuple[Approval, ...] = ()
     run: str = ""
+    citations: tuple[Citation, ...] = ()
+    unsupported: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -144,6 +150,8 @@ class Reply:
         notes = [f"label {self.label}", *(f"{v.where}: {v.decision}" for v in found)]
         notes += [f"{call.name}()" for call in self.tool_calls]
         notes += [f"waits for a person: {ask.tool}" for ask in self.pending]
+        notes += [str(citation) for citation in self.citations]
+        notes += [f"in no source: “{sentence}”" for sentence in self.unsupported]
         if self.stopped:
             notes.append(self.stopped)
         notes.append("recorded" if self.receipt else "unrecorded")

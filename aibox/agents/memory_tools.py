@@ -48,6 +48,8 @@ class _Asking:
     scope: Scope
     label: Label = field(default_factory=Label)
     source: str = ""
+    passages: list[Passage] = field(default_factory=list)
+    """What may be cited already; what is shown is added."""
 
 
 class _MemoryTool:
@@ -76,7 +78,7 @@ class _MemoryTool:
     async def call_in(self, arguments: Mapping[str, Any], *, call_id: str, turn: TurnState) -> str:
         """In a turn, which takes the label of what it is shown."""
         del call_id
-        text, label = await self._work(arguments, _Asking(turn.scope, turn.label, turn.record.turn))
+        text, label = await self._work(arguments, _Asking(turn.scope, turn.label, turn.record.turn, turn.passages))
         turn.touch(label)
         return text
 
@@ -129,7 +131,11 @@ class MemoryRecallTool(_MemoryTool):
         # As `quote` shows them: memories, then passages.
         hits.sort(key=lambda hit: isinstance(hit.record, Passage))
         ids = " ".join(hit.record.id for hit in hits)
-        return (f"{quote(hits)}\n\nIds, in order: {ids}" if hits else "Nothing is remembered of that.", found)
+        if not hits:
+            return ("Nothing is remembered of that.", found)
+        shown = quote(hits, first=len(asking.passages) + 1)
+        asking.passages.extend(hit.record for hit in hits if isinstance(hit.record, Passage))
+        return (f"{shown}\n\nIds, in order: {ids}", found)
 
 
 class MemoryGetTool(_MemoryTool):

@@ -17,6 +17,7 @@ from aibox.agents._sdk import run_loop
 from aibox.agents.agreements import Agreements
 from aibox.agents.approvals import Approval
 from aibox.agents.budget import Budget, Exhausted, Share
+from aibox.agents.citations import cited, unsupported
 from aibox.agents.context import Context
 from aibox.agents.dispatch import WAITING, dispatch
 from aibox.agents.events import Decided, Event, Reply, TextDelta, ToolReturned
@@ -32,6 +33,7 @@ from aibox.agents.spotlight import note
 from aibox.errors import AIBoxError, BackendError, LimitError
 from aibox.guardrails.grounding import Sources
 from aibox.guardrails.stream import OutputFilter
+from aibox.memory.record import Passage
 from aibox.policy.tools import ToolRules
 from aibox.protocols import Tool
 from aibox.types import Decision, Label, Level, Scope, Verdict, Where
@@ -73,6 +75,7 @@ class Turn:
         self.rules: ToolRules = parts.policy.tools
         # What an answer may rest on; it grows as the turn reads. A subagent's answer rests on what it has read itself.
         self.sources = Sources()
+        self.passages: list[Passage] = []
         self.guardrail = None if parts.guarded is None else parts.guarded.about(sources=self.sources)
         self.approver = parts.approver
         # A subagent's work is part of its parent's turn: one record, one budget, one run.
@@ -93,6 +96,7 @@ class Turn:
         self.model = ""
         self.reached = ""
         self.verdicts: list[Verdict] = []
+        self.answer: Verdict | None = None
         self.tool_results: list[ToolReturned] = []
         self.filter: OutputFilter | None = None
 
@@ -169,7 +173,12 @@ class Turn:
         await self.pause.ended("done")
         if tail:
             self.emit(TextDelta(tail))
-        return self._reply(text=text, output=output, blocked=blocked, stopped=stopped, receipt=receipt)
+        if not blocked:
+            sentences = [await self._restored(sentence) for sentence in unsupported(answered, self.answer)]
+            found = {"citations": cited(answered, self.passages), "unsupported": tuple(sentences)}
+        else:
+            found = {}
+        return self._reply(text=text, output=output, blocked=blocked, stopped=stopped, receipt=receipt, **found)
 
     async def _paused(self) -> Reply:
         """Keep where the run stands, then say so: a question that is not on the disk has not been asked."""
@@ -280,14 +289,17 @@ class Turn:
             verdict, shown = self.filter.verdict, self.filter.text
         else:
             verdict, tail = await self.check(text, where="output"), ""
-            shown = verdict.text
-            if self.guardrail is not None and not verdict.blocked:
-                shown = await self.guardrail.restore(shown, scope=self.scope)
+            shown = verdict.text if verdict.blocked else await self._restored(verdict.text)
         if self.filter is not None:
             self.decided(verdict)
+        self.answer = verdict
         if verdict.blocked:
             raise Blocked
         return shown, tail
+
+    async def _restored(self, text: str) -> str:
+        """With the originals in place of pseudonyms: for the person who asked."""
+        return text if self.guardrail is None else await self.guardrail.restore(text, scope=self.scope)
 
     def _parse(self, text: str, wanted: type[Any]) -> Any:
         try:

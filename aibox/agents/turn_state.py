@@ -14,6 +14,7 @@ from aibox.agents.frame import Frame
 from aibox.agents.parts import Parts
 from aibox.guardrails.grounding import Sources
 from aibox.guardrails.guardrail import Guardrail
+from aibox.memory.record import Passage
 from aibox.policy.policy import Policy
 from aibox.policy.tools import ToolRules
 from aibox.protocols import Approver
@@ -32,6 +33,8 @@ class TurnState(Protocol):
     budget: Budget | Share
     frame: Frame
     sources: Sources
+    passages: list[Passage]
+    """What may be cited in the turn, as [1], [2] and so on. A tool that shows passages adds them."""
     run_id: str
     skills: tuple[str, ...]
     call_ids: set[str]

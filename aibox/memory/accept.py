@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 from aibox.errors import ConfigError, LimitError
-from aibox.memory.record import RECORD_TYPES, RecordType
+from aibox.memory.record import RECORD_TYPES, RecordType, Within
+from aibox.protocols import Embedder
 
 MAX_TEXT_CHARS = 8_000
 
@@ -59,6 +61,21 @@ def moment_us(moment: datetime | None) -> int:
     if moment.tzinfo is None:
         raise ConfigError("a moment needs a time zone", hint="datetime(..., tzinfo=UTC)")
     return round(moment.timestamp() * 1e6)
+
+
+def within(wanted: Within) -> Within:
+    """What a recall looks through."""
+    if wanted not in ("user", "agent", "session"):
+        raise ConfigError(f"a recall is within user, agent or session, not {wanted!r}")
+    return wanted
+
+
+def minimum(wanted: float | None, embedder: Embedder) -> float:
+    """The lowest cosine of a recall; the embedder's own where none is asked for, else 0."""
+    lowest = float(getattr(embedder, "floor", 0.0)) if wanted is None else wanted
+    if math.isnan(lowest):
+        raise ConfigError("the minimum of a recall is a number")
+    return lowest
 
 
 def clean(words: str) -> str:

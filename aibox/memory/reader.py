@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from aibox.memory.terms import Terms
 from aibox.memory.vector_index import hashed
 from aibox.types import Label, Scope
 
+Groups = Callable[[Scope], Collection[str]]
+"""Says which groups the user of a scope is in, for documents that are restricted to some."""
 VISIBLE = """d.tenant = :tenant AND (d.user = :user OR d.visibility = 'shared' OR (d.visibility = 'restricted' AND
 EXISTS (SELECT 1 FROM json_each(d.groups) WHERE value IN (SELECT value FROM json_each(:groups)))))"""
 """For a document `d`, with what `Reader.bound` binds."""

@@ -16,11 +16,11 @@ from typing import Any
 
 import msgspec
 
-from aibox.memory.cipher import TABLES, SubjectKey, SubjectKeys
-from aibox.memory.database import Database, Schema
+from aibox.memory.cipher import TABLES, SubjectKey
+from aibox.memory.database import Schema
 from aibox.memory.epochs import TABLE as EPOCHS
-from aibox.memory.epochs import Epochs
 from aibox.memory.record import Record, RecordType, Within, now_us
+from aibox.memory.sealed_database import SealedDatabase
 from aibox.memory.vector_index import Change, hashed
 from aibox.types import Label, Scope
 
@@ -98,18 +98,12 @@ class Rows:
     """The open file `memory.db` for vectors of one embedder. Raises StoreError, also when it cannot be opened."""
 
     def __init__(self, path: Path, *, embedder: str, key: bytes) -> None:
-        self.path = path
         self._embedder = embedder
-        self._file = Database(path, _SCHEMA)
-        self._db = self._file.db
-        try:
-            with self._file.errors():
-                self._keys = SubjectKeys(self._db, path, master=key)
-        except BaseException:
-            self._file.close()
-            raise
-        self._epochs = Epochs(self._db)
+        self._file = SealedDatabase(path, _SCHEMA, key=key)
+        self._db, self._keys, self._epochs = self._file.db, self._file.keys, self._file.epochs
         self.transaction = self._file.transaction
+        self.position = self._file.position
+        self.epochs = self._file.every_epoch
 
     def add(self, record: Record, vector: Sequence[float]) -> Record:
         with self.transaction():
@@ -261,14 +255,6 @@ class Rows:
         session = key.digest(f"session|{scope.agent}|{scope.session}") if wanted.within == "session" else None
         bound = {"embedder": self._embedder, "now": now_us(), "agent": agent, "session": session}
         return _mine(scope) | _types(wanted.types) | bound
-
-    def position(self, tenant: str) -> tuple[str, int] | None:
-        with self._file.errors():
-            return self._epochs.position(tenant)
-
-    def epochs(self) -> dict[str, str]:
-        with self._file.errors():
-            return self._epochs.all()
 
     def changes(self, tenant: str, since: int, size: int) -> Iterator[list[Change]]:
         """Rows of the tenant changed after `since`, in batches."""
