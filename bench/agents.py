@@ -63,7 +63,8 @@ def model() -> ScriptedBackend:
                 "Paris." if request.messages[-1]["role"] == "tool" else call("capital", {"country": "France"})
             ]
             self.requests, self.scopes = [], []
-            return await super().complete(request, scope=scope)
+            # Its answer is made of the last message alone: to count the words of all is no work of whom we measure.
+            return await super().complete(request.with_fields(messages=request.messages[-1:]), scope=scope)
 
     return Instant()
 

@@ -80,7 +80,9 @@ class Sessions:
                 (*key, row[1]),
             ).fetchall()
             messages = [
-                m for seq, body in bodies for m in json.loads(self._store.open(body, "messages", *key, str(seq)))
+                m
+                for seq, body in bodies
+                for m in msgspec.json.decode(self._store.open(body, "messages", *key, str(seq)))
             ]
             summary = self._store.open(row[4], "summary", *key).decode() if row[4] else ""
             return Past(summary, tuple(messages), _label(row[2]), Exposure.read(json.loads(row[3])), row[0], row[1])
@@ -202,7 +204,7 @@ class Sessions:
         messages = [
             m
             for seq, body in await self._store.run(read, tenant=scope.tenant, reads=True)
-            for m in json.loads(self._store.open(body, "messages", *key, str(seq)))
+            for m in msgspec.json.decode(self._store.open(body, "messages", *key, str(seq)))
         ]
         head = {"id": session.id, "agent": session.agent, "title": session.title, "label": str(session.label)}
         return {**head, "created_us": session.created_us, "updated_us": session.updated_us, "messages": messages}
@@ -225,7 +227,7 @@ class Sessions:
         for key in await self._store.run(names, tenant=tenant, reads=True):
             scope = Scope(tenant=key[0], user=key[1], agent=key[2], session=key[3])
             for seq, body in await self._store.run(partial(read, key=key), tenant=tenant, reads=True):
-                for message in json.loads(self._store.open(body, "messages", *key, str(seq))):
+                for message in msgspec.json.decode(self._store.open(body, "messages", *key, str(seq))):
                     yield scope, seq, str(message.get("role")), str(message.get("content") or "")
 
     async def delete(self, *, scope: Scope) -> None:
