@@ -179,8 +179,9 @@ class Box:
     def audit(self) -> AuditChain:
         url = self._place(self.settings.audit.url, "audit.db")
         mark = self.settings.audit.high_water
+        own = {tenant: policy.retention for tenant, policy in self.tenant_policies.items()}
         chain: AuditChain = self._keep(
-            AuditChain(url, keys=self.keys, high_water=mark, retention=self.policy.retention)
+            AuditChain(url, keys=self.keys, high_water=mark, retention=self.policy.retention, tenant_retention=own)
         )
         # Whoever erases a person erases them in every store of this box, made by then or not.
         chain.register("pseudonyms", _Lazily(lambda: self.pseudonyms))

@@ -84,6 +84,8 @@ class Agent:
         joined = reduce(and_, restrictions) if restrictions else Policy()
         if guardrail is not None and policy is not None:
             guardrail = guardrail.under(policy)
+        if audit is not None and policy is not None:
+            _refuse_shorter_evidence(name, policy, audit)
         every = [skill if isinstance(skill, Skill) else load(skill) for skill in skills]
         # What the policy hides is not listed, not offered and not there.
         known = tuple(skill for skill in every if f"skill:{skill.name}" not in joined.tools.deny)
@@ -220,6 +222,16 @@ class Agent:
         tools = ", ".join(tool.name for tool in parts.tools) or "none"
         record = "recorded" if parts.audit is not None else "unrecorded"
         return f"<Agent {parts.name} model={parts.model} tools={tools} {record}>"
+
+
+def _refuse_shorter_evidence(name: str, policy: Policy, audit: AuditChain) -> None:
+    """What an agent did is evidence against whoever wrote it too: how long it is kept they do not say."""
+    kept = audit.retentions.everybody
+    if any((most := kept.days(kind)) is None or days < most for kind, days in policy.retention.bodies_days.items()):
+        raise ConfigError(
+            f"the policy of the agent {name} says how long evidence is kept, which an agent does not decide",
+            hint="set retention in the policy of the box or of the tenant; by hand: AuditChain(..., retention=...)",
+        )
 
 
 _END: Any = TextDelta("")

@@ -24,7 +24,7 @@ from aibox.audit.receipt import Receipt, ReceiptEntry
 from aibox.audit.receipts import entry_of, receipt_of
 from aibox.audit.record import Row
 from aibox.audit.report import Report
-from aibox.audit.retention import Sweeper, by_age, by_policy, prune
+from aibox.audit.retention import Retentions, Sweeper, by_age, by_policy, prune
 from aibox.audit.sequencer import Call, Job, Sequencer, refuse_when_full
 from aibox.audit.store import open_store
 from aibox.audit.verify import default_mark, verify
@@ -43,9 +43,10 @@ class AuditChain:
     """Keeps evidence. `url` is a file, made when it is first needed, or `postgresql://...`.
 
     `keys` is a Keyring or its folder; None is `keys` beside the file. `high_water` is where the high-water mark lies,
-    best on another disk; None is in the keys' folder. `retention` is the policy's: bodies that are past it are removed
-    by the chain itself, in rounds an hour apart. A Recorder. Raises ConfigError for other urls, StoreError when the
-    store cannot be used, IntegrityError when it was put back or changed.
+    best on another disk; None is in the keys' folder. `retention` is the policy's, `tenant_retention` what tenants ask
+    for besides: bodies that are past the shorter one are removed by the chain itself, in rounds an hour apart. A
+    Recorder. Raises ConfigError for other urls, StoreError when the store cannot be used, IntegrityError when it was
+    put back or changed.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class AuditChain:
         keys: Keyring | str | Path | None = None,
         high_water: str | Path | None = None,
         retention: Retention | None = None,
+        tenant_retention: Mapping[str, Retention] | None = None,
     ) -> None:
         self.url = str(url)
         scheme, divider, _ = self.url.partition("://")
@@ -68,7 +70,7 @@ class AuditChain:
         beside = Path(self.url.removeprefix("sqlite:///")).parent / "keys"
         self.keys = keys if isinstance(keys, Keyring) else Keyring(keys or beside)
         self.mark = HighWater(high_water) if high_water else default_mark(self.keys)
-        self.retention = retention or Retention()
+        self.retentions = Retentions(retention or Retention(), dict(tenant_retention or {}))
         self._erasables: dict[str, Erasable] = {}
         self._lock = threading.Lock()
         self._sequencer: Sequencer | None = None
@@ -178,8 +180,9 @@ class AuditChain:
         Headers, proofs, acts on the log, turns under way and what a legal hold stands on stay.
         """
         now_us = time.time_ns() // 1000
-        due = by_policy(self.retention, now_us) if before_us is None else by_age(before_us)
-        rules = self.retention.bodies_days if before_us is None else {}
+        retention = self.retentions.of(scope.tenant)
+        due = by_policy(retention, now_us) if before_us is None else by_age(before_us)
+        rules = retention.bodies_days if before_us is None else {}
         count = await self._do(lambda ledger: prune(ledger, scope, due, reason=reason, rules=rules))
         await self._do(lambda ledger: ledger.scrub(), own_transaction=True)
         return count
@@ -225,7 +228,7 @@ class AuditChain:
             if self._sequencer is None:
                 ledger = Ledger(open_store(self.url), self.keys, self.mark)
                 operations.finish_rotation(ledger)
-                self._sequencer = Sequencer(ledger, Sweeper(self.retention))
+                self._sequencer = Sequencer(ledger, Sweeper(self.retentions))
             return self._sequencer
 
     async def _wait(self, job: Job) -> Any:

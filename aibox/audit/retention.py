@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from aibox.audit import kinds
 from aibox.audit.holds import holds
@@ -86,14 +87,31 @@ def prune_slice(
     return len(going)
 
 
+@dataclass(frozen=True, slots=True)
+class Retentions:
+    """What holds for everybody, and what tenants ask for besides: of both the shortest time."""
+
+    everybody: Retention = field(default_factory=Retention)
+    tenants: Mapping[str, Retention] = field(default_factory=dict)
+
+    def of(self, tenant: str) -> Retention:
+        own = self.tenants.get(tenant)
+        return self.everybody if own is None else self.everybody & own
+
+    @property
+    def nothing(self) -> bool:
+        """Nobody's bodies ever go."""
+        return not any(one.bodies_days for one in (self.everybody, *self.tenants.values()))
+
+
 class Sweeper:
     """Goes through all logs again and again, a slice at a time, and removes what the policy says."""
 
-    def __init__(self, retention: Retention) -> None:
-        self._retention = retention
+    def __init__(self, retentions: Retentions) -> None:
+        self._retentions = retentions
         self._todo: list[tuple[str, int]] = []
         self._gone = 0
-        self._next_s = 0.0 if retention.bodies_days else float("inf")
+        self._next_s = float("inf") if retentions.nothing else 0.0
 
     @property
     def due(self) -> bool:
@@ -119,11 +137,12 @@ class Sweeper:
 
     def _slice(self, ledger: Ledger, tenant: str, start: int) -> bool:
         """Whether more follow."""
-        due = by_policy(self._retention, time.time_ns() // 1000)
+        retention = self._retentions.of(tenant)
+        due = by_policy(retention, time.time_ns() // 1000)
         rows = list(ledger.store.entries(ledger.log(tenant), start=start, limit=SLICE))
         # Looked at before others are kept waiting: most slices have nothing to give.
         if any(row.open and due(read_open(row.open).action, Header.unpack(row.header).ts_us) for row in rows):
-            scope, rules = Scope(tenant=tenant, user=OPERATOR), self._retention.bodies_days
+            scope, rules = Scope(tenant=tenant, user=OPERATOR), retention.bodies_days
             with ledger.transaction():
                 self._gone += prune_slice(ledger, scope, due, start, reason="retention", rules=rules)
         return len(rows) == SLICE

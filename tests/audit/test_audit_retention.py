@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from audit_parts import ACME, RIVAL, by_hand, log_of, sealed_turns
@@ -20,6 +21,7 @@ from aibox.audit.report import BrokenEvidenceError
 from aibox.errors import ConfigError
 from aibox.policy.policy import Policy
 from aibox.policy.retention import DAY_US, Retention
+from aibox.testing import ScriptedBackend
 from aibox.types import Scope
 
 pytestmark = pytest.mark.anyio
@@ -190,6 +192,35 @@ async def test_a_box_hands_its_policy_on(tmp_path: Path) -> None:
     other = Policy.read({"retention": {"bodies_days": {"*": 60, "tool": 10}}})
     joined = Policy.load(tmp_path / "one.toml") & other
     async with aibox.open(tmp_path / "home", policy=joined) as box:
-        assert box.audit.retention.bodies_days == {"*": 60, "model": 50, "tool": 10}
+        assert box.audit.retentions.of("acme").bodies_days == {"*": 60, "model": 50, "tool": 10}
     assert json.loads(joined.model_dump_json())["retention"]["bodies_days"]["tool"] == 10
     assert joined.digest != Policy.load(tmp_path / "one.toml").digest
+
+
+async def test_a_tenants_policy_shortens_its_own_log_and_no_other(tmp_path: Path, years_later: None) -> None:
+    """Of platform and tenant the shorter time holds, for that tenant's bodies, by itself and by hand."""
+    (tmp_path / "own.toml").write_text("[retention.bodies_days]\ntool = 30\n")
+    (tmp_path / "all.toml").write_text("[retention.bodies_days]\nmodel = 30\ntool = 365\n")
+    config = tmp_path / "aibox.toml"
+    config.write_text('home = "home"\npolicy = "all.toml"\n[tenants.acme]\npolicy = "own.toml"\n')
+    async with aibox.open(tmp_path / "home") as box:
+        for scope in (ACME, RIVAL):
+            for kind in ("tool.called", "model.called"):
+                await box.audit.append(kind, scope=scope, detail={})
+    async with aibox.open(config) as box:
+        assert await swept(box.audit) == ["", "", kinds.PRUNED]
+        assert await swept(box.audit, "rival") == ["tool.called", "", kinds.PRUNED]
+        for scope in (ACME, RIVAL):
+            await box.audit.append("tool.called", scope=scope, detail={})
+        assert await box.audit.prune(scope=RIVAL, reason="by hand") == 0
+
+
+async def test_an_agent_does_not_say_how_long_its_evidence_is_kept(tmp_path: Path) -> None:
+    """A policy that would shorten it is refused where the agent is made; the box's own is no shorter, and is taken."""
+    rule = Policy.read({"retention": {"bodies_days": {"*": 60}}})
+    async with aibox.open(tmp_path / "home", policy=rule) as box:
+        made: Any = {"router": ScriptedBackend()}
+        box.agent("x", policy=box.policy, **made)
+        box.agent("x", policy=Policy.read({"retention": {"bodies_days": {"*": 90, "tool": 70}}}), **made)
+        with pytest.raises(ConfigError, match="which an agent does not decide"):
+            box.agent("x", policy=Policy.read({"retention": {"bodies_days": {"tool": 1}}}), **made)
