@@ -16,6 +16,7 @@ from aibox.guardrails.injection import Injection
 from aibox.guardrails.jailbreak import Jailbreak
 from aibox.guardrails.leak import PromptLeak
 from aibox.guardrails.links import Links
+from aibox.guardrails.normalise import LONG_CHARS
 from aibox.guardrails.pii import PII
 from aibox.guardrails.secrets import Secrets
 from aibox.guardrails.tokens import Tokens
@@ -26,6 +27,13 @@ from aibox.protocols import Check
 GROUP = "aibox.checks"
 OF_POLICY = ("topics", "tokens", "form")
 """The checks that are made of a policy's own lists and limits."""
+
+_COMPUTE: frozenset[type] = frozenset({Jailbreak, Injection, PII, Secrets, Links, PromptLeak, Topics, Tokens, Form})
+
+
+def waits(check: Check, text: str) -> bool:
+    """Whether looking at this text may wait for anything. Of a class that is not exactly one of ours: yes."""
+    return type(check) not in _COMPUTE or len(text) >= LONG_CHARS
 
 
 def built_in(policy: Policy | None = None) -> dict[str, Check]:

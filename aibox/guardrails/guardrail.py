@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 
 import anyio
 
 from aibox.errors import BackendError, ConfigError, GuardrailError, IntegrityError, PolicyError
-from aibox.guardrails.catalogue import OF_POLICY, brought, built_in, offered
+from aibox.guardrails.catalogue import OF_POLICY, brought, built_in, offered, waits
 from aibox.guardrails.constitution import Constitution
 from aibox.guardrails.grounding import Grounding, Sources
 from aibox.guardrails.leak import PromptLeak
@@ -291,12 +292,18 @@ class Guardrail:
             except IntegrityError as error:
                 broken.append(error)
 
-        if len(checks) == 1:
-            [(key, (name, check))] = checks.items()
+        waiting = {}
+        for key, (name, check) in checks.items():
+            if waits(check, text):
+                waiting[key] = (name, check)
+            else:  # a task of its own would only cost more
+                await run(key, name, check)
+        if len(waiting) == 1:
+            [(key, (name, check))] = waiting.items()
             await run(key, name, check)
-        elif checks:
+        elif waiting:
             async with anyio.create_task_group() as group:
-                for key, (name, check) in checks.items():
+                for key, (name, check) in waiting.items():
                     group.start_soon(run, key, name, check)
         if broken:
             raise broken[0]
@@ -315,7 +322,8 @@ class Guardrail:
         """What a check says; a finding of its own kind where it could not answer."""
         limit_s = self._policy.limits.check_s
         try:
-            with anyio.fail_after(limit_s):
+            # A limit of time ends what waits, and nothing else.
+            with anyio.fail_after(limit_s) if waits(check, text) else nullcontext():
                 return await check.check(text, where=where, scope=scope, label=label)
         except IntegrityError:
             raise
