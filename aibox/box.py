@@ -315,7 +315,9 @@ class Box:
             )
             for table in self.settings.workflows
         ]
-        return RunWorkflow(apps) if apps else None
+        if not apps:
+            return None
+        return RunWorkflow(apps, sandbox=self.sandbox if any(app.files or app.attach for app in apps) else None)
 
     @cached_property
     def sandbox(self) -> Sandbox:

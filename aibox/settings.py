@@ -194,6 +194,10 @@ class WorkflowSettings(Section):
     """For the model: what it is for."""
     inputs: dict[str, str] = Field(default_factory=dict)
     """The app's variables, and what each means. None named: whatever the model gives."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """Those of the app's variables that take a file out of the agent's sandbox, and what each means."""
+    attach: bool = False
+    """chat: files may go along with a message."""
     streaming: bool = True
     """False waits for the whole answer, and cannot be stopped."""
     approve: bool = False

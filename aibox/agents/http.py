@@ -76,9 +76,13 @@ class Http:
         passing: Passing,
         headers: Mapping[str, str] | None = None,
         body: Any = None,
+        form: tuple[bytes, str] | None = None,
         read_timeout_s: float | None = None,
     ) -> AsyncIterator[Any]:
-        """One request, no redirect followed; the answer is still to be read. Raises EgressError, UpstreamError."""
+        """One request, no redirect followed; the answer is still to be read. Raises EgressError, UpstreamError.
+
+        `body` is sent as JSON, `form` as the bytes that it is and under its own content type.
+        """
         import httpx2
 
         parts = _read(url)
@@ -90,7 +94,9 @@ class Http:
         host = f"{parts.hostname}{port}"
         sent = {"Accept-Encoding": "identity", "User-Agent": "aibox", **(headers or {}), "Host": host}
         content = None
-        if body is not None:
+        if form is not None:
+            content, sent["Content-Type"] = form
+        elif body is not None:
             content = json.dumps(body).encode()
             sent["Content-Type"] = "application/json"
         limit = httpx2.Timeout(self._timeout_s, read=read_timeout_s or self._timeout_s)

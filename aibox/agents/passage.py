@@ -7,16 +7,17 @@ from aibox.agents.turn_state import TurnState
 from aibox.errors import EgressError
 
 
-async def passage(host: str, *, what: str, text: str, turn: TurnState) -> None:
+async def passage(host: str, *, what: str, text: str | bytes, turn: TurnState) -> None:
     """Return when `text` may go to `host` for this turn; the permission is then durable. Raises EgressError."""
     rules, label = turn.policy.egress, turn.label
+    data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     detail = {
         "host": host[:255],
         "tool": what,
         "label": str(label),
         "policy": turn.policy.digest,
-        "bytes": len(text.encode("utf-8", "surrogatepass")),
-        "sha256": digest(text.encode("utf-8", "surrogatepass")),
+        "bytes": len(data),
+        "sha256": digest(data),
     }
     reason = ""
     if not rules.serves(turn.scope.tenant):

@@ -22,7 +22,9 @@ from aibox.agents.http import Http, lines, whole
 from aibox.agents.passage import passage
 from aibox.agents.secret import Secret, scrub
 from aibox.agents.turn_state import TurnState
+from aibox.agents.workflow_files import File, asked_for, attached, taken
 from aibox.errors import AccessError, AIBoxError, ConfigError, LimitError, UpstreamError
+from aibox.sandbox.sandbox import Sandbox
 from aibox.types import Label, Scope
 
 MAX_ANSWER_KIB = 2048
@@ -36,8 +38,9 @@ STOP_S = 5.0
 class DifyApp:
     """One app. `url` is the API's base, such as `https://dify.example.org/v1`; `key` the app's own.
 
-    `inputs` says, by name, what each of the app's variables means. `streaming` False waits for the whole answer, which
-    proxies cut and which cannot be stopped. `label` marks what it returns; `approve` asks a person before each run.
+    `inputs` says, by name, what each of the app's variables means, `files` the same of those that take a file; `attach`
+    allows files to go along with a message of a chat app. `streaming` False waits for the whole answer, which proxies
+    cut and which cannot be stopped. `label` marks what it returns; `approve` asks a person before each run.
     """
 
     name: str
@@ -46,6 +49,8 @@ class DifyApp:
     kind: Literal["workflow", "chat"] = "workflow"
     description: str = ""
     inputs: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    attach: bool = False
     streaming: bool = True
     approve: bool = False
     label: Label | None = None
@@ -64,7 +69,12 @@ class DifyApp:
         """For a model: what it is for, and what it takes."""
         takes = "; ".join(f"{name}: {meaning}" for name, meaning in self.inputs.items())
         query = " Takes `query`." if self.kind == "chat" else ""
-        return f"{self.name}: {self.description}{query}" + (f" Inputs: {takes}." if takes else "")
+        files = "; ".join(f"{name}: {meaning}" for name, meaning in self.files.items())
+        return (
+            f"{self.name}: {self.description}{query}"
+            + (f" Inputs: {takes}." if takes else "")
+            + (f" Files: {files}." if files else "")
+        )
 
 
 class RunWorkflow:
@@ -75,9 +85,16 @@ class RunWorkflow:
     untrusted = True
     side_effects = True
 
-    def __init__(self, apps: Sequence[DifyApp], *, http: Http | None = None) -> None:
+    def __init__(self, apps: Sequence[DifyApp], *, http: Http | None = None, sandbox: Sandbox | None = None) -> None:
         if not apps:
             raise ConfigError("run_workflow needs at least one app")
+        takes = [app.name for app in apps if app.files or app.attach]
+        if takes and sandbox is None:
+            raise ConfigError(
+                f"the workflow {takes[0]} takes files, and there is no sandbox that they could come from",
+                hint="RunWorkflow(apps, sandbox=box.sandbox)",
+            )
+        self._sandbox = sandbox
         self._apps = {app.name: app for app in apps}
         if len(self._apps) < len(apps):
             raise ConfigError("two workflows have one name")
@@ -94,6 +111,13 @@ class RunWorkflow:
         if any(app.kind == "chat" for app in apps):
             properties["query"] = {**text, "description": "What to ask a chat app."}
             properties["conversation"] = {**text, "description": "To go on with one: the id that it answered."}
+        if any(app.files for app in apps):
+            names = {name: text for app in apps for name in app.files}
+            told = {"type": "object", "description": "Files, by input: paths in your workspace."}
+            properties["files"] = {**told, "properties": names, "additionalProperties": False}
+        if any(app.attach for app in apps):
+            along = "Paths in your workspace of files to send along with query."
+            properties["attach"] = {"type": "array", "items": text, "description": along}
         self.schema: Mapping[str, Any] = {
             "type": "object",
             "properties": properties,
@@ -106,11 +130,18 @@ class RunWorkflow:
 
     async def call_in(self, arguments: Mapping[str, Any], *, call_id: str, turn: TurnState) -> str:  # noqa: ARG002
         app, body = self._read(arguments)
+        named = asked_for(arguments, app=app.name, known=app.files)
+        along = attached(arguments, app=app.name, allowed=app.attach and app.kind == "chat")
+        files = await taken([*named.values(), *along], sandbox=self._sandbox, turn=turn)
         key = app.key.resolve(scope=turn.scope)
         body["user"] = pseudonym(turn.scope, key=key.reveal())
         run = _Run(app, body, key=key, http=self._http, turn=turn)
         with anyio.fail_after(app.timeout_s):
             try:
+                sent = [await run.upload(file) for file in files]
+                body["inputs"] = {**body["inputs"], **dict(zip(named, sent, strict=False))}
+                if along:
+                    body["files"] = sent[len(named) :]
                 answer = await run.answer()
             except anyio.get_cancelled_exc_class():
                 # The turn, or the time, is over; the server would go on for nobody.
@@ -182,6 +213,15 @@ class _Run:
                 return _finished(found.get("data")) if app.kind == "workflow" else _said(found, found.get("answer"))
             return await self._streamed(answer)
 
+    async def upload(self, file: File) -> dict[str, str]:
+        """Send a file ahead; how the run is to name it."""
+        form = file.form(user=self._body["user"])
+        async with self._request("/files/upload", None, form=form, silence_s=self._app.timeout_s, good=201) as answer:
+            uploaded = _id(_object(await whole(answer, max_kib=64)).get("id"))
+        if not uploaded:
+            raise UpstreamError(f"{self._app.name} took a file and did not say what it is called")
+        return file.named(uploaded)
+
     async def stop(self) -> None:
         """Ask the server to end the task. That it could not be asked is on record, and no more can be done."""
         if not self._task:
@@ -198,18 +238,27 @@ class _Run:
         self._turn.record.note("workflow.stopped", {"workflow": self._app.name, "outcome": outcome})
 
     @asynccontextmanager
-    async def _request(self, path: str, body: Mapping[str, Any], *, silence_s: float) -> AsyncIterator[Any]:
+    async def _request(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None,
+        *,
+        silence_s: float,
+        form: tuple[bytes, str] | None = None,
+        good: int = 200,
+    ) -> AsyncIterator[Any]:
         app = self._app
 
         async def passing(host: str) -> None:
-            await passage(host, what=RunWorkflow.name, text=json.dumps(body), turn=self._turn)
+            what = json.dumps(body) if form is None else form[0]
+            await passage(host, what=RunWorkflow.name, text=what, turn=self._turn)
 
         headers = {"Authorization": f"Bearer {self._key.reveal()}"}
         url = app.url.rstrip("/") + path
         async with self._http.request(
-            "POST", url, passing=passing, headers=headers, body=body, read_timeout_s=silence_s
+            "POST", url, passing=passing, headers=headers, body=body, form=form, read_timeout_s=silence_s
         ) as answer:
-            if answer.status_code != 200:
+            if answer.status_code != good:
                 raise failure(answer.status_code, _object(await whole(answer, max_kib=64), strict=False), app=app.name)
             yield answer
 

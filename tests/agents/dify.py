@@ -7,6 +7,8 @@ events), written down here as JSON Schema and no further than `run_workflow` goe
 from __future__ import annotations
 
 import asyncio
+import email
+import email.policy
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +18,7 @@ from typing import Any
 import jsonschema
 
 TASK, RUN, MESSAGE, TALK = (f"{n}0000000-0000-4000-8000-00000000000{n}" for n in range(1, 5))
+FILED = "50000000-0000-4000-8000-000000000005"
 TEXT = {"type": "string"}
 MODE = {"enum": ["streaming", "blocking"]}
 STATUS = ("running", "succeeded", "failed", "stopped", "partial-succeeded", "paused")
@@ -34,7 +37,7 @@ _ASKED = {
     "inputs": {"type": "object"},
     "user": {**TEXT, "minLength": 1},
     "response_mode": MODE,
-    "files": {"type": "array"},
+    "files": {"type": "array", "items": {"$ref": "#/$defs/file"}},
 }
 REQUESTS = {
     "/v1/workflows/run": _object("inputs user", closed=True, **_ASKED),
@@ -47,8 +50,24 @@ REQUESTS = {
         auto_generate_name={"type": "boolean"},
         workflow_id=TEXT,
     ),
+    "/v1/files/upload": _object(
+        "user file", closed=True, user={**TEXT, "minLength": 1}, file=_object("name type size")
+    ),
     "stop": _object("user", closed=True, user={**TEXT, "minLength": 1}),
 }
+FILE = _object(
+    "type transfer_method",
+    closed=True,
+    type={"enum": ["image", "document", "audio", "video", "custom"]},
+    transfer_method={"enum": ["remote_url", "local_file"]},
+    url=TEXT,
+    upload_file_id=TEXT,
+)
+for _request in REQUESTS.values():
+    _request["$defs"] = {"file": FILE}
+UPLOADED = _object(
+    "id name size extension mime_type", id=TEXT, name=TEXT, size={"type": "integer"}, extension=TEXT, mime_type=TEXT
+)
 _ENDED = _object("id workflow_id status", status={"enum": list(STATUS)}, outputs={"type": ["object", "null"]})
 ERROR = _object("status code message", status={"type": "integer"}, code=TEXT, message=TEXT)
 ANSWERS = {
@@ -107,6 +126,10 @@ class Dify:
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     """Where either side left the contract."""
+    files: list[tuple[str, bytes]] = field(default_factory=list)
+    """What was uploaded: names and bytes."""
+    refuses: tuple[int, str] | None = None
+    """Status and code for uploads."""
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -124,10 +147,11 @@ class Dify:
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         path = first.split()[1]
         data = await reader.readexactly(int(headers.get("content-length", "0")))
-        body = json.loads(data)
+        upload = path == "/v1/files/upload"
+        body = self._form(headers, data) if upload else json.loads(data)
         self.requests.append((path, body))
         self._hold(body, REQUESTS.get("stop" if path.endswith("/stop") else path), f"request to {path}")
-        if headers.get("content-type") != "application/json":
+        if not upload and headers.get("content-type") != "application/json":
             self.faults.append(f"request to {path}: {headers.get('content-type')}")
         if headers.get("authorization") != f"Bearer {self.key}":
             await self._whole(
@@ -136,6 +160,15 @@ class Dify:
         elif path in (f"/v1/workflows/tasks/{TASK}/stop", f"/v1/chat-messages/{TASK}/stop"):
             self.stopped.set()
             await self._whole(writer, 200, {"result": "success"})
+        elif upload and (self.refuses or len(self.files[-1][1]) > 2**20):
+            status, code = self.refuses or (413, "file_too_large")
+            await self._whole(writer, status, {"status": status, "code": code, "message": ""})
+        elif upload:
+            name, content = self.files[-1]
+            told = {"id": FILED, "name": name, "size": len(content), "extension": name.rpartition(".")[2]}
+            answer = {**told, "mime_type": body["file"]["type"], "created_at": 1_705_395_332}
+            self._hold(answer, UPLOADED, "answer to an upload")
+            await self._whole(writer, 201, answer)
         elif isinstance(self.answer, dict) and "code" in self.answer:
             self._hold(self.answer, ERROR, "error")
             await self._whole(writer, self.answer["status"], self.answer)
@@ -144,6 +177,21 @@ class Dify:
             await self._whole(writer, 200, self.answer)
         else:
             await self._stream(writer)
+
+    def _form(self, headers: dict[str, str], data: bytes) -> dict[str, Any]:
+        """The fields of multipart/form-data, as the standard library's own parser of messages reads them."""
+        head = f"Content-Type: {headers.get('content-type')}\r\n\r\n".encode()
+        fields: dict[str, Any] = {}
+        for part in email.message_from_bytes(head + data, policy=email.policy.HTTP).iter_parts():
+            name = str(part.get_param("name", header="content-disposition"))
+            content = part.get_payload(decode=True)
+            assert isinstance(content, bytes)
+            if (file := part.get_filename()) is None:
+                fields[name] = content.decode()
+            else:
+                self.files.append((file, content))
+                fields[name] = {"name": file, "type": part.get_content_type(), "size": len(content)}
+        return fields
 
     async def _whole(self, writer: asyncio.StreamWriter, status: int, body: Any) -> None:
         data = json.dumps(body).encode()

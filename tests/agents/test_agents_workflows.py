@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dify import TALK, TASK, Dify, blocking, dify, flow, said
+from dify import FILED, TALK, TASK, Dify, blocking, dify, flow, said
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,9 +50,9 @@ def rules(*hosts: str, ceiling: str = "internal") -> Policy:
 
 def tool(server: Dify, **options: Any) -> RunWorkflow:
     key = Secret("dify", read=lambda _: server.key)
-    http = options.pop("http", None)
+    http, sandbox = options.pop("http", None), options.pop("sandbox", None)
     given = {"name": "french", "url": server.url, "key": key, "inputs": {"text": "what to translate"}, **options}
-    return RunWorkflow([DifyApp(**given)], http=http)
+    return RunWorkflow([DifyApp(**given)], http=http, sandbox=sandbox)
 
 
 def asked(kind: str = "workflow", **more: Any) -> Any:
@@ -360,3 +360,113 @@ def test_what_cannot_be_wired_is_refused() -> None:
     app = DifyApp(name="a", url="https://dify.example.org/v1", key=key)
     with pytest.raises(ConfigError):
         RunWorkflow([app, app])
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[aibox.Sandbox]:
+    sandbox = aibox.Sandbox("bubblewrap")
+    yield sandbox
+    await sandbox.close()
+
+
+READS: dict[str, Any] = {"files": {"document": "what to read"}}
+NAMED = {"transfer_method": "local_file", "upload_file_id": FILED}
+
+
+def written(path: str, text: str) -> Any:
+    return call("write_file", {"path": path, "text": text})
+
+
+async def told(server: Dify, sandbox: aibox.Sandbox, *calls: Any, scope: Scope, **options: Any) -> list[Any]:
+    """What the model was told of each call, by an agent with the sandbox's tools and the workflow."""
+    app = {name: options.pop(name) for name in ("kind", "files", "attach") if name in options}
+    parts = {"policy": rules("127.0.0.1"), "tools": [tool(server, sandbox=sandbox, **app)], **options}
+    agent = aibox.Agent("x", router=ScriptedBackend(*calls, "done"), sandbox=sandbox, **parts)
+    return list((await agent.run("go", scope=scope)).tool_calls)
+
+
+async def test_a_file_of_the_sandbox_is_an_input_of_a_workflow(
+    server: Dify, sandbox: aibox.Sandbox, scope: Scope, tmp_path: Path
+) -> None:
+    """It is uploaded as it is, then named in the run; upload and run are passages of their own."""
+    server.answer = DONE["workflow"]
+    text = "A report.\r\n--boundary-like\n\u00fc"
+    calls = written("out/the report.md", text), asked(files={"document": "out/the report.md"})
+    async with aibox.AuditChain(tmp_path / "a.db") as chain:
+        _, done = await told(server, sandbox, *calls, scope=scope, audit=chain, **READS)
+        passages = [e.detail async for e in chain.entries(scope.tenant) if e.kind == "egress.allowed"]
+    assert (done.ok, done.text) == (True, "Bonjour")
+    assert server.files == [("the_report.md", text.encode())]
+    (_, upload), (_, body) = server.requests
+    assert body["user"] == upload["user"]
+    assert body["inputs"] == {"text": "Hello", "document": {"type": "document", **NAMED}}
+    assert len(passages) == 2
+    assert passages[0]["bytes"] > len(text.encode())
+
+
+async def test_files_go_along_with_a_message_of_a_chat_app(server: Dify, sandbox: aibox.Sandbox, scope: Scope) -> None:
+    """What is no text goes as it is, under its own kind, where no pseudonyms are asked for."""
+    server.answer = DONE["chat"]
+    made = call("python", {"code": "open('a.png', 'wb').write(bytes(range(256)))"})
+    run = asked("chat", attach=["a.png"])
+    _, done = await told(server, sandbox, made, run, scope=scope, kind="chat", attach=True)
+    assert done.ok
+    assert server.files == [("a.png", bytes(range(256)))]
+    assert server.requests[-1][1]["files"] == [{"type": "image", **NAMED}]
+
+
+async def test_a_file_that_may_not_leave_does_not(server: Dify, sandbox: aibox.Sandbox, scope: Scope) -> None:
+    """Shut door, low ceiling, personal data, no text where pseudonyms are asked for, no such file: nothing is sent."""
+    run = asked(files={"document": "a.bin"})
+    binary = call("python", {"code": "open('a.bin', 'wb').write(bytes(range(256)))"})
+    personal = call("bash", {"command": "printf 'Write to maria.keller\\100example.org' > a.bin"})
+    door = rules("127.0.0.1").egress
+    checks = Policy(egress=door) & Policy.read(
+        {"checks": {"pii": {"tool_arguments": "block"}}, "egress": {"hosts": ["*"], "ceiling": "restricted"}}
+    )
+    cases: list[tuple[Any, Policy, str]] = [
+        (written("a.bin", "x"), rules("elsewhere.example"), "does not open the door"),
+        (written("a.bin", "x"), rules("127.0.0.1", ceiling="public"), "public at most"),
+        (binary, Policy(egress=door.model_copy(update={"pseudonymise": True})), "it is no text"),
+        (written("b.bin", "x"), rules("127.0.0.1"), "there is no file"),
+        (personal, checks, "may not leave as it is"),
+    ]
+    for number, (first, policy, why) in enumerate(cases):
+        own = scope.narrow(session=f"s{number}")
+        guard = aibox.Guardrail(policy)
+        *_, refused = await told(server, sandbox, first, run, scope=own, policy=policy, guardrail=guard, **READS)
+        assert not refused.ok
+        assert why in refused.text
+    assert not server.files
+    assert not server.requests
+
+
+async def test_what_a_server_says_of_a_file_is_told(server: Dify, sandbox: aibox.Sandbox, scope: Scope) -> None:
+    """Too large, or of a kind that it does not take: no run is begun with what is not there."""
+    for refuses in ((413, "file_too_large"), (415, "unsupported_file_type")):
+        server.refuses = refuses
+        calls = written("a.md", "x"), asked(files={"document": "a.md"})
+        _, done = await told(server, sandbox, *calls, scope=scope, **READS)
+        assert not done.ok
+        assert str(refuses[0]) in done.text
+    assert [path for path, _ in server.requests] == ["/v1/files/upload"] * 2
+
+
+async def test_files_that_cannot_be_meant_are_told_to_the_model(
+    server: Dify, sandbox: aibox.Sandbox, scope: Scope
+) -> None:
+    """An unknown input, what is no path, an app that takes none, no conversation; and no app without a sandbox."""
+    with pytest.raises(ConfigError, match="no sandbox"):
+        tool(server, **READS)
+    for one, options, words in (
+        (asked(files={"other": "a"}), READS, "takes no file as other"),
+        (asked(files={"document": 3}), READS, "must be an object"),
+        (asked("chat", attach=["a"]), {"kind": "chat"}, "takes no attached files"),
+        (asked(files={"document": "../etc/passwd"}), READS, "not a path inside"),
+    ):
+        (done,) = await told(server, sandbox, one, scope=scope, **options)
+        assert words in done.text
+    alone = scope.narrow(session="")
+    (done,) = await told(server, sandbox, asked(files={"document": "a"}), scope=alone, **READS)
+    assert "no conversation" in done.text
+    assert not server.requests
