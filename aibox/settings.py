@@ -125,7 +125,7 @@ class TenantSettings(Section):
 
     policy: str | None = None
     """A profile or the path of a TOML file. It is joined with the box's, and so can only narrow it."""
-    groups: dict[str, frozenset[str]] = {}
+    groups: dict[str, frozenset[str]] = Field(default_factory=dict)
     """Groups by name, each with its users: who may see documents that are restricted to some."""
 
 
