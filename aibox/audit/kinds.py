@@ -50,6 +50,8 @@ OPEN: Mapping[str, frozenset[str]] = {
     "run.interrupted": _STATE,
     # A request to the server that leaves no other entry: which route, and what came of it.
     "request.ended": frozenset({"operation", "outcome"}),
+    # Digests and outcomes of a report about the server itself.
+    "isolation.verified": frozenset({"report", "outcome"}),
     # Before an administrator's act: which route, and on what. Keys of programs have random ids.
     "request.begun": frozenset({"operation", "key", "roles"}),
     # Digests of a report and of what it is about: nothing of a person, and of use to whoever checks the report.

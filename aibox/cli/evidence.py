@@ -15,8 +15,12 @@ from rich.progress import Progress
 from aibox.audit.keys import Keyring
 from aibox.audit.receipt import Receipt
 from aibox.audit.verify import verify as verify_evidence
+from aibox.cli import interrupt
+from aibox.cli.isolation import isolation
+from aibox.cli.options import ConfigOption, load_settings
 from aibox.errors import ConfigError, IntegrityError
 
+ISOLATION = "isolation"
 KeyOption = Annotated[
     Path | None,
     typer.Option("--key", help="The log's public key, from someone you trust; else the one found beside it."),
@@ -24,7 +28,13 @@ KeyOption = Annotated[
 
 
 def verify(
-    path: Annotated[str, typer.Argument(help="An audit.db, postgresql://..., a receipt (.json) or an export (.zip).")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="An audit.db, postgresql://..., a receipt (.json) or an export (.zip); or `isolation`: try every way "
+            "from one tenant into another in the running server."
+        ),
+    ],
     key: KeyOption = None,
     keys: Annotated[
         Path | None, typer.Option(help="The folder with epoch keys and high-water mark; `keys` beside the log.")
@@ -40,9 +50,17 @@ def verify(
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="Only this tenant's log.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole report as one line of JSON.")] = False,
+    url: Annotated[str | None, typer.Option(help="isolation: where the server is; else as the settings say.")] = None,
+    report_to: Annotated[Path | None, typer.Option("--report", help="isolation: a file for the signed report.")] = None,
+    config: ConfigOption = None,
 ) -> None:
     """Check that recorded evidence still holds. Exit code 0: it holds; 1: it does not; 2: it could not be read."""
     console = Console(highlight=False)
+    if path == ISOLATION and not Path(path).exists():
+        settings, _ = load_settings(config=config)
+        if not interrupt.run(isolation(settings, url=url, report=report_to, console=console)):
+            raise typer.Exit(1)
+        return
     try:
         notes = [file.read_text("utf-8") for file in checkpoint or ()]
         pinned = key.read_text("utf-8") if key else None

@@ -1,0 +1,63 @@
+"""`aibox verify isolation`: two tenants of its own in a running deployment, every way tried from one into the other."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import aibox.box
+from aibox.errors import ConfigError, MissingExtraError
+from aibox.settings import Settings
+from aibox.types import Scope
+
+
+async def isolation(settings: Settings, *, url: str | None, report: Path | None, console: Console) -> bool:
+    """Whether nothing crossed. The keys are made for this, and end with it; the report is sealed in the box's chain."""
+    try:
+        from aibox.server.api_keys import ApiKeys
+        from aibox.server.client import Client
+        from aibox.server.isolation import verify_isolation
+        from aibox.server.principal import Role
+    except ImportError:
+        raise MissingExtraError("aibox verify isolation", extra="server") from None
+    if settings.server.api_keys is None:
+        raise ConfigError(
+            "two tenants need two keys, and this server has no API keys",
+            hint='set api_keys = "api-keys.db" under [server] in aibox.toml',
+        )
+    url = url or f"http://{settings.server.host}:{settings.server.port}"
+    keys = ApiKeys(settings.home / settings.server.api_keys)
+    mark = uuid.uuid4().hex[:8]
+    scopes = [Scope(tenant=f"isolation-{mark}-{side}", user="isolation") for side in ("a", "b")]
+    roles = (Role.USER, Role.TENANT_ADMIN)
+    async with aibox.box.open(settings=settings) as box:
+        await box.audit.append("request.begun", scope=scopes[0], detail={"operation": "isolation.verify"})
+        secrets = [await keys.create(scope=scope, roles=roles, days=1, note="verify isolation") for scope in scopes]
+        try:
+            async with Client(url, secrets[0]) as one, Client(url, secrets[1]) as other:
+                found = await verify_isolation(url, (scopes[0].tenant, one), (scopes[1].tenant, other))
+        finally:
+            for secret, scope in zip(secrets, scopes, strict=True):
+                await keys.revoke(secret.split("-")[1], tenant=scope.tenant)
+            await keys.close()
+        found = await found.seal(box.audit, scope=scopes[0])
+    table = Table("area", "way", "held", "crossed", "not tried", box=None, header_style="bold", pad_edge=False)
+    for area, way in dict.fromkeys((row.area, row.way) for row in found.rows):
+        rows = [row for row in found.rows if (row.area, row.way) == (area, way)]
+        table.add_row(area, way, *(str(sum(r.outcome == o for r in rows)) for o in ("held", "crossed", "not tried")))
+    console.print(table)
+    for row in found.rows:
+        if row.outcome != "held":
+            console.print(f"{row.outcome}: {row.area}, {row.way}: {escape(row.why)}", soft_wrap=True)
+    for what in found.left:
+        console.print(f"left behind: {escape(what)}", soft_wrap=True)
+    counts = ", ".join(f"{found.count(outcome)} {outcome}" for outcome in ("held", "crossed", "not tried"))
+    console.print(f"{'[green]isolated[/]' if found.ok else '[red]not isolated[/]'}: {counts}")
+    if report is not None:
+        found.save(report)
+        console.print(f"the report, with its receipt: {report}", soft_wrap=True)
+    return found.ok

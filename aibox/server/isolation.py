@@ -1,0 +1,326 @@
+"""Tries every way from one tenant into another in a running deployment, over HTTP as anybody would, and says what held.
+
+Two tenants are seeded with a word each. Whoever is not the owner must never meet the owner's word, and must hear of
+what is there exactly what is heard of what is not. Where the owner does not meet the word either, nothing was proved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from aibox.audit import canonical
+from aibox.audit.chain import AuditChain
+from aibox.audit.receipt import Receipt
+from aibox.errors import AIBoxError, IntegrityError, StoreError
+from aibox.server.client import Client
+from aibox.types import Scope
+
+FORMAT = "aibox/isolation/v1"
+KIND = "isolation.verified"
+ABSENT = uuid.UUID(int=0).hex
+Outcome = Literal["held", "crossed", "not tried"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One way that was tried, from whose side, and what came of it. `why` never holds what was seen."""
+
+    area: str
+    way: str
+    stranger: str
+    outcome: Outcome
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IsolationReport:
+    """What held. `ok` needs that nothing crossed and that something was tried; what was `not tried` is no proof."""
+
+    url: str
+    tenants: tuple[str, ...]
+    rows: tuple[Row, ...]
+    left: tuple[str, ...] = ()
+    """What could not be cleaned up."""
+    receipt: Receipt | None = field(default=None, repr=False)
+
+    @property
+    def ok(self) -> bool:
+        outcomes = {row.outcome for row in self.rows}
+        return "crossed" not in outcomes and "held" in outcomes
+
+    def count(self, outcome: Outcome) -> int:
+        return sum(row.outcome == outcome for row in self.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready, without the receipt."""
+        rows = [[row.area, row.way, row.stranger, row.outcome, row.why] for row in self.rows]
+        return {
+            "format": FORMAT, "url": self.url, "tenants": list(self.tenants), "ok": self.ok, "rows": rows,
+            "left": list(self.left),
+        }  # fmt: skip
+
+    @property
+    def digest(self) -> str:
+        """`sha256:` and the SHA-256 of the report's canonical JSON."""
+        return "sha256:" + hashlib.sha256(canonical.dumps(self.as_dict())).hexdigest()
+
+    async def seal(self, chain: AuditChain, *, scope: Scope) -> IsolationReport:
+        """The report with a receipt: its digest is on record, under a signed checkpoint, when this returns."""
+        turn = str(uuid.uuid4())
+        outcome = {"report": self.digest, "outcome": "held" if self.ok else "crossed"}
+        await chain.append(KIND, scope=scope, turn=turn, detail=outcome)
+        receipt = await chain.seal(turn, scope=scope, detail={"outcome": "verified"})
+        return IsolationReport(self.url, self.tenants, self.rows, self.left, receipt)
+
+    def verify(self, public_key: str | None = None) -> None:
+        """Hold the report against its receipt. Raises IntegrityError."""
+        if self.receipt is None:
+            raise IntegrityError("this report was not sealed")
+        self.receipt.verify(public_key)
+        if [e.detail.get("report") for e in self.receipt.entries if e.kind == KIND] != [self.digest]:
+            raise IntegrityError("the report is not the one that its receipt speaks of")
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON, with the receipt. Raises StoreError."""
+        receipt = None if self.receipt is None else self.receipt.as_dict()
+        try:
+            Path(path).write_text(json.dumps({"report": self.as_dict(), "receipt": receipt}, indent=1) + "\n", "utf-8")
+        except OSError as error:
+            raise StoreError(f"the report cannot be written to {path}: {error.strerror}") from None
+
+
+@dataclass(slots=True)
+class Probe:
+    """One side: a client, what only it knows, and the ids of what it made."""
+
+    tenant: str
+    client: Client
+    word: str = field(default_factory=lambda: f"heron-{uuid.uuid4().hex}")
+    ids: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    """Areas that could not be seeded, and why."""
+
+
+Thing = Callable[[Client, str], Awaitable[Any]]
+Look = Callable[[Client], Awaitable[Any]]
+
+
+async def _streamed(client: Client, session: str) -> str:
+    async with aclosing(client.stream("What did I tell you before?", session=session)) as events:
+        return "\n".join([event.model_dump_json() async for event in events])
+
+
+async def _log(client: Client) -> str:
+    async with aclosing(client.audit.entries()) as entries:
+        return "\n".join([entry.model_dump_json() async for entry in entries])
+
+
+# What has an id: asked for by whoever does not own it.
+THINGS: Sequence[tuple[str, str, Thing]] = (
+    ("memory", "get", lambda c, id_: c.memory.get(id_)),
+    ("memory", "update", lambda c, id_: c.memory.update(id_, "mine now")),
+    ("memory", "forget", lambda c, id_: c.memory.forget(id_)),
+    ("knowledge", "remove", lambda c, id_: c.knowledge.remove(id_)),
+    ("sessions", "get", lambda c, id_: c.sessions.get(id_)),
+    ("sessions", "export", lambda c, id_: c.sessions.export(id_)),
+    ("sessions", "title", lambda c, id_: c.sessions.title(id_, "mine now")),
+    ("sessions", "delete", lambda c, id_: c.sessions.delete(id_)),
+    ("receipts", "get", lambda c, id_: c.receipt(id_)),
+    ("sandbox", "run", lambda c, id_: c.sandbox.run(id_, "cat word.txt", language="bash")),
+    ("sandbox", "files", lambda c, id_: c.sandbox.files(id_)),
+    ("sandbox", "read", lambda c, id_: c.sandbox.read(id_, "word.txt")),
+    ("sandbox", "write", lambda c, id_: c.sandbox.write(id_, "word.txt", b"")),
+    ("sandbox", "end", lambda c, id_: c.sandbox.end(id_)),
+    ("keys", "rotate", lambda c, id_: c.keys.rotate(id_)),
+    ("keys", "revoke", lambda c, id_: c.keys.revoke(id_)),
+    ("tenant named", "keys", lambda c, name: c.keys.list(tenant=name)),
+    ("tenant named", "policy", lambda c, name: c.admin.policy(tenant=name)),
+    ("tenant named", "budgets", lambda c, name: c.admin.budgets(tenant=name)),
+    ("tenant named", "egress", lambda c, name: c.admin.egress(tenant=name)),
+)
+# What answers with several things: in the stranger's there must be no word of the owner.
+LISTS: Sequence[tuple[str, str, Callable[[Client, Probe], Awaitable[Any]]]] = (
+    ("memory", "list", lambda c, _: c.memory.list()),
+    ("memory", "recall", lambda c, owner: c.memory.recall(owner.word)),
+    ("memory", "export", lambda c, _: c.memory.export()),
+    ("knowledge", "search", lambda c, owner: c.knowledge.search(owner.word)),
+    ("knowledge", "list", lambda c, _: c.knowledge.list()),
+    ("sessions", "list", lambda c, _: c.sessions.list()),
+    ("keys", "list", lambda c, _: c.keys.list()),
+    ("audit", "log", lambda c, _: _log(c)),
+)
+# A conversation under the name that the owner's has, and what waits for people: the owner's word may not turn up.
+CLAIMS: Sequence[tuple[str, str, Callable[[Client, Probe], Awaitable[Any]]]] = (
+    ("sessions", "chat under the same name", lambda c, o: c.chat("What did I tell you?", session=o.ids["sessions"])),
+    ("streams", "stream under the same name", lambda c, o: _streamed(c, o.ids["sessions"])),
+    ("approvals", "list", lambda c, _: c.approvals.list()),
+)
+
+
+async def verify_isolation(url: str, one: tuple[str, Client], other: tuple[str, Client]) -> IsolationReport:
+    """Seed both tenants, try every way in both directions, and clean up. The clients are administrators of theirs.
+
+    What an area cannot do here (no sandbox, no model) is `not tried`, with the reason. Raises AIBoxError where the
+    server cannot be asked at all.
+    """
+    first, second = Probe(*one), Probe(*other)
+    rows: list[Row] = []
+    left: list[str] = []
+    await first.client.health()
+    try:
+        for probe in (first, second):
+            await _seed(probe)
+        for owner, stranger in ((first, second), (second, first)):
+            rows += [row async for row in _tried(owner, stranger)]
+    finally:
+        for probe in (first, second):
+            left += await asyncio.shield(_clean(probe, {*first.ids.values(), *second.ids.values()}))
+    return IsolationReport(url, (first.tenant, second.tenant), tuple(rows), tuple(left))
+
+
+async def _seed(probe: Probe) -> None:
+    client, word = probe.client, probe.word
+
+    async def memory() -> str:
+        return (await client.memory.remember(f"My word is {word}.")).id
+
+    async def knowledge() -> str:
+        text = f"# The word\n\nThe word of this tenant is {word}.\n".encode()
+        made = (await client.knowledge.add(text, name=f"{word}.md", visibility="shared")).document
+        return "" if made is None else made.id
+
+    async def sessions() -> str:
+        session = f"isolation-{uuid.uuid4().hex}"
+        probe.ids["receipts"] = (await client.chat(f"{word} is my word.", session=session)).turn
+        return session
+
+    async def sandbox() -> str:
+        made = await client.sandbox.open()
+        await client.sandbox.write(made, "word.txt", word.encode())
+        return made
+
+    async def keys() -> str:
+        return (await client.keys.create("isolation", note=word)).split("-")[1]
+
+    async def audit() -> str:
+        return (await client.audit.log(limit=1)).data[0].leaf
+
+    probe.ids["tenant named"] = probe.tenant
+    for make in (memory, knowledge, sessions, sandbox, keys, audit):
+        try:
+            probe.ids[make.__name__] = await make()
+        except AIBoxError as error:
+            probe.refused[make.__name__] = f"{error.code}: {error.message}"
+
+
+async def _tried(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:
+    for area, way, act in THINGS:
+        if area not in owner.ids:
+            yield Row(area, way, stranger.tenant, "not tried", _why(owner, area))
+            continue
+        there = await _outcome(act(stranger.client, owner.ids[area]))
+        absent = await _outcome(act(stranger.client, f"absent-{ABSENT}"))
+        outcome, why = _judged(owner, there, absent)
+        yield Row(area, way, stranger.tenant, outcome, why)
+    for area, way, look in LISTS:
+        mark = owner.ids.get("audit", "") if area == "audit" else owner.word
+        mine, theirs = await _outcome(look(owner.client, owner)), await _outcome(look(stranger.client, owner))
+        if mark and mark in theirs[1]:
+            yield Row(area, way, stranger.tenant, "crossed", "what is the owner's stands in the stranger's answer")
+        elif not mark or mark not in mine[1]:
+            yield Row(area, way, stranger.tenant, "not tried", _why(owner, area) or "the owner does not see it either")
+        else:
+            yield Row(area, way, stranger.tenant, "held")
+    for area, way, claim in CLAIMS:
+        if "sessions" not in owner.ids:
+            yield Row(area, way, stranger.tenant, "not tried", _why(owner, "sessions"))
+            continue
+        good, said = await _outcome(claim(stranger.client, owner))
+        if owner.word in said:
+            yield Row(area, way, stranger.tenant, "crossed", "what is the owner's stands in the stranger's answer")
+        else:
+            yield Row(area, way, stranger.tenant, "held" if good else "not tried", "" if good else said[:200])
+    async for row in _still_there(owner, stranger):
+        yield row
+
+
+def _judged(owner: Probe, there: tuple[bool, str], absent: tuple[bool, str]) -> tuple[Outcome, str]:
+    if there[0]:
+        return "crossed", "the stranger was answered"
+    if owner.word in there[1] or there != absent:
+        return "crossed", "what is there is refused otherwise than what is not"
+    return "held", there[1].partition(":")[0]
+
+
+async def _still_there(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:
+    """That the stranger changed nothing: the owner meets all of it as it was."""
+    looks: dict[str, Look] = {
+        "memory": lambda c: c.memory.get(owner.ids["memory"]),
+        "knowledge": lambda c: c.knowledge.search(owner.word),
+        "sessions": lambda c: c.sessions.export(owner.ids["sessions"]),
+        "sandbox": lambda c: c.sandbox.read(owner.ids["sandbox"], "word.txt"),
+        "keys": lambda c: _unrevoked(c, owner.ids["keys"]),
+    }
+    for area, look in looks.items():
+        if area not in owner.ids:
+            continue
+        _, seen = await _outcome(look(owner.client))
+        if owner.word in seen:
+            yield Row(area, "still there", stranger.tenant, "held")
+        else:
+            yield Row(area, "still there", stranger.tenant, "crossed", "the owner does not find it as it was")
+
+
+async def _unrevoked(client: Client, key: str) -> str:
+    return "".join(one.note for one in await client.keys.list() if one.id == key and not one.revoked)
+
+
+async def _clean(probe: Probe, ids: set[str]) -> list[str]:
+    """Let go of all that was made; what could not be."""
+    client = probe.client
+    left: list[str] = []
+    acts: list[tuple[str, Awaitable[Any]]] = []
+    try:
+        sessions = [s.id for s in await client.sessions.list(limit=1000) if s.id in ids]
+        acts += [("session", client.sessions.delete(session)) for session in sessions]
+    except AIBoxError as error:
+        left.append(f"sessions of {probe.tenant}: {error.code}: {error.message}")
+    acts += [("sandbox", client.sandbox.end(probe.ids["sandbox"]))] if "sandbox" in probe.ids else []
+    acts += [("key", client.keys.revoke(probe.ids["keys"]))] if "keys" in probe.ids else []
+    acts += [("document", client.knowledge.remove(probe.ids["knowledge"]))] if "knowledge" in probe.ids else []
+    acts += [("memories", client.memory.forget_everything())] if "memory" in probe.ids else []
+    for what, act in acts:
+        good, said = await _outcome(act)
+        if not good:
+            left.append(f"{what} of {probe.tenant}: {said}")
+    return left
+
+
+async def _outcome(act: Awaitable[Any]) -> tuple[bool, str]:
+    """Whether it was answered, and with what; a refusal by its code and words."""
+    try:
+        return True, _text(await act)
+    except AIBoxError as error:
+        return False, f"{error.code}: {error.message}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return value.model_dump_json()
+    if isinstance(value, list):
+        return "\n".join(map(_text, value))
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _why(probe: Probe, area: str) -> str:
+    return probe.refused.get("sessions" if area == "receipts" else area, "")

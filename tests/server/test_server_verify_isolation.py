@@ -1,0 +1,178 @@
+"""`aibox verify isolation`: it holds where nothing crosses, finds each way that is open, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+from platform_world import Person, World, world
+from rich.console import Console
+from waiting import until
+
+import aibox
+from aibox.audit.receipt import Receipt
+from aibox.cli.isolation import isolation
+from aibox.errors import AccessError, IntegrityError
+from aibox.server.isolation import IsolationReport, verify_isolation
+from aibox.settings import ServerSettings, Settings
+from aibox.types import Scope
+
+pytestmark = pytest.mark.anyio
+
+A, B = (Person(name, "probe", ("user", "tenant_admin")) for name in ("one", "two"))
+
+
+@pytest.fixture
+async def w(tmp_path: Path) -> AsyncIterator[World]:
+    async with world(tmp_path) as made:
+        yield made
+
+
+async def verified(w: World) -> IsolationReport:
+    transport = httpx2.ASGITransport(app=w.app)
+    url = "http://127.0.0.1"
+    one, two = (aibox.Client(url, who.token(), transport=transport) for who in (A, B))
+    return await verify_isolation(url, ("one", one), ("two", two))
+
+
+async def test_it_holds_and_leaves_nothing_behind(w: World) -> None:
+    """Every way is tried in both directions; afterwards both tenants have nothing but their logs."""
+    found = await verified(w)
+    assert {row.outcome for row in found.rows} == {"held"}, [row for row in found.rows if row.outcome != "held"]
+    assert found.ok
+    assert len(found.rows) > 60
+    assert found.left == ()
+    for who in (A, B):
+        assert await w.box.memory.list(scope=who.scope) == []
+        assert await w.box.memory.documents(scope=who.scope) == []
+        assert await w.box.state.sessions.list(scope=who.scope) == []
+        assert w.box.sandbox.ids(scope=who.scope) == []
+        assert all(key.revoked for key in await w.keys.list(who.tenant))
+
+
+async def test_the_report_is_held_by_its_receipt(w: World) -> None:
+    """A report that somebody has changed is not the one that was sealed."""
+    sealed = await (await verified(w)).seal(w.box.audit, scope=A.scope)
+    sealed.verify()
+    better = IsolationReport(sealed.url, sealed.tenants, sealed.rows[1:], (), sealed.receipt)
+    with pytest.raises(IntegrityError, match="not the one"):
+        better.verify()
+
+
+def _everybodys_sandbox(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def attach(id_: str, *, scope: Scope) -> Any:
+        if id_ not in w.box.sandbox._held:
+            raise AccessError("there is no such sandbox session", absent=True)
+        return w.box.sandbox._held[id_].session
+
+    monkeypatch.setattr(w.box.sandbox, "attach", attach)
+
+
+def _telling_sandbox(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    attach = w.box.sandbox.attach
+
+    async def telling(id_: str, *, scope: Scope) -> Any:
+        if id_ in w.box.sandbox._held and w.box.sandbox._held[id_].scope.tenant != scope.tenant:
+            raise AccessError("that session is not yours")
+        return await attach(id_, scope=scope)
+
+    monkeypatch.setattr(w.box.sandbox, "attach", telling)
+
+
+def _everybodys_memory(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    recall = w.box.memory.recall
+
+    async def everywhere(query: str, *, scope: Scope, **more: Any) -> Any:
+        return [hit for who in (A, B) for hit in await recall(query, scope=who.scope, **more)]
+
+    monkeypatch.setattr(w.box.memory, "recall", everywhere)
+
+
+def _everybodys_sessions(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    past = w.box.state.sessions.past
+
+    async def any_past(*, scope: Scope) -> Any:
+        found = await past(scope=scope)
+        other = A if scope.tenant == B.tenant else B
+        more = await past(scope=other.scope.narrow(agent=scope.agent, session=scope.session))
+        return found if found.messages else more
+
+    monkeypatch.setattr(w.box.state.sessions, "past", any_past)
+
+
+@pytest.mark.parametrize(
+    ("opened", "ways"),
+    [
+        (_everybodys_sandbox, {("sandbox", "read"), ("sandbox", "run"), ("sandbox", "still there")}),
+        (_telling_sandbox, {("sandbox", "read"), ("sandbox", "end")}),
+        (_everybodys_memory, {("memory", "recall"), ("knowledge", "search")}),
+    ],
+)
+async def test_a_way_that_is_open_is_found(
+    w: World, opened: Any, ways: set[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one part that forgets to look whose something is, or only tells that it is there: that way is named."""
+    opened(w, monkeypatch)
+    found = await verified(w)
+    crossed = {(row.area, row.way) for row in found.rows if row.outcome == "crossed"}
+    assert not found.ok
+    assert ways <= crossed
+    assert {area for area, _ in crossed} == {area for area, _ in ways}
+
+
+async def test_a_conversation_that_another_tenant_continues_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that repeats all that it was told gives away whose past it was given."""
+
+    def repeats(request: Any) -> str:
+        return str([message.get("content") for message in request.messages])
+
+    async with world(tmp_path, model=repeats) as w:
+        _everybodys_sessions(w, monkeypatch)
+        crossed = {(row.area, row.way) for row in (await verified(w)).rows if row.outcome == "crossed"}
+        assert crossed == {("sessions", "chat under the same name"), ("streams", "stream under the same name")}
+
+
+async def test_what_cannot_be_had_here_is_not_tried_and_said(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without isolation for code there is no sandbox to try: the report says so, and why, and holds for the rest."""
+
+    async def nothing(**_: Any) -> Any:
+        raise aibox.SandboxError("code cannot be isolated here")
+
+    monkeypatch.setattr(w.box.sandbox, "open", nothing)
+    found = await verified(w)
+    skipped = [row for row in found.rows if row.outcome == "not tried"]
+    assert {row.area for row in skipped} == {"sandbox"}
+    assert all("cannot be isolated" in row.why for row in skipped)
+    assert found.ok
+
+
+@pytest.mark.loopback
+async def test_the_command_tries_a_running_server(w: World, tmp_path: Path) -> None:
+    """Its keys are made for it and end with it; the report that it writes is sealed in the box's own chain."""
+    config = uvicorn.Config(w.app, port=0, log_level="warning", lifespan="off", timeout_graceful_shutdown=30)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    settings = Settings(home=tmp_path / "home", server=ServerSettings(api_keys=str(tmp_path / "api-keys.db")))
+    console = Console(file=io.StringIO(), width=200)
+    try:
+        assert await isolation(settings, url=url, report=tmp_path / "report.json", console=console)
+    finally:
+        server.should_exit = True
+        await serving
+    value = json.loads((tmp_path / "report.json").read_text())
+    assert value["report"]["ok"] is True
+    Receipt.read(json.dumps(value["receipt"]).encode()).verify()
+    for tenant in value["report"]["tenants"]:
+        assert all(key.revoked for key in await w.keys.list(tenant))
+    assert "isolated" in console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
