@@ -167,6 +167,10 @@ class Box:
         self._made.append(part)
         return part
 
+    def keep(self, part: Any) -> None:
+        """Close somebody else's part with the box."""
+        self._keep(part)
+
     def _place(self, url: str | None, default: str) -> str | Path:
         """A URL as it is; a path, relative to the data folder."""
         return url if url and "://" in url else self.settings.home / (url or default)

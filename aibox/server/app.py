@@ -16,6 +16,7 @@ from aibox.audit.chain import AuditChain
 from aibox.box import Box
 from aibox.errors import AIBoxError
 from aibox.server.admin_api import AdminAPI, KeysAPI
+from aibox.server.answers import Answers
 from aibox.server.api_keys import ApiKeys
 from aibox.server.approvals_api import ApprovalsAPI
 from aibox.server.auth import Callers
@@ -33,6 +34,7 @@ from aibox.server.log import Log
 from aibox.server.memory_api import KnowledgeAPI, MemoryAPI
 from aibox.server.metrics import Metrics
 from aibox.server.metrics_api import MetricsAPI
+from aibox.server.once import Once
 from aibox.server.rates import RateLimits
 from aibox.server.ready_api import ReadyAPI
 from aibox.server.route import routes_of
@@ -89,7 +91,19 @@ def create_app(
     )
     limits = box.settings.server.limits
     hot = HotPath(api, callers=callers, rest=rest, max_body=limits.body_mib << 20)
-    gate = Gate(hot, callers=callers, limits=limits, rates=rates, rules=box.rules, log=log, on_end=metrics.ended)
+    answers = Answers(box.settings.home / "idempotency.db", key=box.keys.secret("idempotency"))
+    box.keep(answers)
+    box.audit.register("answers", answers)
+    gate = Gate(
+        hot,
+        callers=callers,
+        limits=limits,
+        rates=rates,
+        rules=box.rules,
+        once=Once(answers),
+        log=log,
+        on_end=metrics.ended,
+    )
     box.on_call += [gate.called, metrics.called]
     return gate
 

@@ -20,6 +20,7 @@ from aibox.server.asked import KEY, App, Asked, Message, Receive, Scope, Send, p
 from aibox.server.auth import Callers
 from aibox.server.hot import ROUTES, HotPath, too_long
 from aibox.server.log import Log, failure
+from aibox.server.once import METHODS, Once
 from aibox.server.principal import Principal
 from aibox.server.problem import problem, refusal
 from aibox.server.rates import RateLimits
@@ -36,7 +37,7 @@ _STREAM = b"text/event-stream"
 class Gate:
     """Around an application. `log` None says nothing. `rates` holds what `rules`, the policy of a tenant, says.
 
-    `on_end` hears of each request that is over.
+    `on_end` hears of each request that is over; `once` does what has an `Idempotency-Key`.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Gate:
         log: Log | None = None,
         rates: RateLimits | None = None,
         rules: Callable[[str], Policy] | None = None,
+        once: Once | None = None,
         on_end: Callable[[Asked], None] | None = None,
     ) -> None:
         self._inner = inner
@@ -56,6 +58,7 @@ class Gate:
         self._log = log
         self._rates = rates
         self._rules = rules
+        self._once = once
         self._on_end = on_end
         self._live: set[Asked] = set()
         self._running: Counter[str] = Counter()
@@ -75,7 +78,10 @@ class Gate:
             self._hold_open()
             if scope["path"].startswith(GUARDED) and scope["path"] not in OPEN:
                 async with self._counted(request, scope):
-                    await self._inner(scope, self._bounded(scope, receive), tell)
+                    if request.idempotency and self._once is not None and request.method in METHODS:
+                        await self._once(self._inner, request, scope, self._bounded(request, scope, receive), tell)
+                    else:
+                        await self._inner(scope, self._bounded(request, scope, receive), tell)
             else:
                 await self._inner(scope, receive, tell)
         except AIBoxError as error:
@@ -165,11 +171,12 @@ class Gate:
             if not self._running[tenant]:
                 del self._running[tenant]
 
-    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+    def _bounded(self, request: Asked, scope: Scope, receive: Receive) -> Receive:
         """The body, refused as soon as it is too long. The hot path counts by itself."""
-        if scope["path"] in ROUTES:
+        hot = scope["path"] in ROUTES
+        if hot and not request.idempotency:
             return receive
-        longest, seen = self._limits.upload_mib << 20, 0
+        longest, seen = (self._limits.body_mib if hot else self._limits.upload_mib) << 20, 0
 
         async def read() -> Message:
             nonlocal seen

@@ -44,6 +44,9 @@ STATUS: dict[type[AIBoxError], int] = {
 CODES: dict[str, int] = {
     # Nothing has failed: a path was named that is not there.
     "upstream.store.missing": 404,
+    "config.key_in_use": 409,
+    "config.key_done": 409,
+    "config.key_reused": 422,
     "policy.limit.body": 413,
     "policy.limit.headers": 431,
     "policy.limit.time": 408,

@@ -1,0 +1,108 @@
+"""A request with an `Idempotency-Key` is done once: a repeat has the same answer, byte for byte.
+
+The key is the caller's own: it is bound to tenant, user, route and all that was sent. Work that has begun goes on when
+the caller goes away, for that is when the key is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from aibox.server.answers import Answer, Answers, Asking, of_request
+from aibox.server.asked import CORRELATION, App, Asked, Message, Receive, Scope, Send
+
+LONGEST = 8 << 20
+"""Bytes of an answer that are kept."""
+METHODS = ("POST", "PUT", "PATCH", "DELETE")
+REPLAYED = (b"idempotency-replayed", b"true")
+_AGAIN = (408, 409, 425, 429)
+"""Answers after which the same request may be tried: nothing was done."""
+
+
+class Once:
+    """Stands before an application, for requests whose caller is known."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+
+    async def __call__(self, inner: App, request: Asked, scope: Scope, receive: Receive, send: Send) -> None:
+        """Do it, or tell what it was answered before. Raises ConfigError, StoreError, and what `receive` raises."""
+        assert request.principal is not None
+        body = await _whole(receive)
+        if body is None:
+            return
+        asking = of_request(
+            request.principal.scope,
+            method=scope["method"],
+            path=scope["path"],
+            query=scope["query_string"],
+            key=request.idempotency,
+            body=body,
+        )
+        known = await self._answers.begin(asking)
+        if known is not None:
+            headers = [*known.headers, REPLAYED]
+            await send({"type": "http.response.start", "status": known.status, "headers": headers})
+            await send({"type": "http.response.body", "body": known.body})
+            return
+        await self._do(inner, asking, scope, body, send)
+
+    async def _do(self, inner: App, asking: Asking, scope: Scope, body: bytes, send: Send) -> None:
+        status, size, ended = 0, 0, False
+        headers: list[tuple[bytes, bytes]] = []
+        parts: list[bytes] = []
+
+        async def tell(message: Message) -> None:
+            nonlocal status, size, ended, headers
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [(name, value) for name, value in message["headers"] if name != CORRELATION]
+            else:
+                part = message.get("body", b"")
+                size += len(part)
+                if size <= LONGEST:
+                    parts.append(part)
+                if not message.get("more_body"):
+                    # Kept before its last piece is sent: whoever has it all can rely on the next being the same.
+                    ended = True
+                    await asyncio.shield(self._end(asking, status, headers, parts, size))
+            await send(message)
+
+        try:
+            await inner(scope, _never_gone(body), tell)
+        finally:
+            if not ended:
+                await asyncio.shield(self._answers.drop(asking))
+
+    async def _end(
+        self, asking: Asking, status: int, headers: list[tuple[bytes, bytes]], parts: list[bytes], size: int
+    ) -> None:
+        if status >= 500 or status in _AGAIN:
+            await self._answers.drop(asking)
+        else:
+            answer = Answer(status, headers, b"".join(parts)) if size <= LONGEST else None
+            await self._answers.keep(asking, answer)
+
+
+async def _whole(receive: Receive) -> bytes | None:
+    """The body, whose length `receive` bounds; None when the caller has gone before it was whole."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _never_gone(body: bytes) -> Receive:
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    return receive

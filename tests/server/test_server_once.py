@@ -1,0 +1,216 @@
+"""`Idempotency-Key`: done once, answered alike, nobody else's to use, and kept for no longer than said."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+import aibox
+from aibox.box import Box
+from aibox.chat import ChatRequest
+from aibox.errors import BackendError, ConfigError, StoreError
+from aibox.protocols import Erasable
+from aibox.server.answers import HELD_S, KEPT_S, Answer, Answers, of_request
+from aibox.server.api_keys import ApiKeys
+from aibox.server.app import create_app
+from aibox.server.auth import Callers
+from aibox.settings import Settings
+from aibox.testing import ScriptedBackend
+from aibox.testing.erasable_contract import ErasableContract
+from aibox.types import Scope
+
+pytestmark = pytest.mark.anyio
+EVA = Scope(tenant="acme", user="eva")
+
+
+class Served:
+    def __init__(self, box: Box, keys: ApiKeys, tokens: dict[str, str]) -> None:
+        self.box, self.tokens = box, tokens
+        self.asked = 0
+        self.begun, self.go = asyncio.Event(), asyncio.Event()
+        self.fails = False
+        self.model = ScriptedBackend(*[self._answer] * 99, name="m")
+        box.__dict__["router"] = aibox.Router(self.model, policy=box.policy, audit=box.audit)
+        self.app = create_app(box, callers=Callers(keys))
+        self.http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=self.app), base_url="http://aibox")
+
+    async def _answer(self, request: ChatRequest) -> str:
+        self.asked += 1
+        if self.fails:
+            raise BackendError("gone")
+        if "wait" in str(request.messages):
+            self.begun.set()
+            await self.go.wait()
+        return f"Answer {self.asked}."
+
+    async def ask(
+        self, text: str = "hi", *, key: str = "k-1", who: str = "eva", path: str = "", **fields: Any
+    ) -> httpx2.Response:
+        body = {"model": "m", "messages": [{"role": "user", "content": text}], **fields}
+        headers = {"authorization": f"Bearer {self.tokens[who]}", "Idempotency-Key": key}
+        return await self.http.post(path or "/v1/chat/completions", json=body, headers=headers)
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    keys = ApiKeys(tmp_path / "keys.db")
+    tokens = {
+        "eva": await keys.create(scope=EVA),
+        "tom": await keys.create(scope=Scope(tenant="acme", user="tom")),
+        "rival": await keys.create(scope=Scope(tenant="rival", user="eva")),
+    }
+    async with Box(Settings(home=tmp_path / "home", policy="permissive")) as box:
+        yield Served(box, keys, tokens)
+    await keys.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_repeat_has_the_same_answer_and_nothing_is_done_twice(served: Served, stream: bool) -> None:
+    """Byte for byte, streamed or not, marked as a repeat, with an id of its own; and one call is in the log."""
+    first = await served.ask(stream=stream)
+    again = await served.ask(stream=stream)
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert again.content == first.content
+    assert again.headers["content-type"] == first.headers["content-type"]
+    assert again.headers["idempotency-replayed"] == "true"
+    assert "idempotency-replayed" not in first.headers
+    assert again.headers["x-correlation-id"] != first.headers["x-correlation-id"]
+    assert served.asked == 1
+    assert [entry.kind async for entry in served.box.audit.entries("acme")].count("turn.sealed") == 1
+
+
+async def test_a_key_is_bound_to_who_what_and_where(served: Served) -> None:
+    """Another body is a 422; another user, tenant or route has never heard of the key."""
+    assert (await served.ask("one")).status_code == 200
+    other = await served.ask("two")
+    assert other.status_code == 422
+    assert other.json()["error"]["code"] == "config.key_reused"
+    for number, who in ((2, "tom"), (3, "rival")):
+        answer = await served.ask("one", who=who)
+        assert answer.json()["choices"][0]["message"]["content"] == f"Answer {number}."
+    assert (await served.ask("one", path="/v1/completions", prompt="hi")).headers.get("idempotency-replayed") is None
+
+
+async def test_at_once_one_works_and_the_others_are_told(served: Served) -> None:
+    """While the first is under way a repeat is a 409; afterwards it has the first's answer."""
+    working = asyncio.create_task(served.ask("wait"))
+    await served.begun.wait()
+    busy = await served.ask("wait")
+    assert (busy.status_code, busy.json()["error"]["code"]) == (409, "config.key_in_use")
+    served.go.set()
+    first = await working
+    assert (await served.ask("wait")).content == first.content
+    assert served.asked == 1
+
+
+async def test_work_goes_on_when_the_caller_goes_away(served: Served) -> None:
+    """That is what the key is for: whoever asks again finds it done."""
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "wait"}]}'
+    headers = [(b"authorization", f"Bearer {served.tokens['eva']}".encode()), (b"idempotency-key", b"k-9")]
+    scope: dict[str, Any] = {
+        "type": "http", "method": "POST", "path": "/v1/chat/completions", "raw_path": b"", "query_string": b"",
+        "headers": headers,
+    }  # fmt: skip
+    messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(_: Any) -> None:
+        """Nobody is there."""
+
+    working = asyncio.create_task(served.app(scope, receive, send))
+    await served.begun.wait()
+    served.go.set()
+    await working
+    again = await served.http.post("/v1/chat/completions", content=body, headers=dict(headers))
+    assert again.status_code == 200
+    assert again.headers["idempotency-replayed"] == "true"
+    assert served.asked == 1
+
+
+async def test_what_failed_may_be_tried_again_and_a_refusal_stays(served: Served) -> None:
+    """A 5xx leaves the key free; a 4xx of the request itself is the answer to it."""
+    served.fails = True
+    assert (await served.ask()).status_code == 502
+    served.fails = False
+    assert (await served.ask()).status_code == 200
+    bad = [await served.ask(key="k-2", messages=[]) for _ in range(2)]
+    assert [one.status_code for one in bad] == [400, 400]
+    assert bad[1].headers["idempotency-replayed"] == "true"
+
+
+@pytest.mark.parametrize("key", ["", '""', "x" * 256, "tab\there", "naïve"])
+async def test_a_key_that_is_none_is_refused(served: Served, key: str) -> None:
+    """An empty one is as good as none; a long or unprintable one is a 400, and nothing is asked of a model."""
+    headers = {"authorization": f"Bearer {served.tokens['eva']}", "Idempotency-Key": key.encode()}
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    answer = await served.http.post("/v1/chat/completions", json=body, headers=headers)  # type: ignore[arg-type]
+    assert answer.status_code == (200 if not key else 400)
+    assert served.asked == (0 if key else 1)
+
+
+async def test_without_the_store_nothing_is_done(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asked for once must not get twice: a store that fails is a 503."""
+
+    async def gone(*_: Any) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(Answers, "begin", gone)
+    assert (await served.ask()).status_code == 503
+    assert served.asked == 0
+
+
+def asking(key: str = "k", scope: Scope = EVA, body: bytes = b"{}") -> Any:
+    return of_request(scope, method="POST", path="/v1/x", query=b"", key=key, body=body)
+
+
+async def test_a_killed_process_holds_a_key_until_nobody_can_be_at_work(tmp_path: Path) -> None:
+    """Another process meets the key as in use, then as free; an answer ends after a day; the file shows neither."""
+    now = 0.0
+    one, other = (Answers(tmp_path / "a.db", key=bytes(32), clock=lambda: now) for _ in range(2))
+    assert await one.begin(asking("CANARYkey")) is None
+    await one.close()  # and never ends it
+    now = HELD_S - 1
+    with pytest.raises(ConfigError, match="under way"):
+        await other.begin(asking("CANARYkey"))
+    now = HELD_S
+    assert await other.begin(asking("CANARYkey")) is None
+    kept = Answer(200, [(b"content-type", b"text/plain")], b"CANARYbody")
+    await other.keep(asking("CANARYkey"), kept)
+    assert await other.begin(asking("CANARYkey")) == kept
+    assert await other.begin(asking('"quoted"')) is None
+    with pytest.raises(ConfigError, match="under way"):
+        await other.begin(asking("quoted"))
+    now = HELD_S + KEPT_S
+    assert await other.begin(asking("CANARYkey")) is None
+    await other.keep(asking("CANARYkey"), None)
+    with pytest.raises(ConfigError, match="too long"):
+        await other.begin(asking("CANARYkey"))
+    await other.close()
+    assert b"CANARY" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+
+class TestAnswersErase(ErasableContract):
+    @pytest.fixture
+    async def store(self, tmp_path: Path) -> AsyncIterator[Erasable]:
+        answers = Answers(tmp_path / "answers.db", key=bytes(32))
+        yield answers
+        await answers.close()
+
+    async def plant(self, store: Erasable, scope: Scope) -> None:
+        assert isinstance(store, Answers)
+        await store.begin(asking(scope=scope))
+        await store.keep(asking(scope=scope), Answer(200, [], b"theirs"))
+
+    async def held(self, store: Erasable, scope: Scope) -> bool:
+        assert isinstance(store, Answers)
+        found = await store.begin(asking(scope=scope))
+        if found is None:
+            await store.drop(asking(scope=scope))
+        return found is not None
