@@ -10,10 +10,18 @@ from typing import Any
 from aibox import errors
 from aibox.errors import AccessError, AIBoxError, BackendError, LimitError, UpstreamError
 
+
+def _told_as(kind: type[AIBoxError]) -> type[AIBoxError]:
+    """The class itself, or the nearest above it that needs nothing but what a problem says."""
+    wanted = inspect.signature(kind).parameters.values()
+    more = [one for one in wanted if one.kind is one.KEYWORD_ONLY and one.default is one.empty]
+    return _told_as(kind.__mro__[1]) if more else kind
+
+
 _KINDS: dict[str, type[AIBoxError]] = {
-    kind.code: kind
+    kind.code: _told_as(kind)
     for kind in vars(errors).values()
-    if inspect.isclass(kind) and issubclass(kind, AIBoxError) and kind is not errors.MissingExtraError
+    if inspect.isclass(kind) and issubclass(kind, AIBoxError)
 }
 
 
