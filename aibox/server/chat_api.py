@@ -19,6 +19,10 @@ _EXAMPLE = {"message": "What is due this week?", "agent": "default", "session": 
 _TURN: dict[str, Any] = {"roles": ASKS, "records": True, "watched": True, "examples": [_EXAMPLE]}
 
 
+def _failed(error: AIBoxError) -> talk.FailedEvent:
+    return talk.FailedEvent(problem=Problem.model_validate(problem(error)))
+
+
 class ChatAPI:
     """Turns of the agents that are offered."""
 
@@ -31,7 +35,7 @@ class ChatAPI:
         agent = find(self._agents, body.agent)
         return told(await agent.run(body.message, scope=who.scope.narrow(session=body.session), label=body.label))
 
-    @route("POST", "/v1/chat/stream", **_TURN)
+    @route("POST", "/v1/chat/stream", cut=_failed, **_TURN)
     async def stream(self, who: Principal, body: talk.Ask) -> AsyncIterator[talk.Event]:
         """One turn as it happens, as server-sent events. The last is `reply` or `failed`.
 
@@ -122,10 +126,6 @@ def _event(event: events.Event) -> talk.Event | None:
             return _failed(error)
         case _:
             return None
-
-
-def _failed(error: AIBoxError) -> talk.FailedEvent:
-    return talk.FailedEvent(problem=Problem.model_validate(problem(error)))
 
 
 def _agent(agent: Agent) -> talk.AgentShown:

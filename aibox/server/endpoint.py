@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from aibox.audit.chain import AuditChain
 from aibox.errors import AccessError, AIBoxError, ConfigError, LimitError
-from aibox.server.asked import Receive, Scope, Send, proved
+from aibox.server.asked import Receive, Scope, Send, asked, proved
 from aibox.server.auth import Callers
 from aibox.server.hot import GoneError, while_there
 from aibox.server.principal import Principal
@@ -50,11 +50,15 @@ class Served:
                     await stack.enter_async_context(while_there(receive))
                 answer = await self._recorded(who, given)
                 if route.streams:
+                    asked(scope).ending = self._cut
                     await _stream(answer, send)
                 else:
                     await _response(route, answer)(scope, receive, send)
         except GoneError:
             return  # there is nobody to tell
+
+    def _cut(self, error: AIBoxError) -> bytes:
+        return b"" if self.route.cut is None else _frame(self.route.cut(error))
 
     async def _allow(self, who: Principal) -> None:
         try:
@@ -153,9 +157,7 @@ async def _stream(events: AsyncIterator[BaseModel], send: Send) -> None:
             if event is None:
                 break
             number += 1
-            kind, data = getattr(event, "type", "message"), event.model_dump_json()
-            # JSON has no raw line ends, so that no text of a model can end an event.
-            frame = f"id: {number}\nevent: {kind}\ndata: {data}\n\n".encode()
+            frame = b"id: %d\n" % number + _frame(event)
             await send({"type": "http.response.body", "body": frame, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
     finally:
@@ -163,6 +165,11 @@ async def _stream(events: AsyncIterator[BaseModel], send: Send) -> None:
             coming.cancel()
             await asyncio.wait((coming,))
         await close(events)
+
+
+def _frame(event: BaseModel) -> bytes:
+    # JSON has no raw line ends, so that no text of a model can end an event.
+    return f"event: {getattr(event, 'type', 'message')}\ndata: {event.model_dump_json()}\n\n".encode()
 
 
 async def close(events: AsyncIterator[Any]) -> None:

@@ -14,6 +14,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from pydantic import BaseModel
+
+from aibox.errors import AIBoxError
 from aibox.server.principal import Role
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,6 +52,8 @@ class Route:
     """A model, `bytes`, `str`, or None for an answer without a body."""
     streams: bool = False
     """The answer is a stream of events, each of the type `answer`."""
+    cut: Callable[[AIBoxError], BaseModel] | None = None
+    """The event that ends a stream which the server cannot finish."""
     openai: bool = False
     """Errors are in OpenAI's shape; else RFC 9457 problems."""
     records: bool = False

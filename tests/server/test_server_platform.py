@@ -125,6 +125,30 @@ async def test_a_caller_who_leaves_ends_the_turn(tmp_path: Path, path: str, monk
         assert [entry.kind async for entry in w.box.audit.entries("acme")][-1] == "turn.failed"
 
 
+async def test_a_server_that_stops_ends_the_events_with_failed(tmp_path: Path) -> None:
+    """Whoever reads the events is told by the last of them, in the form that all have, and the turn has its end."""
+    asked = asyncio.Event()
+
+    async def never(_: ChatRequest) -> str:
+        asked.set()
+        await asyncio.Event().wait()
+        return ""
+
+    async with world(tmp_path, model=never) as w:
+        body = {"message": "hello"}
+        reading = asyncio.create_task(w.send("post", "/v1/chat/stream", Asked(body=body), EVA.token()))
+        async with asyncio.timeout(120):
+            await asked.wait()
+            w.app.drain()
+            await w.app.stop()
+            answered = await reading
+        last = answered.text.rstrip("\n").split("\n\n")[-1]
+        name, data = last.split("\n")
+        assert name == "event: failed"
+        assert json.loads(data.removeprefix("data: "))["problem"]["title"] == "upstream.stopping"
+        assert [entry.kind async for entry in w.box.audit.entries("acme")][-1] == "turn.failed"
+
+
 async def test_a_conversation_goes_on_and_is_the_callers_to_see_and_to_end(w: World) -> None:
     """The second turn knows the first; the list, the title, the export and the end are of the caller's own."""
     for text in ("first", "second"):
