@@ -185,7 +185,8 @@ async def _read(request: Request, limit: int) -> bytes:
     async for piece in request.stream():
         data += piece
         if len(data) > limit:
-            raise LimitError(f"the body is longer than {limit >> 10} KiB", hint="send less in one request")
+            said = f"the body is longer than {limit >> 10} KiB"
+            raise LimitError(said, hint="send less in one request", code="policy.limit.body")
     return bytes(data)
 
 

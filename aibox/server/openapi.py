@@ -18,6 +18,7 @@ _TOLD = {
     401: "The token is missing, wrong, or has ended.",
     403: "The caller's roles do not allow it, or the policy does not.",
     404: "It is not there, or it is not the caller's: both answer alike.",
+    413: "The body is longer than may be sent.",
     429: "A limit was reached; `Retry-After` says whether waiting helps.",
 }
 _INTRODUCTION = (
@@ -155,6 +156,8 @@ def _faults(schemas: _Schemas) -> dict[str, Any]:
 
 
 def _may(status: int, route: Route) -> bool:
+    if status == 413:
+        return route.body is not None
     if not route.roles and status in (401, 403):
         return False
     return status != 404 or bool(route.parts) or route.changes
