@@ -33,9 +33,10 @@ from aibox.inference.configured import make_backend
 from aibox.inference.embedded import Embedded
 from aibox.inference.router import Router
 from aibox.inference.staging import ModelStore
+from aibox.levels import load_levels, load_policy
 from aibox.memory.memory import Memory
 from aibox.memory.redis_buffer import RedisBuffer
-from aibox.policy.policy import SHIPPED, Policy
+from aibox.policy.policy import Policy
 from aibox.protocols import Erasable, Tool
 from aibox.sandbox.configured import make_sandbox
 from aibox.sandbox.sandbox import Sandbox
@@ -386,30 +387,3 @@ class _Lazily:
 
 
 _HOME_HINT = "set AIBOX_HOME to a folder of yours"
-
-
-def load_levels(settings: Settings, narrowing: Policy | str | None) -> tuple[Policy, dict[str, Policy]]:
-    """The policy of a box and those of its tenants. Raises ConfigError."""
-    policy = load_policy(settings.policy, key=policy_key(settings))
-    if narrowing is not None:
-        policy = policy & load_policy(narrowing)
-    tenants = {name: load_policy(table.policy) for name, table in settings.tenants.items() if table.policy is not None}
-    for tenant, own in tenants.items():
-        if policy.sandbox & own.sandbox != policy.sandbox:
-            raise ConfigError(
-                f"the policy of the tenant {tenant} has limits for the sandbox, which are everybody's",
-                hint="set them in the policy of the box",
-            )
-    return policy, tenants
-
-
-def load_policy(value: Policy | str, *, key: str | None = None) -> Policy:
-    """A policy as it is, a shipped one by its name, or a file; a file must be signed where a verifier key is given."""
-    if isinstance(value, Policy):
-        return value
-    return Policy.profile(value) if value in SHIPPED else Policy.load(value, key=key)
-
-
-def policy_key(settings: Settings) -> str | None:
-    """The verifier key that must have signed the policy file; None where the settings ask for none."""
-    return read_secret(None, settings.policy_key)

@@ -73,7 +73,14 @@ class Scope:
 
     def under(self, correlation: str) -> Scope:
         """The same, as part of the request of this id."""
-        return replace(self, correlation=correlation)
+        if not _CORRELATION.fullmatch(correlation):
+            raise ConfigError("not a correlation id", hint="8-64 letters, digits, '_' or '-'")
+        # For every request: what was looked at once is copied, and not looked at again.
+        made = object.__new__(Scope)
+        for name in ("tenant", "user", "agent", "session"):
+            object.__setattr__(made, name, getattr(self, name))
+        object.__setattr__(made, "correlation", correlation)
+        return made
 
 
 class Level(enum.IntEnum):

@@ -15,10 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from aibox import __version__
-from aibox.box import load_policy
 from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
 from aibox.inference import demo_model
+from aibox.levels import load_policy
 from aibox.sandbox.configured import make_driver
 from aibox.sandbox.runtime import INSTALL
 from aibox.sealing import kernel_isolated

@@ -14,13 +14,13 @@ from rich.markup import escape
 
 from aibox.audit.keys import Keyring, write_new
 from aibox.audit.signer import KeySigner, public_key
-from aibox.box import load_policy
 from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
 from aibox.cli.policy_changes import changes, unjudged
 from aibox.errors import ConfigError
 from aibox.guardrails.cases import Outcome, read_cases, tried
 from aibox.guardrails.guardrail import Guardrail
+from aibox.levels import load_policy
 from aibox.policy.files import sign as sign_file
 from aibox.policy.levels import effective
 from aibox.policy.policy import SHIPPED, Policy

@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -75,15 +74,7 @@ class Gate:
         tell = _tells(request, send)
         self._live.add(request)
         try:
-            self._hold_open()
-            if scope["path"].startswith(GUARDED) and scope["path"] not in OPEN:
-                async with self._counted(request, scope):
-                    if request.idempotency and self._once is not None and request.method in METHODS:
-                        await self._once(self._inner, request, scope, self._bounded(request, scope, receive), tell)
-                    else:
-                        await self._inner(scope, self._bounded(request, scope, receive), tell)
-            else:
-                await self._inner(scope, receive, tell)
+            await self._pass(request, scope, receive, tell)
         except AIBoxError as error:
             await _refuse(error, request, scope, tell)
         except asyncio.CancelledError:
@@ -141,12 +132,24 @@ class Gate:
                     request.task.cancel()
             await asyncio.sleep(0.01)
 
-    def _hold_open(self) -> None:
+    async def _pass(self, request: Asked, scope: Scope, receive: Receive, tell: Send) -> None:
         if self._stopping:
             raise _stopping()
+        if not scope["path"].startswith(GUARDED) or scope["path"] in OPEN:
+            await self._inner(scope, receive, tell)
+            return
+        tenant = await self._admit(request, scope)
+        try:
+            receive = self._bounded(request, scope, receive)
+            if request.idempotency and self._once is not None and request.method in METHODS:
+                await self._once(self._inner, request, scope, receive, tell)
+            else:
+                await self._inner(scope, receive, tell)
+        finally:
+            self._release(request, tenant)
 
-    @asynccontextmanager
-    async def _counted(self, request: Asked, scope: Scope) -> AsyncIterator[None]:
+    async def _admit(self, request: Asked, scope: Scope) -> str:
+        """The tenant that asks, for which the request counts from now on. Raises AuthError, AccessError, LimitError."""
         limits = self._limits
         if len(self._live) > limits.requests:
             raise LimitError("the server has too much to do", retry_after_s=1, code="policy.limit.busy")
@@ -161,15 +164,14 @@ class Gate:
         if self._rates is not None and self._rules is not None:
             await self._rates.admit(request, self._rules(tenant).rates)
         self._running[tenant] += 1
-        named = (tenant, request.correlation)
-        self._named[named] = request
-        try:
-            yield
-        finally:
-            self._named.pop(named, None)
-            self._running[tenant] -= 1
-            if not self._running[tenant]:
-                del self._running[tenant]
+        self._named[tenant, request.correlation] = request
+        return tenant
+
+    def _release(self, request: Asked, tenant: str) -> None:
+        self._named.pop((tenant, request.correlation), None)
+        self._running[tenant] -= 1
+        if not self._running[tenant]:
+            del self._running[tenant]
 
     def _bounded(self, request: Asked, scope: Scope, receive: Receive) -> Receive:
         """The body, refused as soon as it is too long. The hot path counts by itself."""
@@ -220,7 +222,7 @@ def _tells(request: Asked, send: Send) -> Send:
         if message["type"] == "http.response.start":
             request.status = message["status"]
             message["headers"] = headers = [*message["headers"], *request.headers]
-            if request.ending is None and any(name == b"content-type" and _STREAM in value for name, value in headers):
+            if request.ending is None and _STREAM in headers[0][1]:
                 request.ending = _ending
         return send(message)
 

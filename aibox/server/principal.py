@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from aibox.errors import AccessError, ConfigError
@@ -36,7 +36,10 @@ class Principal:
 
     def under(self, correlation: str) -> Principal:
         """The same caller, as the one who sent the request of this id."""
-        return replace(self, scope=self.scope.under(correlation))
+        made = object.__new__(Principal)
+        for name, value in (("scope", self.scope.under(correlation)), ("roles", self.roles), ("how", self.how)):
+            object.__setattr__(made, name, value)
+        return made
 
     def require(self, *roles: Role) -> None:
         """Raises AccessError unless the caller has one of the roles."""
