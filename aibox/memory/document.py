@@ -50,6 +50,8 @@ class Documents:
     unchanged: int = 0
     removed: int = 0
     failed: tuple[tuple[str, str], ...] = ()
+    note: str = ""
+    """What is less than was asked for, though nothing failed."""
 
     def __iter__(self) -> Iterator[Document]:
         return iter(self.added)
@@ -61,7 +63,7 @@ class Documents:
         passages = sum(document.passages for document in self.added)
         added = f"{len(self.added)} documents added ({passages} passages)"
         first = f"{added}, {self.unchanged} unchanged, {self.removed} removed, {len(self.failed)} failed"
-        return "\n".join([first, *(f"  {name}: {reason}" for name, reason in self.failed)])
+        return "\n".join([first, *(f"  {name}: {reason}" for name, reason in self.failed), *filter(None, [self.note])])
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"

@@ -102,7 +102,7 @@ class DocumentRows:
                         document.id,
                         number,
                         key.seal(
-                            msgspec.json.encode([p.text, p.heading, p.page, p.start, p.end]),
+                            msgspec.json.encode([p.text, p.heading, p.page, p.start, p.end, p.about]),
                             _place(*row, str(number)),
                         ),
                         pack(p.vector),
@@ -270,8 +270,10 @@ class DocumentRows:
             rows = self._db.execute(
                 "SELECT n, number, sealed FROM passages WHERE document = ? AND gone = 0", (document,)
             ).fetchall()
-            passages = ((n, self._passage(number, sealed, head)) for n, number, sealed in rows) if head else ()
-            return [(n, f"{p.heading}\n{p.text}" if p.heading else p.text) for n, p in passages]
+            said = ((n, self._said(number, sealed, head)) for n, number, sealed in rows) if head else ()
+            return [
+                (n, "\n".join(filter(None, [*about, heading, text]))) for n, (text, heading, _, _, _, *about) in said
+            ]
 
     def revector(self, document: str, vectors: Mapping[int, Sequence[float]], tenant: str) -> None:
         """Give a document's passages vectors of this embedder."""
@@ -324,7 +326,7 @@ class DocumentRows:
         id_, tenant, user, visibility, groups, label, _, about = head
         key = self._key(tenant, user, visibility)
         place = (id_, tenant, user, visibility, groups, label)
-        text, heading, page, start, end = msgspec.json.decode(key.open(sealed, _place(*place, str(number))))
+        text, heading, page, start, end, *_ = self._said(number, sealed, head)
         name = msgspec.json.decode(key.open(about, _place(*place)))[0]
         return Passage(
             id=f"{id_}:{number}",
@@ -337,6 +339,13 @@ class DocumentRows:
             end=end,
             label=Label.parse(label),
         )
+
+    def _said(self, number: int, sealed: bytes, head: Sequence[Any]) -> list[Any]:
+        """Text, heading, page, start, end, and in rows that are not old what is searched besides."""
+        id_, tenant, user, visibility, groups, label, _, _ = head
+        place = _place(id_, tenant, user, visibility, groups, label, str(number))
+        said: list[Any] = msgspec.json.decode(self._key(tenant, user, visibility).open(sealed, place))
+        return said
 
 
 def _place(*parts: str) -> str:

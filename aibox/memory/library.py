@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aibox.errors import AIBoxError, ConfigError, StoreError
@@ -14,6 +14,7 @@ from aibox.memory.document_store import DocumentStore
 from aibox.memory.parsing import KINDS, extract
 from aibox.memory.reader import NewPassage, Reader
 from aibox.memory.record import Visibility, new_id, now_us
+from aibox.memory.situate import Situate
 from aibox.protocols import Embedder
 from aibox.types import Label, Scope
 
@@ -32,6 +33,8 @@ class Rules:
     label: Label
     visibility: Visibility = "private"
     groups: tuple[str, ...] = ()
+    situated: bool = False
+    """Whether passages are searched with a sentence about them."""
 
     def __post_init__(self) -> None:
         if self.visibility not in ("private", "shared", "restricted"):
@@ -43,9 +46,20 @@ class Rules:
 class Library:
     """The way of documents into a DocumentStore."""
 
-    def __init__(self, store: DocumentStore, embedder: Embedder) -> None:
+    def __init__(self, store: DocumentStore, embedder: Embedder, *, situate: Situate | None = None) -> None:
         self._store = store
         self._embedder = embedder
+        self._situate = situate
+
+    async def add(
+        self, path_or_bytes: str | Path | bytes, name: str, rules: Rules, progress: Callable[[Progress], None]
+    ) -> Documents:
+        """A file, a folder, or bytes, which need a name."""
+        if not isinstance(path_or_bytes, bytes):
+            return await self.add_path(Path(path_or_bytes), rules, progress)
+        if not name:
+            raise ConfigError("bytes need a name", hint='name="report.pdf"')
+        return await self.add_bytes(path_or_bytes, name, rules)
 
     async def add_bytes(self, data: bytes, name: str, rules: Rules) -> Documents:
         """One document from memory; its name is its source. Raises what makes it unreadable."""
@@ -86,7 +100,7 @@ class Library:
             data = path.read_bytes()
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-        labelled = Rules(rules.scope, label, rules.visibility, rules.groups)
+        labelled = replace(rules, label=label)
         added = await self._add(data, name, source=str(path), rules=labelled)
         return Documents((added,)) if added else Documents(unchanged=1)
 
@@ -113,7 +127,8 @@ class Library:
         pieces = chunks(extracted)
         if not pieces:
             raise ConfigError(f"{name} holds no text", hint="a scan needs text recognition first")
-        vectors = await self._vectors([piece.for_search for piece in pieces])
+        about = await self._about(extracted.text, pieces, name, rules.scope, label)
+        vectors = await self._vectors([_searched(piece, said) for piece, said in zip(pieces, about, strict=True)])
         added_us = now_us()
         document = Document(
             id=new_id(added_us),
@@ -127,8 +142,14 @@ class Library:
             size=len(data),
             added_us=added_us,
         )
-        await self._store.put(document, content, [*map(_passage, pieces, vectors)], scope=rules.scope)
+        await self._store.put(document, content, [*map(_passage, pieces, about, vectors)], scope=rules.scope)
         return document
+
+    async def _about(self, text: str, pieces: Sequence[Chunk], name: str, scope: Scope, label: Label) -> list[str]:
+        """A sentence about each passage; empty ones where none are asked for."""
+        if self._situate is None:
+            return [""] * len(pieces)
+        return [await self._situate.sentence(text, piece, name=name, scope=scope, label=label) for piece in pieces]
 
     async def _vectors(self, texts: Sequence[str]) -> list[list[float]]:
         vectors: list[list[float]] = []
@@ -141,15 +162,18 @@ class Library:
         return [d.id for d in mine if Path(d.source).is_relative_to(folder) and d.source not in present]
 
 
-def _passage(piece: Chunk, vector: Sequence[float]) -> NewPassage:
-    return NewPassage(
-        piece.text, piece.heading, piece.page, piece.start, piece.end, for_search=piece.for_search, vector=vector
-    )
+def _passage(piece: Chunk, about: str, vector: Sequence[float]) -> NewPassage:
+    place = (piece.heading, piece.page, piece.start, piece.end)
+    return NewPassage(piece.text, *place, for_search=_searched(piece, about), vector=vector, about=about)
+
+
+def _searched(piece: Chunk, about: str) -> str:
+    return f"{about}\n{piece.for_search}" if about else piece.for_search
 
 
 def _content(data: bytes, label: Label, rules: Rules) -> bytes:
     """What makes a document a changed one: its bytes, its label, and who may see it."""
-    about = "|".join((str(label), rules.visibility, *sorted(rules.groups)))
+    about = "|".join((str(label), rules.visibility, *(["situated"] if rules.situated else []), *sorted(rules.groups)))
     return hashlib.sha256(_FORMAT + about.encode() + b"\0" + hashlib.sha256(data).digest()).digest()
 
 
@@ -181,4 +205,5 @@ def _plus(one: Documents, other: Documents) -> Documents:
         one.unchanged + other.unchanged,
         one.removed + other.removed,
         one.failed + other.failed,
+        one.note or other.note,
     )

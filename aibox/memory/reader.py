@@ -60,6 +60,8 @@ class NewPassage:
     end: int
     for_search: str
     vector: Sequence[float]
+    about: str = ""
+    """A sentence for the search, see `situate`."""
 
 
 def readers(user: str, visibility: str, groups: str) -> list[str]:
