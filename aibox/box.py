@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from aibox.agents.agent import Agent
 from aibox.agents.recovery import Recovery
@@ -65,15 +64,7 @@ def open(  # noqa: A001 - the face of the library: `aibox.open`
     if sovereign not in ("", "strict"):
         raise ConfigError(f"AIBOX_SOVEREIGN is {sovereign!r}", hint='set it to "strict", or unset it')
     if sovereign:
-        urls = [backend.url for backend in settings.backends if backend.url]
-        urls += [app.url for app in settings.workflows]
-        if settings.memory.url and "://" in settings.memory.url:
-            server = urlsplit(settings.memory.url)
-            urls.append(f"{server.hostname}:{server.port or 6333}")
-        for redis in (settings.memory.buffer_url, settings.server.rates_url):
-            if redis is not None and (host := urlsplit(redis.get_secret_value())).hostname:
-                urls.append(f"{host.hostname}:{host.port or 6379}")
-        seal((*settings.seal.allow, *urls))
+        seal((*settings.seal.allow, *settings.services))
     return Box(settings, policy=policy)
 
 
@@ -262,11 +253,6 @@ class Box:
         )
         return router
 
-    def _groups_of(self, scope: Scope) -> set[str]:
-        """The groups of the tenant that the user is in, for documents that are restricted to some."""
-        table = self.settings.tenants.get(scope.tenant)
-        return {name for name, users in table.groups.items() if scope.user in users} if table is not None else set()
-
     @cached_property
     def memory(self) -> Memory:
         place = self._place(self.settings.memory.url, "memory")
@@ -280,7 +266,7 @@ class Box:
                 model=self.router if wanted.model is not None else None,
                 model_name=wanted.model or "default",
                 guardrail=self.guardrail,
-                groups=self._groups_of,
+                groups=self.settings.groups_of,
                 reranker=self.router if wanted.reranker is not None else None,
                 reranker_name=wanted.reranker or "default",
                 buffer=RedisBuffer(url, key=self.keys.secret("buffer")) if url is not None else None,
@@ -355,20 +341,13 @@ class Box:
         self.recovery.start(made)
         return made
 
-    @property
-    def _memory_is(self) -> str:
-        if not self.settings.memory.enabled:
-            return "off"
-        url = self.settings.memory.url or ""
-        return f"Qdrant at {urlsplit(url).netloc}" if "://" in url else "SQLite and qdrant-edge, here"
-
     def __repr__(self) -> str:
         settings = self.settings
         backends = ", ".join(backend.name or backend.kind for backend in settings.backends)
         rows = [
             ("models", backends or "llama.cpp in this process, demo model", "vLLM servers: [[backends]]"),
             ("policy", f"{self.policy.name} {self.policy.digest[:19]}", "a file of your own: policy"),
-            ("memory", self._memory_is, ""),
+            ("memory", settings.memory.where, ""),
             ("sandbox", settings.sandbox.driver, ""),
             ("audit", str(self._place(settings.audit.url, "audit.db")), ""),
         ]

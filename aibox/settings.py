@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -20,6 +21,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from aibox.chat import Capability
 from aibox.errors import ConfigError
 from aibox.settings_server import Section, ServerSettings
+from aibox.types import Scope
 from aibox.validation import explain_validation
 
 PREFIX = "AIBOX_"
@@ -143,6 +145,12 @@ class MemorySettings(Section):
     buffer_url: SecretStr | None = None
     """A Redis or Valkey server for the last messages of each conversation. None: they are kept in this process."""
 
+    @property
+    def where(self) -> str:
+        """What keeps memories, for people."""
+        server = urlsplit(self.url or "").netloc
+        return "off" if not self.enabled else f"Qdrant at {server}" if server else "SQLite and qdrant-edge, here"
+
 
 class AgentSettings(Section):
     url: SecretStr | None = None
@@ -240,6 +248,24 @@ class Settings(Section):
     seal: SealSettings = SealSettings()
     source: Path | None = Field(default=None, exclude=True)
     """The file that was read, for people."""
+
+    @property
+    def services(self) -> list[str]:
+        """Where the configured services are, which a sealed process may connect to: urls, or host and port."""
+        found = [backend.url for backend in self.backends if backend.url] + [app.url for app in self.workflows]
+        places = [(self.memory.url, 6333)]
+        places += [
+            (url.get_secret_value() if url else None, 6379) for url in (self.memory.buffer_url, self.server.rates_url)
+        ]
+        for url, port in places:
+            if url and (host := urlsplit(url)).hostname:
+                found.append(f"{host.hostname}:{host.port or port}")
+        return found
+
+    def groups_of(self, scope: Scope) -> set[str]:
+        """The groups of the tenant that the user is in."""
+        table = self.tenants.get(scope.tenant)
+        return {name for name, users in table.groups.items() if scope.user in users} if table is not None else set()
 
     @classmethod
     def load(

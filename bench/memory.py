@@ -216,6 +216,7 @@ async def peers(report: Report, rounds: int, folder: Path) -> None:
     async def local(number: int) -> None:
         client.query_points("c", query=vectors[number].tolist(), limit=LIMIT, query_filter=condition)
 
+    await made(store, vectors[0].tolist())
     calls |= {"ours": ours, "local": local}
     taken = await side_by_side(calls, rounds)
     ratio = p(taken["ours"], 50) / p(taken["local"], 50)
