@@ -13,14 +13,14 @@ from typing import Any, Self
 
 from aibox.agents.agent import Agent
 from aibox.agents.recovery import Recovery
-from aibox.agents.secret import Secret
 from aibox.agents.shelf import Shelf
 from aibox.agents.skills import Skill
 from aibox.agents.state import AgentState
 from aibox.agents.subagents import SubagentSpec
-from aibox.agents.workflows import DifyApp, RunWorkflow
+from aibox.agents.workflows import RunWorkflow, configured
 from aibox.audit.chain import AuditChain
 from aibox.audit.keys import Keyring
+from aibox.audit.lazily import Lazily
 from aibox.errors import ConfigError, StoreError
 from aibox.guardrails.constitution import Constitution
 from aibox.guardrails.guardrail import Guardrail
@@ -36,12 +36,12 @@ from aibox.levels import load_levels, load_policy
 from aibox.memory.memory import Memory
 from aibox.memory.redis_buffer import RedisBuffer
 from aibox.policy.policy import Policy
-from aibox.protocols import Erasable, Tool
+from aibox.protocols import Tool
 from aibox.sandbox.configured import make_sandbox
 from aibox.sandbox.sandbox import Sandbox
 from aibox.sealing import seal, telemetry_off
 from aibox.settings import Settings, read_secret
-from aibox.types import LOCAL_TENANT, Label, Scope
+from aibox.types import LOCAL_TENANT, Scope
 
 
 def open(  # noqa: A001 - the face of the library: `aibox.open`
@@ -180,11 +180,11 @@ class Box:
             AuditChain(url, keys=self.keys, high_water=mark, retention=self.policy.retention, tenant_retention=own)
         )
         # Whoever erases a person erases them in every store of this box, made by then or not.
-        chain.register("pseudonyms", _Lazily(lambda: self.pseudonyms))
-        chain.register("conversations", _Lazily(lambda: self.state))
+        chain.register("pseudonyms", Lazily(lambda: self.pseudonyms))
+        chain.register("conversations", Lazily(lambda: self.state))
         place = self._place(self.settings.memory.url, "memory")
         if self.settings.memory.enabled or (isinstance(place, Path) and place.exists()):
-            chain.register("memory", _Lazily(lambda: self.memory))
+            chain.register("memory", Lazily(lambda: self.memory))
         return chain
 
     @cached_property
@@ -298,17 +298,7 @@ class Box:
     @cached_property
     def workflows(self) -> RunWorkflow | None:
         """The tool `run_workflow` over the configured apps; None where there are none."""
-        apps = [
-            DifyApp(
-                key=Secret(f"workflow {table.name}", file=table.key_file),
-                label=None if table.label is None else Label.of(table.label),
-                **table.model_dump(exclude={"key_file", "label"}),
-            )
-            for table in self.settings.workflows
-        ]
-        if not apps:
-            return None
-        return RunWorkflow(apps, sandbox=self.sandbox if any(app.files or app.attach for app in apps) else None)
+        return configured(self.settings.workflows, sandbox=lambda: self.sandbox)
 
     @cached_property
     def sandbox(self) -> Sandbox:
@@ -353,16 +343,6 @@ class Box:
         ]
         lines = [f"  {name:<8} {now}" + (f"  (or {more})" if more else "") for name, now, more in rows]
         return "\n".join([f"<Box {settings.home}", *lines, ">"])
-
-
-class _Lazily:
-    """A store that is opened when somebody is erased from it, if nothing has opened it before."""
-
-    def __init__(self, store: Callable[[], Erasable]) -> None:
-        self._store = store
-
-    async def erase(self, *, scope: Scope, subject: str | None = None) -> int:
-        return await self._store().erase(scope=scope, subject=subject)
 
 
 _HOME_HINT = "set AIBOX_HOME to a folder of yours"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from aibox.agents.turn_state import TurnState
 from aibox.agents.workflow_files import File, asked_for, attached, taken
 from aibox.errors import AccessError, AIBoxError, ConfigError, LimitError, UpstreamError
 from aibox.sandbox.sandbox import Sandbox
+from aibox.settings import WorkflowSettings
 from aibox.types import Label, Scope
 
 MAX_ANSWER_KIB = 2048
@@ -178,6 +179,20 @@ class RunWorkflow:
 
     def __repr__(self) -> str:
         return f"<tool {self.name} of {', '.join(self._apps)}>"
+
+
+def configured(tables: Sequence[WorkflowSettings], *, sandbox: Callable[[], Sandbox]) -> RunWorkflow | None:
+    """The tool over the apps that the settings describe; the sandbox is asked for where one of them takes files."""
+    apps = [
+        DifyApp(
+            key=Secret(f"workflow {table.name}", file=table.key_file),
+            label=None if table.label is None else Label.of(table.label),
+            **table.model_dump(exclude={"key_file", "label"}),
+        )
+        for table in tables
+    ]
+    takes_files = any(app.files or app.attach for app in apps)
+    return RunWorkflow(apps, sandbox=sandbox() if takes_files else None) if apps else None
 
 
 def _inputs(apps: Sequence[DifyApp]) -> dict[str, Any]:
