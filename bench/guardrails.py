@@ -17,9 +17,11 @@ from typing import Any
 
 from report import Report, arguments, p
 
-from aibox.guardrails import grounding, heads, injection, jailbreak, pii
+from aibox.guardrails import entity_model, grounding, heads, injection, jailbreak, pii
+from aibox.guardrails.entities import Entities
 from aibox.guardrails.features import windows
 from aibox.guardrails.normalise import normalise
+from aibox.types import Finding
 
 Score = Callable[[str], float]
 FORMATS = {
@@ -170,35 +172,75 @@ def indirect_goal(report: Report, sources: dict[str, Any]) -> None:
     report.goal("guardrails.indirect_auc", got, unit="", against="clean documents", note=note)
 
 
+TUNED = "presidio_synth_v2_first900.json"
+"""Every other sentence template of it was looked at when the threshold was chosen; the others count for goals."""
+
+
+def sentences(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """All rows with labelled spans, and those of them that nothing was chosen on."""
+    every, held = [], []
+    for path in sorted((folder.parent / "pii").glob("*.json")):
+        rows = json.loads(path.read_text("utf-8"))
+        templates = sorted({row.get("template_id") for row in rows}) if path.name == TUNED else []
+        every += rows
+        held += [row for row in rows if not templates or templates.index(row["template_id"]) % 2]
+    return every, held
+
+
 def personal(report: Report, folder: Path) -> None:
-    path = folder.parent / "pii" / "presidio_synth_v2_first900.json"
-    if not path.is_file():
+    every, held = sentences(folder)
+    if not every:
         report.left_out.append("personal data: no file beside the data folder")
         return
-    found: dict[str, list[bool]] = {}
-    false, chars = 0, 0
-    for row in json.loads(path.read_text("utf-8")):
-        text, spans = row["full_text"], row["spans"]
-        findings = pii.scan(text)
-        chars += len(text)
-        for span in spans:
-            start, end = span["start_position"], span["end_position"]
-            covered = sum(max(0, min(end, f.span[1]) - max(start, f.span[0])) for f in findings)
-            found.setdefault(span["entity_type"], []).append(covered >= 0.8 * (end - start))
-        false += sum(
-            not any(f.span[0] < s["end_position"] and s["start_position"] < f.span[1] for s in spans) for f in findings
-        )
-    for type_, hits in sorted(found.items()):
-        report.row(f"pii: {type_}", f"{sum(hits) / len(hits):6.1%}", f"n={len(hits)}, 80 % of the characters covered")
-    formats = [hit for type_ in FORMATS for hit in found.get(type_, [])]
+    hits, false = spans(every, pii.scan)
+    formats = [hit for type_ in FORMATS for hit in hits.get(type_, [])]
     against = "labelled spans"
     got = sum(formats) / len(formats) if formats else None
     report.goal("guardrails.pii_formats_recall", got, unit="", against=against, note=", ".join(FORMATS))
-    note = "there is no named-entity model in this version"
-    report.goal("guardrails.pii_person_recall", None, unit="", against=against, note=note)
-    report.goal(
-        "guardrails.pii_false_spans_per_kchar", 1000 * false / chars, unit="", against=against, note="formats and names"
-    )
+    note = f"{len(held)} sentences of templates that nothing was chosen on"
+    hits, false = spans(held, pii.scan)
+    shown(report, "pii alone", hits, false)
+    if not entity_model.installed():
+        report.left_out.append(f"the named-entity model, which is not installed: {entity_model.INSTALL}")
+        report.goal("guardrails.pii_person_recall", None, unit="", against=against, note="no named-entity model")
+        report.goal("guardrails.pii_false_spans_per_kchar", false, unit="", against=against, note=note)
+        return
+    entities = Entities()
+    hits, false = spans(held, lambda text: (*pii.scan(text), *entities.scan(text)))
+    shown(report, "pii and entities", hits, false)
+    people = hits.get("PERSON", [])
+    got = sum(people) / len(people) if people else None
+    report.goal("guardrails.pii_person_recall", got, unit="", against=against, note=note)
+    report.goal("guardrails.pii_false_spans_per_kchar", false, unit="", against=against, note=note)
+
+
+def spans(
+    rows: list[dict[str, Any]], scan: Callable[[str], tuple[Finding, ...]]
+) -> tuple[dict[str, list[bool]], float]:
+    """Of each type which spans have 80 % of their characters covered, and how many findings a 1,000 touch none."""
+    found: dict[str, list[bool]] = {}
+    false, chars = 0, 0
+    for row in rows:
+        text, labelled = row["full_text"], row["spans"]
+        findings = scan(text)
+        chars += len(text)
+        covered = {place for finding in findings for place in range(*finding.span)}
+        for span in labelled:
+            wanted = range(span["start_position"], span["end_position"])
+            found.setdefault(span["entity_type"], []).append(len(covered.intersection(wanted)) >= 0.8 * len(wanted))
+        false += sum(
+            not any(f.span[0] < s["end_position"] and s["start_position"] < f.span[1] for s in labelled)
+            for f in findings
+        )
+    return found, 1000 * false / chars
+
+
+def shown(report: Report, name: str, found: dict[str, list[bool]], false: float) -> None:
+    for type_, hits in sorted(found.items()):
+        report.row(
+            f"{name}: {type_}", f"{sum(hits) / len(hits):6.1%}", f"n={len(hits)}, 80 % of the characters covered"
+        )
+    report.row(f"{name}: false spans a 1,000 characters", f"{false:.2f}")
 
 
 GROUNDING = (("begin_wow", "Fully attributable", "grounding_auc_begin"), ("wice", "supported", "grounding_auc_wice"))
@@ -234,6 +276,62 @@ TEXT = (
 )
 
 
+LETTER = """Dear Ms. Keller,
+
+Thank you for the time that you took on the telephone last week. As promised I have gone through the whole file again,
+and I believe that we can settle the matter without another meeting. The boiler was installed by our own people, so it
+is ours to repair, and you will not be charged for the visit nor for any of the parts. I am sorry that it took us so
+long to find out who had signed for it.
+
+Our engineer Tomasz Wieczorek will come to 18 Harbour Lane, Kingsbridge, next Thursday between nine and noon. Please
+make sure that somebody can let him in and that the cellar is not locked. He will need about two hours, most of it for
+draining the old pipes. If the weather turns cold before then, keep the small heater running at night, and do not try
+to open the valve on your own; it is stiff, and the handle has broken before.
+
+You also asked about the invoice. The amount that you were sent in spring was wrong, because the discount for the first
+year had been left out. Fatima El Amrani in our accounts department has corrected it, and you should have the new one in
+a few days. There is nothing to pay until then. If you have paid already, tell us which account the money should go back
+to and it will be there within a week.
+
+One more thing. When the work is done, we would be glad if you could answer a few questions about how you were treated.
+It takes five minutes, it is not for advertising, and nobody outside the company will read what you wrote. We ask
+because we would rather hear it from you than find it out later, and because the people who do the work like to know
+when it went well.
+
+If anything in this letter is not as we agreed, call me, or write to the address at the foot of the page. My colleague
+Bogdan Ionescu knows the file as well as I do and can answer while I am away. I hope that this is the last time that you
+have to think about the boiler for many years, and I thank you once more for your patience with us in what must have
+been a tiresome month.
+
+With kind regards,
+Ngozi Okafor
+"""
+
+
+def entity_cost(report: Report, *, quick: bool) -> None:
+    """A letter of 2 KB, no sentence of it seen before, and a text of which every sentence has to be asked about."""
+    if not entity_model.installed():
+        report.goal("guardrails.ner_2kb_p50_ms", None, unit="ms", against="one core", note="no named-entity model")
+        return
+    names = "Yesterday Ngozi Okafor of {} Harbour Lane met Tomasz Wieczorek and wrote to Fatima El Amrani about it. "
+    dense = "".join(names.format(number) for number in range(100, 121))[:2048]
+    took: dict[str, list[float]] = {"prose": [], "names in every sentence": [], "prose again": []}
+    for _ in range(5 if quick else 30):
+        entities = Entities()
+        for name, text in (
+            ("prose", LETTER[:2048]),
+            ("names in every sentence", dense),
+            ("prose again", LETTER[:2048]),
+        ):
+            started = time.process_time()
+            entities.scan(text)
+            took[name].append((time.process_time() - started) * 1e3)
+    for name, times in took.items():
+        report.row(f"named-entity model over 2 KB: {name}", f"p50 {p(times, 50):.2f} ms", f"p95 {p(times, 95):.2f}")
+    note = "CPU time, an English letter with five names, no sentence seen before"
+    report.goal("guardrails.ner_2kb_p50_ms", p(took["prose"], 50), unit="ms", against="one core", note=note)
+
+
 def hot(text: str) -> None:
     jailbreak.scan(text)
     injection.scan(text)
@@ -264,13 +362,13 @@ def main() -> None:
     options = arguments(__doc__, data="a folder with sources.toml and the files it names")
     report = Report("guardrails")
     cost(report, quick=options.quick)
+    entity_cost(report, quick=options.quick)
     if options.data is not None:
         detect(report, options.data, quick=options.quick)
         personal(report, options.data)
         grounded(report, options.data)
     else:
         report.left_out.append("what is found: give --data DIR")
-    report.left_out.append("the named-entity model, which is not in this version")
     report.show(as_json=options.json)
 
 

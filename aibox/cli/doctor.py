@@ -17,6 +17,7 @@ from rich.table import Table
 from aibox import __version__
 from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
+from aibox.guardrails import entity_model
 from aibox.inference import demo_model
 from aibox.levels import load_policy
 from aibox.sandbox.configured import make_driver
@@ -66,6 +67,9 @@ def _packages() -> Iterator[Row]:
     for module, extra, gives in PACKAGES:
         here = importlib.util.find_spec(module) is not None
         yield Row(module, here, "installed" if here else "missing", gives, f'pip install "aibox-sdk\\[{extra}]"')
+    here = entity_model.installed()
+    yield Row("entities", here, "installed" if here else "missing", "names and addresses in running text, for policies",
+              escape(entity_model.INSTALL))  # fmt: skip
     model = demo_model.find()
     yield Row("demo model", model is not None, "found" if model else "missing", "a model to try aibox with",
               demo_model.INSTALL)  # fmt: skip

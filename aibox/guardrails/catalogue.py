@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 
 from aibox.errors import ConfigError
+from aibox.guardrails import entity_model
+from aibox.guardrails.entities import Entities
 from aibox.guardrails.form import Form
 from aibox.guardrails.grounding import Grounding
 from aibox.guardrails.injection import Injection
@@ -37,13 +39,16 @@ def waits(check: Check, text: str) -> bool:
 
 
 def built_in(policy: Policy | None = None) -> dict[str, Check]:
-    """The checks that need nothing but the base install, by name, as the policy's lists and limits have them.
+    """The checks that come with aibox, by name, as the policy's lists and limits have them.
 
-    Raises ConfigError for a phrase or a schema that is none.
+    Raises ConfigError for a phrase or a schema that is none, MissingExtraError for a check that the policy asks for and
+    that needs more than the base install.
     """
     policy = policy or Policy()
+    if "entities" in policy.checks and not entity_model.installed():
+        raise entity_model.missing()
     parts: tuple[Check, ...] = (
-        *(Jailbreak(), Injection(), PII(), Secrets(), Links(), PromptLeak(), Grounding()),
+        *(Jailbreak(), Injection(), PII(), Entities(), Secrets(), Links(), PromptLeak(), Grounding()),
         *(Topics(policy.topics), Tokens(policy.tokens), Form(policy.form)),
     )
     return {check.name: check for check in parts}

@@ -49,9 +49,9 @@ saturday sunday january february march april may june july august september octo
 british english french german italian spanish portuguese dutch czech polish russian chinese japanese indian inc
 ltd llc corp gmbh co company group bank university college school hospital hotel airport street road avenue
 prize award island islands county river lake city state states house church museum theorem law effect test api
-http https json sql python java windows linux excel google microsoft openai amazon apple ai
+apt apartment suite unit http https json sql python java windows linux excel google microsoft openai amazon apple ai
 """
-_NOT_A_NAME = frozenset(_OTHER_WORDS.split())
+NOT_A_NAME = frozenset(_OTHER_WORDS.split())
 
 
 def find(text: str) -> Iterator[Found]:
@@ -89,7 +89,7 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int] | None:
     at = start
     last = start
     for word in text[start:end].split(" "):
-        if word.casefold().rstrip(".") in _NOT_A_NAME:
+        if word.casefold().rstrip(".") in NOT_A_NAME:
             break
         last = at + len(word)
         at = last + 1

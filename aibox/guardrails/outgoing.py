@@ -1,25 +1,34 @@
-"""Personal data on its way out of the box: found by format and phrase, replaced by the tenant's pseudonyms."""
+"""Personal data on its way out of the box: found by one check or more, replaced by the tenant's pseudonyms."""
 
 from __future__ import annotations
 
 from aibox.guardrails.pseudonyms import Pseudonyms, Restorer
+from aibox.guardrails.rewriting import rewritten
 from aibox.policy.pseudonyms import PseudonymRules
 from aibox.protocols import Check
-from aibox.types import Scope
+from aibox.types import Decision, Scope
+
+FROM_SCORE = 0.7
+"""What scores less may leave: a city by itself tells nothing about anybody."""
 
 
 class Outgoing:
-    """What the door asks to conceal a text and to restore an answer. `check` finds what is personal."""
+    """What the door asks to conceal a text and to restore an answer. The checks find what is personal."""
 
-    def __init__(self, check: Check, pseudonyms: Pseudonyms, *, rules: PseudonymRules | None = None) -> None:
-        self._check = check
+    def __init__(self, *checks: Check, pseudonyms: Pseudonyms, rules: PseudonymRules | None = None) -> None:
+        self._checks = checks
         self._pseudonyms = pseudonyms
         self._rules = rules or PseudonymRules()
 
     async def conceal(self, text: str, *, scope: Scope) -> str:
         """The text with a pseudonym for each finding. Raises what the check or the pseudonyms raise."""
-        verdict = await self._check.check(text, where="input", scope=scope)
-        return await self._pseudonyms.replace(text, verdict.findings, scope=scope, rules=self._rules)
+        found = [
+            (finding, Decision.REDACT)
+            for check in self._checks
+            for finding in (await check.check(text, where="input", scope=scope)).findings
+            if finding.score >= FROM_SCORE
+        ]
+        return await rewritten(text, found, where="input", scope=scope, pseudonyms=self._pseudonyms, rules=self._rules)
 
     async def restore(self, text: str, *, scope: Scope) -> str:
         """The text with the values that the scope's user owns."""

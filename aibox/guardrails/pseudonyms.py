@@ -32,7 +32,7 @@ LITERAL = "LITERAL"
 # Six digits from an HMAC (more in a tenant that has used those up), then up to two letters for further writings of the
 # same value. Of sixteen forms that were measured a small model repeats this one most faithfully (docs/guardrails.md).
 _ID = rf"[0-9]{{{min(STEM_DIGITS)},{max(STEM_DIGITS)}}}[a-z]{{0,2}}"
-_KNOWN = "PERSON|EMAIL|PHONE|CARD|IBAN|SSN|IP|URL|BIRTHDATE|LITERAL"
+_KNOWN = "PERSON|EMAIL|PHONE|CARD|IBAN|SSN|IP|URL|BIRTHDATE|ADDRESS|PLACE|LITERAL"
 _WORD = "[A-Za-z0-9_]"
 # As written; or, for the types that aibox makes itself, with the harm that small models do: another case, square
 # brackets, a bracket missing. A type and an id name one value whatever stands around them: none of it is ambiguous.
@@ -59,6 +59,8 @@ _WORDS = {
     "IP": "IP address",
     "URL": "web address",
     "BIRTHDATE": "date of birth",
+    "ADDRESS": "address",
+    "PLACE": "place",
 }
 
 

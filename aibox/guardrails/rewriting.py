@@ -17,6 +17,8 @@ from aibox.types import Decision, Finding, Scope, Where
 _TO_MODEL: tuple[Where, ...] = ("input", "tool_result", "retrieved")
 # Retrieved text is memory's own, and rightly holds pseudonyms; from elsewhere nothing may pass for one.
 _FOREIGN: tuple[Where, ...] = ("input", "tool_result")
+PERSONAL = ("pii", "entities")
+"""The checks whose findings become pseudonyms."""
 
 
 async def rewritten(
@@ -33,8 +35,9 @@ async def rewritten(
     spans: list[tuple[int, int, str]] = []
     removed: dict[int, str] = {}
     for start, end, findings in _united(decided):
-        if reversible and all(finding.check == "pii" for finding in findings):
-            spans.append((start, end, findings[0].rule))
+        if reversible and all(finding.check in PERSONAL for finding in findings):
+            # Of two that overlap the longer one knows more: a name may stand in an address.
+            spans.append((start, end, max(findings, key=lambda finding: finding.span[1] - finding.span[0]).rule))
         else:
             removed[start] = f"[removed: {_reason(findings)}]"
             spans.append((start, end, "REMOVED"))

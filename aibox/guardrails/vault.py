@@ -38,7 +38,7 @@ FOR_GOOD_DIGITS = 8
 _PAIRS = map("".join, itertools.product(_LETTERS, repeat=2))
 _SUFFIXES = ("", *_LETTERS, *(pair for pair in _PAIRS if pair != FOR_GOOD))
 # Written in words or signs, these are the same value.
-_WORDED = frozenset({"PERSON", "EMAIL", "URL", "LITERAL"})
+_WORDED = frozenset({"PERSON", "EMAIL", "URL", "ADDRESS", "PLACE", "LITERAL"})
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS keys (proof BLOB PRIMARY KEY);

@@ -256,5 +256,6 @@ def test_no_rule_takes_more_than_linear_time(unit: str) -> None:
 def test_every_built_in_check_is_its_own_name() -> None:
     """Policies name checks as the checks name themselves."""
     assert sorted(built_in()) == [
-        *("form", "grounding", "injection", "jailbreak", "links", "pii", "prompt_leak", "secrets", "tokens", "topics"),
+        *("entities", "form", "grounding", "injection", "jailbreak", "links", "pii", "prompt_leak", "secrets"),
+        *("tokens", "topics"),
     ]

@@ -105,7 +105,7 @@ async def test_a_person_reads_what_was_refused_and_why(scope: Scope, notes: Note
 def concealing(*answers: Any, notes: Notes) -> tuple[ScriptedBackend, Router]:
     outside = ScriptedBackend(*answers, name="out", external=True)
     policy = Policy(egress=EgressRules(models=frozenset({"*"}), pseudonymise=True))
-    return outside, Router(outside, policy=policy, audit=notes, concealer=Outgoing(PII(), Pseudonyms()))
+    return outside, Router(outside, policy=policy, audit=notes, concealer=Outgoing(PII(), pseudonyms=Pseudonyms()))
 
 
 @pytest.mark.parametrize("stream", [False, True])
