@@ -17,7 +17,7 @@ from typing import Any
 
 from report import Report, arguments, p
 
-from aibox.guardrails import entity_model, grounding, heads, injection, jailbreak, pii
+from aibox.guardrails import content, entity_model, grounding, heads, injection, jailbreak, pii
 from aibox.guardrails.entities import Entities
 from aibox.guardrails.features import windows
 from aibox.guardrails.normalise import normalise
@@ -154,6 +154,20 @@ def detect(report: Report, folder: Path, *, quick: bool) -> None:
             for goal, got in goals.items():
                 report.goal(f"guardrails.{goal}", got, unit="", against="the same text's label", note=note)
     indirect_goal(report, sources)
+
+
+def categories(report: Report, folder: Path) -> None:
+    """How often a category is named on texts never trained on. There are no labels by category but in what was."""
+    card = json.loads(Path(heads.__file__).parent.joinpath("weights", "content.json").read_text("utf-8"))
+    for name, head in card["heads"].items():
+        report.row(f"content: {name}", f"AUC {head['auc_of_folds']}", f"{head['rows']} rows, five folds of one source")
+    for source, (spec, rows) in read(folder).items():
+        if not spec["train"] and spec["role"] in ("benign", "trigger_en", "over_refusal", "harm"):
+            for label in (0, 1):
+                texts = [row["text"] for row in rows if row["label"] == label]
+                scores = [max((found.score for found in content.scan(text)), default=0.0) for text in texts]
+                if scores:
+                    report.row(f"content: {source} (label {label})", above(scores, 0.8), "some category at 0.8")
 
 
 def indirect_goal(report: Report, sources: dict[str, Any]) -> None:
@@ -365,6 +379,7 @@ def main() -> None:
     entity_cost(report, quick=options.quick)
     if options.data is not None:
         detect(report, options.data, quick=options.quick)
+        categories(report, options.data)
         personal(report, options.data)
         grounded(report, options.data)
     else:

@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 
 from aibox.errors import ConfigError
 from aibox.guardrails import entity_model
+from aibox.guardrails.content import Content
 from aibox.guardrails.entities import Entities
 from aibox.guardrails.form import Form
 from aibox.guardrails.grounding import Grounding
@@ -48,7 +49,7 @@ def built_in(policy: Policy | None = None) -> dict[str, Check]:
     if "entities" in policy.checks and not entity_model.installed():
         raise entity_model.missing()
     parts: tuple[Check, ...] = (
-        *(Jailbreak(), Injection(), PII(), Entities(), Secrets(), Links(), PromptLeak(), Grounding()),
+        *(Jailbreak(), Injection(), Content(), PII(), Entities(), Secrets(), Links(), PromptLeak(), Grounding()),
         *(Topics(policy.topics), Tokens(policy.tokens), Form(policy.form)),
     )
     return {check.name: check for check in parts}

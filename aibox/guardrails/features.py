@@ -12,6 +12,8 @@ from zlib import crc32
 
 BITS = 18
 """Features are hashed into 2^BITS places."""
+CONTENT_BITS = 15
+"""Fewer for the heads of the check `content`, of which there are several."""
 WINDOW_WORDS = 200
 """A longer text is weighed window by window, so that an order does not drown in what stands around it."""
 _STEP_WORDS = 120

@@ -33,9 +33,9 @@ _ATTACKS = ("jailbreak", "injection")
 class Guardrail:
     """Runs the checks that its policy asks for at a place and joins what follows. A Guardrail is a Check itself.
 
-    Built in are `jailbreak`, `injection`, `pii`, `secrets`, `links`, `topics`, `tokens`, `form`, `prompt_leak`,
-    `grounding` and, where its model is installed, `entities`; installed packages bring others, and `checks` adds others
-    by name, or takes their place.
+    Built in are `jailbreak`, `injection`, `content`, `pii`, `secrets`, `links`, `topics`, `tokens`, `form`,
+    `prompt_leak`, `grounding` and, where its model is installed, `entities`; installed packages bring others, and
+    `checks` adds others by name, or takes their place.
     `tenant_policies` narrow `policy`, each for its tenant. On its way to a model personal data to be redacted becomes
     tokens of `pseudonyms` (None: kept in memory only) that `restore` turns back; anything else to be redacted becomes
     `[removed: ...]`. A policy in `shadow` decides nothing; what it would have decided is in each verdict. A `judge` is

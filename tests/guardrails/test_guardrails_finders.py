@@ -256,6 +256,17 @@ def test_no_rule_takes_more_than_linear_time(unit: str) -> None:
 def test_every_built_in_check_is_its_own_name() -> None:
     """Policies name checks as the checks name themselves."""
     assert sorted(built_in()) == [
-        *("entities", "form", "grounding", "injection", "jailbreak", "links", "pii", "prompt_leak", "secrets"),
+        *(
+            "content",
+            "entities",
+            "form",
+            "grounding",
+            "injection",
+            "jailbreak",
+            "links",
+            "pii",
+            "prompt_leak",
+            "secrets",
+        ),
         *("tokens", "topics"),
     ]
