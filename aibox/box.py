@@ -23,10 +23,8 @@ from aibox.audit.keys import Keyring
 from aibox.audit.lazily import Lazily
 from aibox.errors import ConfigError, StoreError
 from aibox.guardrails.constitution import Constitution
-from aibox.guardrails.entities import Entities
 from aibox.guardrails.guardrail import Guardrail
-from aibox.guardrails.outgoing import Outgoing
-from aibox.guardrails.pii import PII
+from aibox.guardrails.outgoing import Outgoing, personal
 from aibox.guardrails.pseudonyms import Pseudonyms
 from aibox.inference.accounts import Accounts, Call
 from aibox.inference.configured import make_backend
@@ -37,12 +35,12 @@ from aibox.levels import load_levels, load_policy
 from aibox.memory.memory import Memory
 from aibox.memory.redis_buffer import RedisBuffer
 from aibox.policy.policy import Policy
-from aibox.protocols import Check, Tool
+from aibox.protocols import Tool
 from aibox.sandbox.configured import make_sandbox
 from aibox.sandbox.sandbox import Sandbox
 from aibox.sealing import seal, telemetry_off
 from aibox.settings import Settings, read_secret
-from aibox.types import LOCAL_TENANT, Scope
+from aibox.types import LOCAL_TENANT
 
 
 def open(  # noqa: A001 - the face of the library: `aibox.open`
@@ -228,6 +226,7 @@ class Box:
             Embedded()
         ]
         aliases = {"default": settings.default_model} if settings.default_model else {}
+        finders = personal(self.policy, *self.tenant_policies.values())
         router: Router = self._keep(
             Router(
                 *backends,
@@ -249,15 +248,10 @@ class Box:
                     for backend, table in zip(backends, settings.backends, strict=False)
                     if table.calls_at_once
                 },
-                concealer=Outgoing(*self._personal(), pseudonyms=self.pseudonyms, rules=self.policy.pseudonyms),
+                concealer=Outgoing(*finders, pseudonyms=self.pseudonyms, rules=self.policy.pseudonyms),
             )
         )
         return router
-
-    def _personal(self) -> list[Check]:
-        """What looks for personal data on its way out: the named-entity model too, where a policy asks for it."""
-        policies = (self.policy, *self.tenant_policies.values())
-        return [PII(), *([Entities()] if any("entities" in policy.checks for policy in policies) else [])]
 
     @cached_property
     def memory(self) -> Memory:

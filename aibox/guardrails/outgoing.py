@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from aibox.guardrails.entities import Entities
+from aibox.guardrails.pii import PII
 from aibox.guardrails.pseudonyms import Pseudonyms, Restorer
 from aibox.guardrails.rewriting import rewritten
+from aibox.policy.policy import Policy
 from aibox.policy.pseudonyms import PseudonymRules
 from aibox.protocols import Check
 from aibox.types import Decision, Scope
 
 FROM_SCORE = 0.7
 """What scores less may leave: a city by itself tells nothing about anybody."""
+
+
+def personal(*policies: Policy) -> list[Check]:
+    """What looks for personal data on its way out: the named-entity model too, where a policy asks for it."""
+    return [PII(), *([Entities()] if any("entities" in policy.checks for policy in policies) else [])]
 
 
 class Outgoing:
