@@ -31,7 +31,9 @@ GROUP = "aibox.checks"
 OF_POLICY = ("topics", "tokens", "form")
 """The checks that are made of a policy's own lists and limits."""
 
-_COMPUTE: frozenset[type] = frozenset({Jailbreak, Injection, PII, Secrets, Links, PromptLeak, Topics, Tokens, Form})
+_COMPUTE: frozenset[type] = frozenset(
+    {Jailbreak, Injection, Content, PII, Secrets, Links, PromptLeak, Topics, Tokens, Form}
+)
 
 
 def waits(check: Check, text: str) -> bool:
