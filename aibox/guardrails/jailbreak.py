@@ -53,7 +53,7 @@ def _patterns() -> tuple[_Pattern, ...]:
 # Unicode tags spell ASCII text that no screen shows; the only honest use is in the flags of regions.
 _TAGS = re.compile("(?<!\U0001f3f4)(?<![\U000e0020-\U000e007f])[\U000e0020-\U000e007f]{4,256}")
 
-_SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*\s|\n")
+_SENTENCE_END = re.compile(r"[.!?][\"')\]]{0,8}\s|\n")
 
 
 class Jailbreak:
