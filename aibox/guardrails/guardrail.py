@@ -162,9 +162,14 @@ class Guardrail:
         if (own := self.for_tenant(scope.tenant)) is not self:
             return await own.check(text, where=where, scope=scope, label=label)
         judged = await self.judge(text, where=where, scope=scope, label=label)
-        decided = judged.decided + await self._judged(text, judged.decided, where=where, scope=scope, label=label)
+        added, critique = await self._judged(text, judged.decided, where=where, scope=scope, label=label)
+        decided = judged.decided + added
         decision = max((d for _, d in decided), default=Decision.ALLOW)
-        rewritten = "" if decision == Decision.BLOCK else await self.rewrite(text, decided, where=where, scope=scope)
+        rewritten = ""
+        if decision == Decision.REDACT:
+            rewritten = await self._anew(text, critique, where=where, scope=scope, label=label)
+        if not rewritten and decision < Decision.BLOCK:
+            rewritten = await self.rewrite(text, decided, where=where, scope=scope)
         shadow = None
         if judged.shadow is not None and self.shadow is not None:
             would = max((d for _, d in judged.shadow), default=Decision.ALLOW)
@@ -174,26 +179,47 @@ class Guardrail:
 
     async def _judged(
         self, text: str, decided: tuple[Decided, ...], *, where: Where, scope: Scope, label: Label | None
-    ) -> tuple[Decided, ...]:
-        """What the judge adds, in the grey band only. It takes nothing away, and is not asked where all is said."""
+    ) -> tuple[tuple[Decided, ...], str]:
+        """What the judge adds, in the grey band only, and its critique of what it found fault with.
+
+        It takes nothing away, and is not asked where all is said.
+        """
         rules = self._policy.judge
         score = max((found.score for found, _ in decided if found.check in _ATTACKS), default=-1.0)
         strictest = max((what for _, what in decided), default=Decision.ALLOW)
         if self._constitution is None or not rules.grey(where, score) or strictest >= rules.decision:
-            return ()
+            return (), ""
         whole = (0, len(text))
         try:
             with anyio.fail_after(self._policy.limits.check_s):
                 said = await self._constitution.judge(text, principles=rules.principles, scope=scope, label=label)
         except TimeoutError:
-            return ((Finding("constitution", "too-slow", whole, 1.0, "the judge took too long"), self._failure),)
+            return ((Finding("constitution", "too-slow", whole, 1.0, "the judge took too long"), self._failure),), ""
         except (BackendError, PolicyError) as error:
             reason = f"the judge could not be asked: {error.message}"
-            return ((Finding("constitution", "failed", whole, 1.0, reason), self._failure),)
+            return ((Finding("constitution", "failed", whole, 1.0, reason), self._failure),), ""
         if not said.principle:
-            return ()
+            return (), ""
         reason = f"breaks a principle: {said.principle}"
-        return ((Finding("constitution", "principle", whole, 1.0, reason), rules.decision),)
+        return ((Finding("constitution", "principle", whole, 1.0, reason), rules.decision),), said.critique or reason
+
+    async def _anew(self, text: str, critique: str, *, where: Where, scope: Scope, label: Label | None) -> str:
+        """The text as the judge wrote it anew, checked as any text; empty where the old one is to be taken out."""
+        rules = self._policy.judge
+        if self._constitution is None or not rules.rewrite or not critique:
+            return ""
+        try:
+            with anyio.fail_after(self._policy.limits.check_s):
+                better = await self._constitution.rewrite(
+                    text, critique, principles=rules.principles, scope=scope, label=label
+                )
+        except (TimeoutError, BackendError, PolicyError):
+            return ""  # then it is taken out, and the finding says why
+        again = (await self.judge(better, where=where, scope=scope, label=label)).decided
+        attacks = any(found.check in _ATTACKS for found, _ in again)
+        if not better or attacks or max((what for _, what in again), default=Decision.ALLOW) > Decision.REDACT:
+            return ""
+        return await self.rewrite(better, again, where=where, scope=scope)
 
     @property
     def _failure(self) -> Decision:

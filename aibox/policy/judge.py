@@ -23,6 +23,9 @@ class JudgeRules(Part):
     """And ends below this one, the highest of several levels."""
     decision: DecisionField = Decision.FLAG
     """What follows for a text that breaks a principle. Of several levels the strictest."""
+    rewrite: bool = True
+    """With the decision `redact`: the judge may write a text anew, after its critique, before all of it is taken out.
+    What it wrote is judged and checked again. Of several levels all must allow it."""
     principles: frozenset[Principle] = frozenset()
     """What a text must keep to. Of several levels all; none is the shipped ones."""
 
@@ -32,6 +35,7 @@ class JudgeRules(Part):
             from_score=min(self.from_score, other.from_score),
             below_score=max(self.below_score, other.below_score),
             decision=max(self.decision, other.decision),
+            rewrite=self.rewrite and other.rewrite,
             principles=self.principles | other.principles,
         )
 
