@@ -12,7 +12,7 @@ import hmac
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -170,12 +170,18 @@ def _open(path: Path) -> sqlite3.Connection:
     return db
 
 
-def of_request(scope: Scope, *, method: str, path: str, query: bytes, key: str, body: bytes) -> Asking:
-    """What a request asks for. Raises ConfigError for a key that is none."""
+def of_request(
+    scope: Scope, *, method: str, path: str, query: bytes, key: str, body: bytes, roles: Iterable[str] = ()
+) -> Asking:
+    """What a request asks for. Raises ConfigError for a key that is none.
+
+    The roles are part of it: what an administrator was answered is nothing for the same user without that role.
+    """
     key = key.strip()
     if len(key) >= 2 and key[0] == key[-1] == '"':
         key = key[1:-1]
     if not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
         raise ConfigError("an Idempotency-Key has 1 to 255 printable ASCII characters", hint="a UUID is a good one")
-    digest: Any = hashlib.sha256(len(query).to_bytes(8) + query + body)
+    asked_as = ",".join(sorted(roles)).encode()
+    digest: Any = hashlib.sha256(b"".join(len(part).to_bytes(8) + part for part in (asked_as, query, body)))
     return Asking(scope, f"{method} {path}", key, digest.digest())

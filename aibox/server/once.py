@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 
+from aibox.errors import ConfigError
 from aibox.server.answers import Answer, Answers, Asking, of_request
 from aibox.server.asked import CORRELATION, App, Asked, Message, Receive, Scope, Send
 
 LONGEST = 8 << 20
 """Bytes of an answer that are kept."""
 METHODS = ("POST", "PUT", "PATCH", "DELETE")
+UNKEPT = "/v1/admin/keys"
+"""What is answered there holds a key in the clear, which is kept nowhere."""
 REPLAYED = (b"idempotency-replayed", b"true")
 _AGAIN = (408, 409, 425, 429)
 """Answers after which the same request may be tried: nothing was done."""
@@ -28,6 +31,11 @@ class Once:
     async def __call__(self, inner: App, request: Asked, scope: Scope, receive: Receive, send: Send) -> None:
         """Do it, or tell what it was answered before. Raises ConfigError, StoreError, and what `receive` raises."""
         assert request.principal is not None
+        if scope["path"].startswith(UNKEPT):
+            raise ConfigError(
+                "an answer that holds a key is not kept, so there is no second time",
+                hint="leave Idempotency-Key out; GET /v1/admin/keys says whether the first time made one",
+            )
         body = await _whole(receive)
         if body is None:
             return
@@ -38,6 +46,7 @@ class Once:
             query=scope["query_string"],
             key=request.idempotency,
             body=body,
+            roles=request.principal.roles,
         )
         known = await self._answers.begin(asking)
         if known is not None:

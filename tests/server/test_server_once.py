@@ -19,6 +19,7 @@ from aibox.server.answers import HELD_S, KEPT_S, Answer, Answers, of_request
 from aibox.server.api_keys import ApiKeys
 from aibox.server.app import create_app
 from aibox.server.auth import Callers
+from aibox.server.principal import Role
 from aibox.settings import Settings
 from aibox.testing import ScriptedBackend
 from aibox.testing.erasable_contract import ErasableContract
@@ -62,6 +63,8 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     tokens = {
         "eva": await keys.create(scope=EVA),
         "tom": await keys.create(scope=Scope(tenant="acme", user="tom")),
+        "eva herself": await keys.create(scope=EVA, roles=[Role.USER]),
+        "admin": await keys.create(scope=Scope(tenant="acme", user="ada"), roles=[Role.TENANT_ADMIN]),
         "rival": await keys.create(scope=Scope(tenant="rival", user="eva")),
     }
     async with Box(Settings(home=tmp_path / "home", policy="permissive")) as box:
@@ -94,6 +97,20 @@ async def test_a_key_is_bound_to_who_what_and_where(served: Served) -> None:
         answer = await served.ask("one", who=who)
         assert answer.json()["choices"][0]["message"]["content"] == f"Answer {number}."
     assert (await served.ask("one", path="/v1/completions", prompt="hi")).headers.get("idempotency-replayed") is None
+
+
+async def test_a_role_is_part_of_who_asks(served: Served) -> None:
+    """The same user under other roles is not told what was answered under the first."""
+    assert (await served.ask("one")).status_code == 200
+    other = await served.ask("one", who="eva herself")
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "config.key_reused")
+
+
+async def test_no_answer_with_a_key_in_it_is_kept(served: Served) -> None:
+    """Making an API key takes no Idempotency-Key: it would lie in a file, where it lies nowhere else."""
+    answer = await served.ask(who="admin", path="/v1/admin/keys", user="nightly")
+    assert answer.status_code == 400
+    assert "is not kept" in answer.json()["detail"]
 
 
 async def test_at_once_one_works_and_the_others_are_told(served: Served) -> None:
