@@ -94,7 +94,7 @@ class DriverContract:
         async with session.talk(("bash", "-c", "echo said >&2; exit 3")) as talk:
             assert [line async for line in talk.lines()] == []
         assert (talk.exit_code, talk.stderr) == (3, "said\n")
-        assert (await session.run(("echo", "on"))).stdout == "on\n"
+        assert (await session.bash("echo on")).stdout == "on\n"
 
     @pytest.mark.anyio
     async def test_a_folder_goes_in_with_all_that_is_in_it(self, session: Session, tmp_path: Path) -> None:
