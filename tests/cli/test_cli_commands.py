@@ -10,7 +10,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -288,12 +287,14 @@ def heeding_ctrl_c() -> None:
 def test_stopping_in_the_middle_of_a_turn_loses_nothing(how: signal.Signals) -> None:
     """Killed or interrupted while the model writes: the evidence verifies and the next start works."""
     command = [sys.executable, "-m", "aibox", "run", "Write a very long story about a lighthouse."]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heeding_ctrl_c)  # noqa: PLW1509 - sets one handler
-    assert process.stdout is not None
-    process.stdout.read(1)
-    time.sleep(0.2)
-    process.send_signal(how)
-    _, err = process.communicate(timeout=300)
+    for _ in range(10):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heeding_ctrl_c)  # noqa: PLW1509 - sets one handler
+        assert process.stdout is not None
+        process.stdout.read(1)
+        process.send_signal(how)
+        told, err = process.communicate(timeout=300)
+        if not told.endswith(b"\n"):
+            break  # a small model's story may be over before it is stopped; then it tells another
     assert process.returncode == (-signal.SIGKILL if how is signal.SIGKILL else 130)
     assert b"Traceback" not in err
     assert aibox("verify", str(home() / "audit.db")).returncode in ((0, 2) if how is signal.SIGKILL else (0,))
