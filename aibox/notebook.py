@@ -7,9 +7,12 @@ opened, which stays open with its agent in `box` and `agent`. The reply is in `r
 from __future__ import annotations
 
 import html
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aibox.errors import AIBoxError
+
+if TYPE_CHECKING:
+    from aibox.memory.document import Progress
 
 _MAGIC = "%%agent"
 _ASK = "await __import__('aibox.notebook', fromlist=['ask']).ask(get_ipython(), {name!r}, {prompt!r})\n"
@@ -42,6 +45,32 @@ class _Markdown:
 
     def _repr_markdown_(self) -> str:
         return self._text
+
+
+class Bar:
+    """How far something has come, shown in a cell: the `progress=` of `evaluate` and of `Memory.add`."""
+
+    def __init__(self, of: str) -> None:
+        self._of = of
+        self._shown: Any = None
+        self._done, self._total, self._name = 0, 0, ""
+
+    def __call__(self, done: int | Progress, total: int = 0) -> None:
+        """What `evaluate` says (runs that are done, of how many), or what `Memory.add` does."""
+        if isinstance(done, int):
+            self._done, self._total = done, total
+        else:
+            self._done, self._total, self._name = done.done, done.total, done.name
+        if self._shown is None:
+            from IPython.display import display
+
+            self._shown = display(self, display_id=True)  # type: ignore[no-untyped-call]  # its own package is untyped
+        else:
+            self._shown.update(self)
+
+    def _repr_html_(self) -> str:
+        text = html.escape(f"{self._done} of {self._total} {self._of} {self._name}".rstrip())
+        return f'<progress value="{self._done}" max="{max(self._total, 1)}"></progress> {text}'
 
 
 async def ask(shell: Any, name: str, prompt: str) -> None:

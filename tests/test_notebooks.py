@@ -19,7 +19,7 @@ SHOWS = {
     "1_quick_start": ["<Box", "owed()", "1240.5", "redact", "332833500", "I prefer short answers."],
     "2_guardrails_and_labels": ["redact", "eva@example.org", "an attack          block", "public at most", "send"],
     "3_receipts": ["turn.sealed", "holds", "is not the one that was recorded"],
-    "4_evaluate_and_compare": ["image/png", "McNemar"],
+    "4_evaluate_and_compare": ["image/png", "McNemar", "</progress>", " runs"],
 }
 # In a process of its own: a kernel speaks over sockets, which tests may not open, and its libraries warn.
 RUN = """
@@ -82,3 +82,16 @@ def test_a_question_needs_nothing_but_the_extension(tmp_path: Path) -> None:
     assert "SAID True Box" in shown
     assert "there is no agent in &#x27;nobody&#x27;" in shown
     assert "Traceback" not in shown
+
+
+def test_a_bar_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """It takes what `evaluate` and what `Memory.add` say; a file's name is text and no markup."""
+    from aibox.memory.document import Progress
+    from aibox.notebook import Bar
+
+    bar = Bar("files")
+    for said in (Progress(0, 2, "a.md"), Progress(1, 2, "<b>.md")):
+        bar(said)
+    assert bar._repr_html_() == '<progress value="1" max="2"></progress> 1 of 2 files &lt;b&gt;.md'
+    bar(2, 2)
+    assert 'value="2"' in bar._repr_html_()
