@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
@@ -18,6 +16,7 @@ import aibox.box
 from aibox.agents.approvals import Approval
 from aibox.box import Box
 from aibox.cli import interrupt
+from aibox.cli.opened import in_box
 from aibox.cli.options import ConfigOption, ModelOption, PolicyOption, load_settings
 from aibox.cli.target import agent
 from aibox.errors import ConfigError
@@ -36,7 +35,7 @@ IdArgument = Annotated[str, typer.Argument(metavar="ID", help="As `aibox approva
 def list_(tenant: TenantOption = LOCAL_TENANT, config: ConfigOption = None) -> None:
     """List what waits, the most urgent first."""
     scope = Scope(tenant=tenant, user="me")
-    found = _with(config, lambda box: box.state.approvals.pending(scope=scope))
+    found = in_box(lambda box: box.state.approvals.pending(scope=scope), config=config)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("id", "tool", "for", "people", "until"):
         table.add_column(heading, overflow="fold")
@@ -55,7 +54,7 @@ def show(
 ) -> None:
     """Show what exactly is asked: the tool, what it would get, under which label, and who has answered."""
     scope = Scope(tenant=tenant, user="me")
-    asked = _with(config, lambda box: box.state.approvals.get(id_, scope=scope))
+    asked = in_box(lambda box: box.state.approvals.get(id_, scope=scope), config=config)
     if as_json:
         print(json.dumps(_rows(asked)))
         return
@@ -79,7 +78,7 @@ def approve(
         agreed = digest if digest is not None else _agreed(await box.state.approvals.get(id_, scope=scope))
         return await box.state.approvals.approve(id_, digest=agreed, scope=scope)
 
-    _say(_with(config, main))
+    _say(in_box(main, config=config))
 
 
 @app.command("reject")
@@ -92,7 +91,7 @@ def reject(
 ) -> None:
     """Say no. One no is enough."""
     scope = _scope(tenant, person)
-    _say(_with(config, lambda box: box.state.approvals.reject(id_, reason, scope=scope)))
+    _say(in_box(lambda box: box.state.approvals.reject(id_, reason, scope=scope), config=config))
 
 
 @app.command("resume")
@@ -126,16 +125,6 @@ def _scope(tenant: str, person: str | None) -> Scope:
     if person is None and tenant != LOCAL_TENANT:
         raise ConfigError("say who answers: --as USER", hint="who agreed is part of the evidence")
     return Scope(tenant=tenant, user=person or "me")
-
-
-def _with(config: Path | None, call: Callable[[Box], Awaitable[T]]) -> T:
-    settings, _ = load_settings(config=config)
-
-    async def main() -> T:
-        async with aibox.box.open(settings=settings) as box:
-            return await call(box)
-
-    return interrupt.run(main())
 
 
 def _agreed(asked: Approval) -> str:

@@ -5,20 +5,20 @@ Exit code 0: as good as was asked; 1: it is not, or a report does not hold; 2: i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
-import aibox.box
 from aibox.audit.chain import AuditChain
 from aibox.audit.receipt import Receipt
 from aibox.box import Box
 from aibox.cli import interrupt, target
+from aibox.cli.opened import in_box
 from aibox.cli.options import ConfigOption, PolicyOption, load_settings
 from aibox.errors import ConfigError, IntegrityError
 from aibox.evals import receipts, render, scorers
@@ -79,7 +79,7 @@ def run(
             )
         return await measured.seal(box.audit, scope=Scope.local())
 
-    found = _in_box(work, config=config, policy=policy)
+    found = in_box(work, config=config, policy=policy)
     console = Console(highlight=False)
     for result in found.results:
         if not result.solved:
@@ -181,20 +181,10 @@ def replay(
     async def work(box: Box) -> receipts.Replayed:
         return await receipts.replay(proof, kept, target.agent(agent, box), policy=box.policy, key=pinned)
 
-    again = _in_box(work, config=config, policy=policy)
+    again = in_box(work, config=config, policy=policy)
     Console(highlight=False).print(str(again), markup=False, soft_wrap=True)
     if not again.same:
         raise typer.Exit(1)
-
-
-def _in_box(work: Callable[[Box], Coroutine[Any, Any, Any]], *, config: Path | None, policy: str | None) -> Any:
-    settings, _ = load_settings(config=config)
-
-    async def main() -> Any:
-        async with aibox.box.open(settings=settings, policy=policy) as box:
-            return await work(box)
-
-    return interrupt.run(main())
 
 
 def _compared(comparison: Comparison, console: Console) -> str:

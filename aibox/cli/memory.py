@@ -11,15 +11,13 @@ import typer
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-import aibox
 from aibox.box import Box
+from aibox.cli.opened import in_box
 from aibox.cli.options import ConfigOption
 from aibox.errors import ConfigError
 from aibox.memory.document import Progress
 from aibox.memory.memory import Memory
 from aibox.memory.record import Visibility
-from aibox.settings import Settings
-from aibox.sync import run_sync
 from aibox.types import LOCAL_TENANT, Scope
 
 T = TypeVar("T")
@@ -107,7 +105,7 @@ def forget(
             return await box.memory.forget(scope=scope, ids=ids)
         return await box.memory.forget(scope=scope, subject=scope.user)
 
-    gone = _in_box(config, work)
+    gone = in_box(work, config=config)
     Console(highlight=False).print(f"{gone} forgotten")
     if not gone:
         raise typer.Exit(1)
@@ -165,12 +163,4 @@ def _visibility(name: str) -> Visibility:
 
 def _with(config: Path | None, do: Callable[[Memory], Awaitable[T]]) -> T:
     """Do it with the memory of the configured box."""
-    return _in_box(config, lambda box: do(box.memory))
-
-
-def _in_box(config: Path | None, do: Callable[[Box], Awaitable[T]]) -> T:
-    async def work() -> T:
-        async with aibox.open(settings=Settings.load(config=config, env=os.environ)) as box:
-            return await do(box)
-
-    return run_sync(work())
+    return in_box(lambda box: do(box.memory), config=config)

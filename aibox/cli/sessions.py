@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,12 +18,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-import aibox.box
 from aibox.agents.sessions import Session
 from aibox.box import Box
-from aibox.cli import interrupt
 from aibox.cli.approvals import visible
-from aibox.cli.options import ConfigOption, load_settings
+from aibox.cli.opened import in_box
+from aibox.cli.options import ConfigOption
 from aibox.errors import AccessError, ConfigError
 from aibox.types import LOCAL_TENANT, Scope
 
@@ -50,7 +48,7 @@ def list_(
 ) -> None:
     """List the conversations of a user, the latest first."""
     scope = Scope(tenant=tenant, user=user, agent=agent)
-    found = _with(config, lambda box: box.state.sessions.list(scope=scope, limit=limit))
+    found = in_box(lambda box: box.state.sessions.list(scope=scope, limit=limit), config=config)
     if as_json:
         print(json.dumps([_row(session) for session in found]))
         return
@@ -73,7 +71,7 @@ def show(
 ) -> None:
     """Show a conversation, every word of it, as the model saw it."""
     scope = Scope(tenant=tenant, user=user, agent=agent)
-    whole = _with(config, lambda box: _export(box, id_, scope=scope))
+    whole = in_box(lambda box: _export(box, id_, scope=scope), config=config)
     console = Console(highlight=False)
     console.print(f"[bold]{escape(visible(whole['title']))}[/]  {escape(whole['label'])}")
     for message in whole["messages"]:
@@ -96,7 +94,7 @@ def title(
     async def main(box: Box) -> None:
         await box.state.sessions.rename(words, scope=await _found(box, id_, scope=scope))
 
-    _with(config, main)
+    in_box(main, config=config)
 
 
 @app.command("export")
@@ -117,7 +115,7 @@ def export(
         await box.audit.append("session.exported", scope=scope, detail=detail)
         return json.dumps(whole, indent=None if output is None else 2)
 
-    text = _with(config, main)
+    text = in_box(main, config=config)
     if output is None:
         print(text)
         return
@@ -145,7 +143,7 @@ def delete(
         await box.audit.append("session.deleted", scope=scope, detail={"session": id_, "agent": found.agent})
         await box.state.sessions.delete(scope=found)
 
-    _with(config, main)
+    in_box(main, config=config)
     print(f"{id_} deleted")
 
 
@@ -161,16 +159,6 @@ async def _found(box: Box, id_: str, *, scope: Scope) -> Scope:
     if len(agents) > 1:
         raise ConfigError(f"several agents have a session {id_}", hint=f"--agent, one of {', '.join(agents)}")
     return scope.narrow(agent=agents[0], session=id_)
-
-
-def _with(config: Path | None, call: Callable[[Box], Awaitable[T]]) -> T:
-    settings, _ = load_settings(config=config)
-
-    async def main() -> T:
-        async with aibox.box.open(settings=settings) as box:
-            return await call(box)
-
-    return interrupt.run(main())
 
 
 def _row(session: Session) -> dict[str, object]:
