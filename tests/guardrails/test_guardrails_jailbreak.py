@@ -112,8 +112,11 @@ def test_time_is_linear_on_hostile_texts(unit: str) -> None:
 
     def seconds(size: int) -> float:
         text = (unit * (size // len(unit) + 1))[:size]
-        started = time.process_time()
-        scan(text)
-        return time.process_time() - started
+        taken = []
+        for _ in range(3):  # the least of three: a collection of garbage in between is nobody's growth
+            started = time.thread_time()
+            scan(text)
+            taken.append(time.thread_time() - started)
+        return min(taken)
 
     assert seconds(1_000_000) < 30 * seconds(100_000) + 0.1
