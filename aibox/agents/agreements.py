@@ -13,25 +13,20 @@ from typing import Any, Protocol
 from aibox.agents.approvals import Approval, digest_of
 from aibox.agents.budget import Exhausted
 from aibox.agents.events import ApprovalAsked, Event
-from aibox.agents.parts import Parts
+from aibox.agents.question import Asker, question
 from aibox.chat import Agreed, ChatRequest
 from aibox.errors import ApprovalError
-from aibox.policy.policy import Policy
 from aibox.protocols import Approver
-from aibox.types import Label, Scope
+from aibox.types import Label
 
 _MODEL = "model "
 """How the name of what is asked about begins; no tool's does, for it has no space."""
 
 
-class Asking(Protocol):
+class Asking(Asker, Protocol):
     """The turn, as far as its questions about models concern it."""
 
-    parts: Parts
-    scope: Scope
-    policy: Policy
     approver: Approver | None
-    run_id: str
     answers: Mapping[str, Approval]
 
     def emit(self, event: Event) -> None: ...
@@ -80,21 +75,14 @@ class Agreements:
         if state is None or not state.store.encrypted:
             raise needed
         turn.wait_for(
-            Approval(
-                id="",
-                run=turn.run_id,
+            question(
+                turn,
                 call=f"model:{uuid.uuid4().hex}",
                 tool=name,
                 arguments=arguments,
                 reason="the policy asks for it",
                 label=label,
-                policy=turn.policy.digest,
-                version=turn.parts.version,
-                agent=turn.scope.agent,
-                asked_by=turn.scope.user,
                 people=people,
-                status="waiting",
-                expires_us=0,
             )
         )
         return None

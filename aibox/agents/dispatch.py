@@ -17,9 +17,10 @@ import msgspec
 from pydantic import ValidationError
 
 from aibox.agents import exposure, spotlight
-from aibox.agents.approvals import Approval, digest_of
+from aibox.agents.approvals import digest_of
 from aibox.agents.events import ApprovalAsked, ToolCalled, ToolReturned
 from aibox.agents.evidence import digest
+from aibox.agents.question import question
 from aibox.agents.turn_state import TurnState
 from aibox.errors import AIBoxError, IntegrityError
 from aibox.protocols import Tool
@@ -206,24 +207,10 @@ async def _approval(call: _Call, reason: str, *, turn: TurnState) -> dict[str, A
         return {"approval": "given"}
     if turn.parts.state is None or not turn.parts.state.store.encrypted:
         raise Refused(f"{name} needs a person's approval, and nobody can be asked here.", "unapproved")
-    turn.wait_for(
-        Approval(
-            id="",
-            run=turn.run_id,
-            call=call.id,
-            tool=name,
-            arguments=call.arguments,
-            reason=reason,
-            label=turn.label,
-            policy=turn.policy.digest,
-            version=turn.parts.version,
-            agent=turn.scope.agent,
-            asked_by=turn.scope.user,
-            people=people,
-            status="waiting",
-            expires_us=0,
-        )
+    about = question(
+        turn, call=call.id, tool=name, arguments=call.arguments, reason=reason, label=turn.label, people=people
     )
+    turn.wait_for(about)
     raise Waits
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 
 from aibox.box import Box
+from aibox.cli.new_file import write_new
 from aibox.cli.opened import in_box
 from aibox.cli.options import ConfigOption
 from aibox.errors import ConfigError
@@ -123,12 +123,7 @@ def export(
     if output is None:
         print(lines, end="")
         return
-    try:
-        handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise ConfigError(f"{output} cannot be written: {error.strerror}", hint="name a new file") from None
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(lines)
+    write_new(output, lines)
 
 
 @app.command("import")

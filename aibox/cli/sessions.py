@@ -7,7 +7,6 @@ of its tenant's log before it is done.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +20,7 @@ from rich.table import Table
 from aibox.agents.sessions import Session
 from aibox.box import Box
 from aibox.cli.approvals import visible
+from aibox.cli.new_file import write_new
 from aibox.cli.opened import in_box
 from aibox.cli.options import ConfigOption
 from aibox.errors import AccessError, ConfigError
@@ -119,12 +119,7 @@ def export(
     if output is None:
         print(text)
         return
-    try:
-        handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise ConfigError(f"{output} cannot be written: {error.strerror}", hint="name a new file") from None
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
+    write_new(output, text + "\n")
 
 
 @app.command("delete")

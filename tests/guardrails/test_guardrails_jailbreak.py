@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
+from growth import cpu_s
 
 from aibox.guardrails.jailbreak import Jailbreak, scan
 from aibox.protocols import Check
@@ -112,11 +111,6 @@ def test_time_is_linear_on_hostile_texts(unit: str) -> None:
 
     def seconds(size: int) -> float:
         text = (unit * (size // len(unit) + 1))[:size]
-        taken = []
-        for _ in range(3):  # the least of three: a collection of garbage in between is nobody's growth
-            started = time.thread_time()
-            scan(text)
-            taken.append(time.thread_time() - started)
-        return min(taken)
+        return cpu_s(lambda: scan(text))
 
     assert seconds(1_000_000) < 30 * seconds(100_000) + 0.1
