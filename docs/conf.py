@@ -46,9 +46,9 @@ class Commands(Directive):
 
 
 def described(command: Any, path: str) -> list[nodes.Node]:
-    inner = getattr(command, "commands", {})
-    if inner:
-        return [node for name in inner for node in described(inner[name], f"{path} {name}")]
+    if hasattr(command, "list_commands"):
+        names = command.list_commands(None)
+        return [node for name in names for node in described(command.get_command(None, name), f"{path} {name}")]
     said = [(", ".join(one.opts), one.help) for one in command.params]
     arguments = [(name.upper(), text) for name, text in said if not name.startswith("-")]
     options = [(name, text) for name, text in said if name.startswith("-")]

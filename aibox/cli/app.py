@@ -5,42 +5,73 @@ Exit codes: 0 good; 1 the answer is no (evidence broken, a demo step failed); 2 
 
 from __future__ import annotations
 
+import importlib
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from aibox import __version__
-from aibox.cli import (
-    approvals,
-    audit,
-    chat,
-    demo,
-    doctor,
-    egress,
-    evals,
-    evidence,
-    keys,
-    memory,
-    models,
-    new,
-    policy,
-    sandbox,
-    seal,
-    serve,
-    sessions,
-    skills,
-    unmask,
-)
 from aibox.cli.say import say
 from aibox.errors import AIBoxError, ConfigError
 
+# Each command, and where it lives: only what is typed is loaded. A Typer is a group, anything else one command.
+COMMANDS = {
+    "demo": "aibox.cli.demo:demo",
+    "run": "aibox.cli.chat:run",
+    "chat": "aibox.cli.chat:chat",
+    "serve": "aibox.cli.serve:serve",
+    "verify": "aibox.cli.evidence:verify",
+    "why": "aibox.cli.evidence:why",
+    "doctor": "aibox.cli.doctor:doctor",
+    "new": "aibox.cli.new:new",
+    "replay": "aibox.cli.evals:replay",
+    "seal": "aibox.cli.seal:seal",
+    "approvals": "aibox.cli.approvals:app",
+    "audit": "aibox.cli.audit:app",
+    "egress": "aibox.cli.egress:app",
+    "models": "aibox.cli.models:app",
+    "policy": "aibox.cli.policy:app",
+    "sandbox": "aibox.cli.sandbox:app",
+    "evals": "aibox.cli.evals:app",
+    "keys": "aibox.cli.keys:app",
+    "memory": "aibox.cli.memory:app",
+    "sessions": "aibox.cli.sessions:app",
+    "skills": "aibox.cli.skills:app",
+}
+
+
+class Commands(TyperGroup):
+    """The commands of `COMMANDS`, each imported when it is asked for."""
+
+    def list_commands(self, ctx: object) -> list[str]:  # noqa: ARG002 - the signature is Typer's
+        return list(COMMANDS)
+
+    def get_command(self, ctx: object, cmd_name: str) -> Any:  # noqa: ARG002 - likewise
+        if cmd_name not in COMMANDS:
+            # What was typed is compared with these for a did-you-mean.
+            self.commands.update(dict.fromkeys(COMMANDS))  # type: ignore[arg-type]
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        found = getattr(importlib.import_module(module), name)
+        if not isinstance(found, typer.Typer):
+            single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+            single.command(cmd_name)(found)
+            return get_command(single)
+        group = get_command(found)
+        group.name = cmd_name
+        return group
+
+
 app = typer.Typer(
     name="aibox",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -48,28 +79,6 @@ app = typer.Typer(
     help="AI on infrastructure that you own: models, agents, guardrails, memory, sandbox, and evidence.",
     epilog="Data lives in the folder that AIBOX_HOME names. AIBOX_SOVEREIGN=strict refuses every outside connection.",
 )
-app.command("demo")(demo.demo)
-app.command("run")(chat.run)
-app.command("chat")(chat.chat)
-app.command("serve")(serve.serve)
-app.command("verify")(evidence.verify)
-app.command("why")(evidence.why)
-app.command("doctor")(doctor.doctor)
-app.command("new")(new.new)
-app.command("replay")(evals.replay)
-app.command("seal")(seal.seal)
-app.add_typer(approvals.app, name="approvals")
-audit.app.command("unmask")(unmask.unmask)
-app.add_typer(audit.app, name="audit")
-app.add_typer(egress.app, name="egress")
-app.add_typer(models.app, name="models")
-app.add_typer(policy.app, name="policy")
-app.add_typer(sandbox.app, name="sandbox")
-app.add_typer(evals.app, name="evals")
-app.add_typer(keys.app, name="keys")
-app.add_typer(memory.app, name="memory")
-app.add_typer(sessions.app, name="sessions")
-app.add_typer(skills.app, name="skills")
 
 
 def _version(wanted: bool) -> None:

@@ -21,6 +21,7 @@ from aibox.audit.signer import SigningServer, public_key
 from aibox.box import Box
 from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
+from aibox.cli.unmask import unmask
 from aibox.errors import ConfigError, StoreError
 from aibox.policy.retention import DAY_US
 from aibox.types import LOCAL_TENANT, Scope
@@ -30,6 +31,7 @@ TenantOption = Annotated[str, typer.Option("--tenant", help="Whose log it is.")]
 ByOption = Annotated[str, typer.Option("--by", help="Who does it, for the record.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the record.")]
 app = typer.Typer(no_args_is_help=True, help="The evidence: read it, sign it out, and act on it, on the record.")
+app.command()(unmask)
 
 
 @app.command()

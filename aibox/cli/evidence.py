@@ -16,7 +16,6 @@ from aibox.audit.keys import Keyring
 from aibox.audit.receipt import Receipt
 from aibox.audit.verify import verify as verify_evidence
 from aibox.cli import interrupt
-from aibox.cli.isolation import isolation
 from aibox.cli.options import ConfigOption, load_settings
 from aibox.errors import ConfigError, IntegrityError
 
@@ -57,6 +56,9 @@ def verify(
     """Check that recorded evidence still holds. Exit code 0: it holds; 1: it does not; 2: it could not be read."""
     console = Console(highlight=False)
     if path == ISOLATION and not Path(path).exists():
+        # It opens a whole box, which evidence alone does not need.
+        from aibox.cli.isolation import isolation
+
         settings, _ = load_settings(config=config)
         if not interrupt.run(isolation(settings, url=url, report=report_to, console=console)):
             raise typer.Exit(1)

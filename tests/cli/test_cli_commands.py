@@ -44,6 +44,21 @@ def test_version() -> None:
     assert (done.returncode, done.stdout.split()[0]) == (0, "aibox")
 
 
+def test_a_command_loads_what_it_needs_and_no_more() -> None:
+    """Who asks for the version, or checks evidence on a machine of its own, waits for no agent and no model."""
+    for typed, without in ((["--version"], "aibox.settings"), (["verify", "--help"], "aibox.box")):
+        program = f"import sys; from aibox.cli.app import run; run({typed!r}); sys.exit({without!r} in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_mistyped_command_is_told_with_the_one_that_was_meant() -> None:
+    """A did-you-mean, of commands that were never loaded too."""
+    done = aibox("aduit")
+    assert done.returncode == 2
+    assert "Did you mean 'audit'?" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
