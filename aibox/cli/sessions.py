@@ -1,6 +1,6 @@
 """`aibox sessions`: what is kept of conversations: find one, read it, name it, take it along, let go of it.
 
-Whoever has the data folder and its keys reads anybody's; that a conversation was taken out or deleted here is an entry
+Whoever has the data folder and its keys reads anybody's; that a conversation was read, taken out or deleted here is an entry
 of its tenant's log before it is done.
 """
 
@@ -71,7 +71,7 @@ def show(
 ) -> None:
     """Show a conversation, every word of it, as the model saw it."""
     scope = Scope(tenant=tenant, user=user, agent=agent)
-    whole = in_box(lambda box: _export(box, id_, scope=scope), config=config)
+    whole = in_box(lambda box: _export(box, id_, scope=scope, kind="session.shown"), config=config)
     console = Console(highlight=False)
     console.print(f"[bold]{escape(visible(whole['title']))}[/]  {escape(whole['label'])}")
     for message in whole["messages"]:
@@ -109,13 +109,8 @@ def export(
     """Write a conversation as JSON, in the clear, to standard output or a new file."""
     scope = Scope(tenant=tenant, user=user, agent=agent)
 
-    async def main(box: Box) -> str:
-        whole = await _export(box, id_, scope=scope)
-        detail = {"session": id_, "agent": whole["agent"], "messages": len(whole["messages"])}
-        await box.audit.append("session.exported", scope=scope, detail=detail)
-        return json.dumps(whole, indent=None if output is None else 2)
-
-    text = in_box(main, config=config)
+    whole = in_box(lambda box: _export(box, id_, scope=scope, kind="session.exported"), config=config)
+    text = json.dumps(whole, indent=None if output is None else 2)
     if output is None:
         print(text)
         return
@@ -142,8 +137,11 @@ def delete(
     print(f"{id_} deleted")
 
 
-async def _export(box: Box, id_: str, *, scope: Scope) -> dict[str, Any]:
-    return await box.state.sessions.export(scope=await _found(box, id_, scope=scope))
+async def _export(box: Box, id_: str, *, scope: Scope, kind: str) -> dict[str, Any]:
+    whole = await box.state.sessions.export(scope=await _found(box, id_, scope=scope))
+    detail = {"session": id_, "agent": whole["agent"], "messages": len(whole["messages"])}
+    await box.audit.append(kind, scope=scope, detail=detail)
+    return whole
 
 
 async def _found(box: Box, id_: str, *, scope: Scope) -> Scope:

@@ -67,5 +67,6 @@ def test_conversations_on_the_command_line(
         assert (code, "no such session" in said) == (2, True), said
     assert typed("delete", "march", "--agent", "clerk")[0] == 0
     assert typed("show", "march")[0] == 0  # the other agent's is the only one now
-    assert aibox.run_sync(kinds()) == ["session.exported", "session.exported", "session.deleted"]
+    shown_, exported = "session.shown", "session.exported"
+    assert aibox.run_sync(kinds()) == [shown_, exported, exported, "session.deleted", shown_]
     assert json.loads(typed("list", "--json", "--user", "eva")[1])[0]["id"] == "theirs"
