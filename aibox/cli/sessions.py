@@ -1,7 +1,7 @@
 """`aibox sessions`: what is kept of conversations: find one, read it, name it, take it along, let go of it.
 
-Whoever has the data folder and its keys reads anybody's; that a conversation was read, taken out or deleted here is an entry
-of its tenant's log before it is done.
+Whoever has the data folder and its keys reads anybody's; that a conversation was read, taken out or deleted here is an
+entry of its tenant's log before it is done.
 """
 
 from __future__ import annotations
