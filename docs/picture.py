@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import tempfile
 from pathlib import Path
 
@@ -22,6 +23,8 @@ async def main() -> None:
             assert await Demo(console, box, model="default", seed=1).run()
         # The folder of this run means nothing to a reader.
         text = console.export_svg(title="make demo").replace(folder, "~")
+    # Nor does the picture fetch its font from anybody: the reader's own monospace one will do.
+    text = re.sub(r"\s*@font-face \{.*?\}", "", text, flags=re.DOTALL)
     Path(__file__).with_name("demo.svg").write_text(text, "utf-8")
 
 
