@@ -89,11 +89,12 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """Something in a workspace. `kind` is file, folder, link or other."""
+    """Something in a workspace. `kind` is file, folder, link or other; `changed_ns` only compares with itself."""
 
     path: str
     kind: str
     size: int
+    changed_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ async def ask(shell: Any, name: str, prompt: str) -> None:
     """Show the answer to a cell while it is written, with what was done for it."""
     from IPython.display import display
 
-    from aibox.agents.events import Failed, Reply, TextDelta, ToolCalled
+    from aibox.agents.events import ArtifactMade, Failed, Reply, TextDelta, ToolCalled
 
     shown: Any = display(_Markdown("…"), display_id=True)  # type: ignore[no-untyped-call]  # its own package is untyped
     text = ""
@@ -89,6 +89,8 @@ async def ask(shell: Any, name: str, prompt: str) -> None:
                 shown.update(_Markdown(text))
             elif isinstance(event, ToolCalled):
                 shown.update(_Markdown(f"{text}\n\n<sub>calls {html.escape(event.name)}()</sub>"))
+            elif isinstance(event, ArtifactMade):
+                display(event)  # type: ignore[no-untyped-call]  # its own package is untyped
             elif isinstance(event, Failed):
                 raise event.error
             elif isinstance(event, Reply):

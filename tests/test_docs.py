@@ -43,7 +43,7 @@ def test_a_python_block_runs(code: str, tmp_path: Path) -> None:
 def test_a_toml_block_is_a_policy_or_settings(text: str) -> None:
     """What is shown as configuration is accepted as it stands."""
     values = tomllib.loads(text)
-    if {"checks", "egress", "limits", "retention"} & set(values):
+    if {"artifacts", "checks", "egress", "limits", "retention"} & set(values):
         Policy.read(values)
     else:
         Settings(home=Path("/data"), **values)

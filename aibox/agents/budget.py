@@ -52,6 +52,11 @@ class Share:
         self._calls = calls
         self._most = calls
 
+    @property
+    def usage(self) -> Usage:
+        """Of the whole turn."""
+        return self._whole.usage
+
     def before_call(self) -> None:
         if self._calls <= 0:
             raise Exhausted(f"the subagent used its {self._most} model calls without coming to an answer")

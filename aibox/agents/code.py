@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
+from aibox.agents.artifacts import hand_out
+from aibox.agents.turn_state import TurnState
 from aibox.execution import Result
 from aibox.sandbox.sandbox import Sandbox
 from aibox.sandbox.session import Session
@@ -38,12 +40,31 @@ class _CodeTool:
         }
 
     async def call(self, arguments: Mapping[str, Any], *, scope: Scope) -> str:
-        words = [arguments.get(name) for name in self.properties]
-        if not all(isinstance(word, str) for word in words) or not words[0]:
-            needed = " and ".join(self.properties)
-            return f"Wrong arguments for {self.name}: {needed} must be text. Correct them and try again."
+        if (words := self._words(arguments)) is None:
+            return self._wrong
         async with self._session(scope) as session:
-            return await self._do(session, *(str(word) for word in words))
+            done = await self._do(session, *words)
+        return done if isinstance(done, str) else describe(done)
+
+    async def call_in(self, arguments: Mapping[str, Any], *, call_id: str, turn: TurnState) -> str:
+        """As `call`; what the code made goes to the person whose turn it is."""
+        if (words := self._words(arguments)) is None:
+            return self._wrong
+        async with self._session(turn.scope) as session:
+            done = await self._do(session, *words)
+            if isinstance(done, str):
+                return done
+            handed = await hand_out(session, done.figures, tool=self.name, call_id=call_id, turn=turn)
+        return "\n".join(filter(None, (describe(done), handed)))
+
+    def _words(self, arguments: Mapping[str, Any]) -> list[str] | None:
+        words = [arguments.get(name) for name in self.properties]
+        return [str(w) for w in words] if words[0] and all(isinstance(w, str) for w in words) else None
+
+    @property
+    def _wrong(self) -> str:
+        needed = " and ".join(self.properties)
+        return f"Wrong arguments for {self.name}: {needed} must be text. Correct them and try again."
 
     @asynccontextmanager
     async def _session(self, scope: Scope) -> AsyncIterator[Session]:
@@ -54,7 +75,7 @@ class _CodeTool:
             async with self._sandbox.session(scope=scope) as session:
                 yield session
 
-    async def _do(self, session: Session, *words: str) -> str:
+    async def _do(self, session: Session, *words: str) -> str | Result:
         raise NotImplementedError
 
 
@@ -64,23 +85,27 @@ class PythonTool(_CodeTool):
     name = "python"
     description = (
         "Run Python in an isolated sandbox without network. Variables and files remain for the next call of the same "
-        "conversation. Returns what it prints and the value of the last expression."
+        "conversation. Returns what it prints and the value of the last expression. The user is shown figures and new "
+        "files."
     )
     properties: ClassVar[Mapping[str, str]] = {"code": "Python code; print what should be returned."}
 
-    async def _do(self, session: Session, *words: str) -> str:
-        return describe(await session.python(words[0]))
+    async def _do(self, session: Session, *words: str) -> Result:
+        return await session.python(words[0])
 
 
 class BashTool(_CodeTool):
     """`bash(command)`: run a command line over the same files."""
 
     name = "bash"
-    description = "Run a bash command line in an isolated sandbox without network, over the files of the conversation."
+    description = (
+        "Run a bash command line in an isolated sandbox without network, over the files of the conversation. "
+        "The user is shown new files."
+    )
     properties: ClassVar[Mapping[str, str]] = {"command": "The command line."}
 
-    async def _do(self, session: Session, *words: str) -> str:
-        return describe(await session.bash(words[0]))
+    async def _do(self, session: Session, *words: str) -> Result:
+        return await session.bash(words[0])
 
 
 class ReadFileTool(_CodeTool):

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from aibox.agents.budget import Budget, Share
-from aibox.agents.events import Compacted, Event, Recalled
+from aibox.agents.events import Compacted, Event, Recalled, UsageReported
 from aibox.agents.evidence import TurnRecord
 from aibox.agents.exposure import Exposure
 from aibox.agents.model_call import Blocked
@@ -225,6 +225,7 @@ class Context:
             return "", failed.message
         turn.record.answered(completion)
         turn.budget.after_call(completion)
+        turn.emit(UsageReported(completion.model, completion.backend, completion.usage, turn.budget.usage))
         return completion.text, ""
 
     def _note(self, text: str) -> None:

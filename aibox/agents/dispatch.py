@@ -62,7 +62,7 @@ async def dispatch(tool: Tool, arguments_json: str, *, call_id: str, turn: TurnS
     started = time.perf_counter()
     try:
         call = await _prepare(tool, arguments_json, call_id=call_id, turn=turn)
-        turn.emit(ToolCalled(tool.name, dict(call.arguments)))
+        turn.emit(ToolCalled(tool.name, dict(call.arguments), call_id))
         text, ok = await _once(call, turn=turn)
         outcome = "returned" if ok else "failed"
     except Refused as refused:
@@ -89,7 +89,7 @@ async def dispatch(tool: Tool, arguments_json: str, *, call_id: str, turn: TurnS
         "exposure": str(turn.exposure),
     }
     turn.record.note("tool.returned", detail)
-    turn.returned(ToolReturned(tool.name, text, ok, duration_s))
+    turn.returned(ToolReturned(tool.name, text, ok, duration_s, call_id))
     if ok:
         turn.sources.others.append(text)
     if outcome in ("returned", "failed") and getattr(tool, "untrusted", False):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import html
 from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 from typing import Any
 
 from aibox.agents.approvals import Approval
 from aibox.agents.citations import Citation
 from aibox.audit.receipt import Receipt
 from aibox.chat import Usage
-from aibox.errors import AIBoxError
+from aibox.errors import AccessError, AIBoxError, ConfigError
 from aibox.memory.record import Hit
 from aibox.types import Decision, Label, Verdict
 
@@ -45,11 +47,22 @@ class ModelAnswered:
 
 
 @dataclass(frozen=True, slots=True)
+class UsageReported:
+    """What one model call took, and all of the turn's until now, its subagents' included."""
+
+    model: str
+    backend: str
+    usage: Usage
+    total: Usage
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCalled:
     """A tool is about to run, with the arguments as it will see them."""
 
     name: str
     arguments: dict[str, Any]
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +73,60 @@ class ToolReturned:
     text: str
     ok: bool
     duration_s: float
+    call_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactMade:
+    """A file or a figure that code made in the sandbox: the word of that code, whatever it is called.
+
+    `data` are its bytes as they are handed out, `sha256` in hex and `size` are theirs. Where something is held back
+    `data` is None, `sha256` is empty, `size` is what was made, and `withheld` says why. `label` is the turn's when it
+    was made. `checked` is False for what no check could read, such as an image. `tool` made it, in the call `call_id`.
+    """
+
+    name: str
+    media_type: str
+    size: int
+    sha256: str
+    label: Label
+    tool: str
+    call_id: str
+    checked: bool
+    data: bytes | None = field(default=None, repr=False)
+    withheld: str = ""
+
+    def save(self, folder: str | Path) -> Path:
+        """Write it into a folder, under its own name or, where there is such a file, a numbered one.
+
+        Raises AccessError for what was held back, ConfigError where nothing can be written.
+        """
+        if self.data is None:
+            raise AccessError(f"{self.name} was held back: {self.withheld}")
+        name = PurePath(self.name)
+        for number in range(1000):
+            place = Path(folder, name.name if not number else f"{name.stem}-{number}{name.suffix}")
+            try:
+                with place.open("xb") as file:
+                    file.write(self.data)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise ConfigError(f"cannot write {place}: {error.strerror}") from None
+            return place
+        raise ConfigError(f"there are too many files called {name.name} in {folder}")
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """Notebooks show an image; whatever could run there is only named."""
+        bundle: dict[str, Any] = {"text/plain": str(self)}
+        if self.data is not None and self.media_type in ("image/png", "image/jpeg"):
+            bundle[self.media_type] = base64.b64encode(self.data).decode()
+        return bundle
+
+    def __str__(self) -> str:
+        notes = [self.media_type, f"{self.size} bytes", str(self.label)]
+        notes += [f"held back: {self.withheld}"] if self.withheld else [] if self.checked else ["unchecked"]
+        return f"{self.name} ({', '.join(notes)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +189,8 @@ class Reply:
     questions to people that the run waits for: `agent.resume(reply.run)` goes on when they are answered.
 
     `citations` are the passages that the answer names as [1] and so on. `unsupported` are sentences of it that stand in
-    no source of the turn, where the policy has the check `grounding` look at outputs; it compares words.
+    no source of the turn, where the policy has the check `grounding` look at outputs; it compares words. `artifacts`
+    are the files and figures that code made in the turn, those that were held back among them.
     """
 
     text: str
@@ -141,6 +209,7 @@ class Reply:
     run: str = ""
     citations: tuple[Citation, ...] = ()
     unsupported: tuple[str, ...] = ()
+    artifacts: tuple[ArtifactMade, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -151,6 +220,7 @@ class Reply:
         notes += [f"{call.name}()" for call in self.tool_calls]
         notes += [f"waits for a person: {ask.tool}" for ask in self.pending]
         notes += [str(citation) for citation in self.citations]
+        notes += [str(artifact) for artifact in self.artifacts]
         notes += [f"in no source: “{sentence}”" for sentence in self.unsupported]
         if self.stopped:
             notes.append(self.stopped)
@@ -164,8 +234,10 @@ Event = (
     | Compacted
     | ModelCalled
     | ModelAnswered
+    | UsageReported
     | ToolCalled
     | ToolReturned
+    | ArtifactMade
     | ApprovalAsked
     | SkillActivated
     | Subagent

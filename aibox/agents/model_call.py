@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from aibox.agents._sdk import Stop
 from aibox.agents.agreements import Agreements
 from aibox.agents.budget import Budget, Share
-from aibox.agents.events import Event, ModelAnswered, ModelCalled, TextDelta
+from aibox.agents.events import Event, ModelAnswered, ModelCalled, TextDelta, UsageReported
 from aibox.agents.evidence import TurnRecord
 from aibox.agents.frame import Frame
 from aibox.chat import ChatRequest, Completion, assemble
@@ -87,6 +87,7 @@ class TurnModel:
         completion = _unique(completion, turn.call_ids)
         turn.emit(ModelAnswered(completion.message))
         turn.budget.after_call(completion)
+        turn.emit(UsageReported(completion.model, completion.backend, completion.usage, turn.budget.usage))
         turn.model = completion.model
         turn.reached = completion.text or turn.reached
         whole = [*_kept(request), dict(completion.message)]

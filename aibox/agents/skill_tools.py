@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from aibox.agents.artifacts import hand_out
 from aibox.agents.code import describe
 from aibox.agents.dispatch import Refused, validated
 from aibox.agents.events import SkillActivated
@@ -116,7 +117,7 @@ class RunSkillScript(SkillTool):
             arguments={"type": "array", "items": {"type": "string"}, "default": []},
         )
 
-    async def call_in(self, arguments: Mapping[str, Any], *, call_id: str, turn: TurnState) -> str:  # noqa: ARG002
+    async def call_in(self, arguments: Mapping[str, Any], *, call_id: str, turn: TurnState) -> str:
         skill = self._find(arguments, turn, active=True)
         path = validated(self, arguments, "path")
         interpreter = _INTERPRETERS.get(PurePosixPath(path).suffix)
@@ -129,7 +130,9 @@ class RunSkillScript(SkillTool):
             for name in skill.resources:
                 await session.write(f"{skill.name}/{name}", skill.read(name))
             words = " ".join(_quoted(word) for word in [path, *given])
-            return describe(await session.bash(f"cd {_quoted(skill.name)} && exec {interpreter} {words}"))
+            done = await session.bash(f"cd {_quoted(skill.name)} && exec {interpreter} {words}")
+            handed = await hand_out(session, done.figures, tool=self.name, call_id=call_id, turn=turn)
+        return "\n".join(filter(None, (describe(done), handed)))
 
 
 def _quoted(word: str) -> str:

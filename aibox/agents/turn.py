@@ -20,7 +20,7 @@ from aibox.agents.budget import Budget, Exhausted, Share
 from aibox.agents.citations import cited, unsupported
 from aibox.agents.context import Context
 from aibox.agents.dispatch import WAITING, dispatch
-from aibox.agents.events import Decided, Event, Reply, TextDelta, ToolReturned
+from aibox.agents.events import ArtifactMade, Decided, Event, Reply, TextDelta, ToolReturned
 from aibox.agents.evidence import TurnRecord
 from aibox.agents.exposure import Exposure, of_label
 from aibox.agents.frame import Frame
@@ -86,6 +86,7 @@ class Turn:
         self.run_id: str = parent.run_id if parent else uuid.uuid4().hex
         self.answers: Mapping[str, Approval] = parent.answers if parent else {}
         self.call_ids: set[str] = parent.call_ids if parent else set()
+        self.artifacts: list[ArtifactMade] = parent.artifacts if parent else []
         self.agreed = Agreements(self)
         self.context = Context(self, history=history)
         self.pause = Pause(self)
@@ -195,6 +196,7 @@ class Turn:
             label=self.label,
             verdicts=tuple(self.verdicts),
             tool_calls=tuple(self.tool_results),
+            artifacts=tuple(self.artifacts),
             usage=budget.usage,
             cost_usd=budget.usage.cost_usd,
             session=self.scope.session,
@@ -359,6 +361,10 @@ class Turn:
         if result.text != WAITING:
             self.tool_results.append(result)
             self.emit(result)
+
+    def made(self, artifact: ArtifactMade) -> None:
+        self.artifacts.append(artifact)
+        self.emit(artifact)
 
     async def check(self, text: str, *, where: Where) -> Verdict:
         """Ask the guardrail, keep and record what it found. Without one, everything is allowed."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from aibox.agents.approvals import Approval
 from aibox.agents.budget import Budget, Share
-from aibox.agents.events import Event, ToolReturned
+from aibox.agents.events import ArtifactMade, Event, ToolReturned
 from aibox.agents.evidence import TurnRecord
 from aibox.agents.exposure import Exposure
 from aibox.agents.frame import Frame
@@ -60,6 +60,13 @@ class TurnState(Protocol):
     def emit(self, event: Event) -> None: ...
 
     def returned(self, result: ToolReturned) -> None: ...
+
+    @property
+    def artifacts(self) -> Sequence[ArtifactMade]:
+        """What was made in the whole turn, by subagents too."""
+        ...
+
+    def made(self, artifact: ArtifactMade) -> None: ...
 
     def wait_for(self, approval: Approval) -> None:
         """A person is to be asked; the run pauses before its next model call."""

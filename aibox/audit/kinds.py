@@ -32,6 +32,7 @@ OPEN: Mapping[str, frozenset[str]] = {
     "model.answered": _ANSWERED,
     "tool.called": frozenset({"tool", "decision", "approval", "label", "side_effects"}),
     "tool.returned": frozenset({"tool", "duration_us", "label"}) | _STATE,
+    "artifact.made": frozenset({"tool", "media_type", "checked", "label", "bytes"}) | _STATE,
     "memory.read": _STATE,
     "memory.written": _STATE,
     "documents.retrieved": _STATE,

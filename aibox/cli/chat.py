@@ -16,7 +16,17 @@ from rich.markup import escape
 
 import aibox.box
 from aibox.agents.agent import Agent
-from aibox.agents.events import Decided, Event, Failed, Recalled, Reply, TextDelta, ToolCalled, ToolReturned
+from aibox.agents.events import (
+    ArtifactMade,
+    Decided,
+    Event,
+    Failed,
+    Recalled,
+    Reply,
+    TextDelta,
+    ToolCalled,
+    ToolReturned,
+)
 from aibox.box import Box
 from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, ModelOption, PolicyOption, load_settings
@@ -31,10 +41,13 @@ HELP = """\
 /label LABEL      mark what you write next: public, internal, confidential, restricted, with /PHI,... for compartments
 /memory           what is remembered about you
 /forget           forget all of it
+/save FOLDER      write the files and figures of the last turn into a folder
 /receipt FILE     save the proof of the last turn; `aibox why FILE` explains it
 /new              begin a new session
 Ctrl-C            stop an answer
 /quit             leave (Ctrl-D does too)"""
+
+CodeOption = Annotated[bool, typer.Option("--code", help="The agent may run Python and bash, in the sandbox only.")]
 
 SMALL_MODEL = (
     "The demo model has 135 million parameters: it is here to show that everything works, and it rambles, invents and "
@@ -50,6 +63,8 @@ def run(
     label: Annotated[str, typer.Option(help="How secret the prompt is, such as confidential/PHI.")] = "internal",
     session: Annotated[str, typer.Option(help="Name of the conversation, for memory and evidence.")] = "",
     receipt: Annotated[Path | None, typer.Option(help="Save the proof of this turn here.")] = None,
+    code: CodeOption = False,
+    save: Annotated[Path | None, typer.Option(help="A folder for files and figures that code made.")] = None,
 ) -> None:
     """Ask one question and print the answer as it comes."""
     if prompt == "-":
@@ -58,16 +73,18 @@ def run(
 
     async def main() -> int:
         async with aibox.box.open(settings=settings, policy=policy) as box:
-            agent = box.agent(model=name)
+            agent = box.agent(model=name, sandbox=box.sandbox if code else None)
             terminal = Terminal(Console(highlight=False), Console(stderr=True, highlight=False))
             await terminal.note_small_model(box)
             reply = await terminal.show(agent, prompt, scope=Scope.local(session=session), label=label)
             if receipt is not None and reply.receipt is not None:
                 reply.receipt.save(receipt)
+            if save is not None:
+                terminal.save(reply, save)
             return 1 if reply.blocked else 0
 
-    if code := interrupt.run(main()):
-        raise typer.Exit(code)
+    if status := interrupt.run(main()):
+        raise typer.Exit(status)
 
 
 def chat(
@@ -75,6 +92,7 @@ def chat(
     policy: PolicyOption = None,
     config: ConfigOption = None,
     session: Annotated[str, typer.Option(help="Name of the conversation; a new one by default.")] = "",
+    code: CodeOption = False,
 ) -> None:
     """Talk with an agent that keeps the session and remembers you. /help lists what else can be typed."""
     settings, name = load_settings(config=config, model=model)
@@ -82,7 +100,7 @@ def chat(
     async def main() -> None:
         async with aibox.box.open(settings=settings, policy=policy) as box:
             terminal = Terminal(Console(highlight=False), Console(stderr=True, highlight=False))
-            agent = box.agent(model=name, approver=terminal)
+            agent = box.agent(model=name, approver=terminal, sandbox=box.sandbox if code else None)
             await terminal.note_small_model(box)
             terminal.err.print("[dim]/help lists the commands, Ctrl-D leaves[/]")
             await Conversation(box, agent, terminal, session or str(uuid.uuid4())).loop()
@@ -126,10 +144,20 @@ class Terminal:
             line = f"{verdict.where}: {verdict.decision} ({'; '.join(verdict.reasons())})"
         elif isinstance(event, ToolCalled):
             line = f"calls {event.name}({', '.join(f'{k}={v!r}' for k, v in event.arguments.items())})"
+        elif isinstance(event, ArtifactMade):
+            line = f"made {event}"
         elif isinstance(event, ToolReturned):
             line = f"{event.name} -> {event.text[:200]}"
         if line:
             self.err.print(f"[dim]· {escape(line)}[/]")
+
+    def save(self, reply: Reply, folder: Path) -> None:
+        """Write what code made in a turn into a folder. Raises ConfigError where that cannot be done."""
+        made = [artifact for artifact in reply.artifacts if artifact.data is not None]
+        for artifact in made:
+            self.err.print(f"saved {artifact.save(folder)}", markup=False, soft_wrap=True)
+        if not made:
+            self.err.print("the turn made no files that can be saved")
 
     async def approve(self, tool: str, arguments: Mapping[str, Any], *, scope: Scope, label: Label) -> bool:
         """Ask on the terminal; anything but yes is no, and so is a program at the other end."""
@@ -200,6 +228,8 @@ class Conversation:
                 tell(f"forgot {await self.box.memory.forget(scope=self.scope, subject=self.scope.user)} memories")
             case "receipt":
                 self._receipt(rest.strip())
+            case "save":
+                self._save(rest.strip())
             case "new":
                 self.scope = self.scope.narrow(session=str(uuid.uuid4()))
                 tell("a new session")
@@ -215,6 +245,15 @@ class Conversation:
         else:
             self.last.receipt.save(Path(path))
             self.terminal.err.print(f"saved; explain it with: aibox why {path}", markup=False)
+
+    def _save(self, folder: str) -> None:
+        if self.last is None or not folder:
+            self.terminal.err.print("say where: /save FOLDER" if self.last else "there was no turn yet")
+            return
+        try:
+            self.terminal.save(self.last, Path(folder))
+        except AIBoxError as error:
+            say(self.terminal.err, error)
 
 
 async def typed(read: Callable[[], T]) -> T:

@@ -196,6 +196,10 @@ _SENTENCES: dict[str, Any] = {
     "model.answered": _answered,
     "tool.called": _called,
     "tool.returned": lambda d: f"Tool {d['tool']} {d['outcome']} after {d['duration_us'] / 1e6:.2f} s.",
+    "artifact.made": lambda d: (
+        f"Code of tool {d['tool']} made {d['bytes']} bytes of {d['media_type']}"
+        f"{'' if d['checked'] else ', which no check could read'}: {d['outcome']}."
+    ),
     "egress.allowed": lambda d: f"The door let a text marked {d['label']} out to {d['model']} at {d['host']}.",
     "egress.denied": lambda d: (
         f"The door kept a text marked {d['label']} from {d['model']} at {d['host']}: {d['reason']}"

@@ -14,6 +14,7 @@ from typing import Any
 
 from aibox.agents.agent import Agent
 from aibox.agents.events import (
+    ArtifactMade,
     Decided,
     Event,
     Failed,
@@ -303,6 +304,8 @@ def _line(event: Event) -> str:
             return f"{name} {'returned' if ok else 'FAILED'}: {_short(text)} ({duration_s:.3f} s)"
         case Decided(verdict):
             return f"guardrail at {verdict.where}: {verdict.decision} ({'; '.join(verdict.reasons())})"
+        case ArtifactMade():
+            return f"made {event}"
         case ModelAnswered(message):
             return f"model: {_short(_said(message))}"
         case Reply(text=text, label=label, blocked=blocked):

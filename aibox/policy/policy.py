@@ -20,6 +20,7 @@ from aibox.audit import canonical
 from aibox.errors import ConfigError
 from aibox.execution import Limits
 from aibox.policy import files
+from aibox.policy.artifacts import ArtifactRules
 from aibox.policy.budgets import Budgets
 from aibox.policy.egress import EgressRules
 from aibox.policy.fields import DecisionField, Ladder, Part, join_ladders
@@ -63,6 +64,7 @@ class Policy(Part):
     tokens: TokenLimits = TokenLimits()
     form: FormRules = FormRules()
     tools: ToolRules = ToolRules()
+    artifacts: ArtifactRules = ArtifactRules()
     egress: EgressRules = EgressRules()
     limits: TurnLimits = TurnLimits()
     reuse: ReuseRules = ReuseRules()
@@ -120,6 +122,7 @@ class Policy(Part):
             tokens=self.tokens & other.tokens,
             form=self.form & other.form,
             tools=self.tools & other.tools,
+            artifacts=self.artifacts & other.artifacts,
             egress=self.egress & other.egress,
             limits=self.limits & other.limits,
             reuse=self.reuse & other.reuse,

@@ -7,6 +7,7 @@ regular file, so that its answer is what the caller meant.
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -51,3 +52,19 @@ def refusal(word: str, path: str, *, limit_mib: float) -> AIBoxError:
     if word == "large":
         return LimitError(f"{path!r} is larger than {limit_mib:g} MiB", hint="write smaller files")
     return SandboxError(f"{path!r} could not be copied ({word})", hint="end the session and start another")
+
+
+def matches(parts: list[str], wanted: list[str]) -> bool:
+    """Whether a path matches a pattern, both in parts: a table of which beginnings match, so never exponential."""
+    row = [True, *([False] * len(parts))]
+    for pattern in wanted:
+        if pattern == "**":
+            reached = False
+            new = []
+            for cell in row:
+                reached = reached or cell
+                new.append(reached)
+        else:
+            new = [False, *(row[n] and fnmatchcase(part, pattern) for n, part in enumerate(parts))]
+        row = new
+    return row[-1]

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from aibox.execution import Artifact, FileEntry, Limits, Result
 from aibox.protocols import Guest
 from aibox.sandbox.answer import Answer, OnOutput
 from aibox.sandbox.line import Frames
-from aibox.sandbox.paths import inside, refusal
+from aibox.sandbox.paths import inside, matches, refusal
 from aibox.sandbox.talk import Talk, unpack
 
 _MIB = 1024 * 1024
@@ -30,7 +29,7 @@ _STOP_S = 3.0
 _FILE_S = 60.0
 _ENTRIES = 10_000
 _MATCHES = 500
-_KINDS = {"f": "file", "d": "folder", "l": "link", "o": "other"}
+_KINDS = {b"f": "file", b"d": "folder", b"l": "link", b"o": "other"}
 
 Record = Callable[[str, dict[str, object]], None]
 
@@ -60,6 +59,7 @@ class Session:
         self._record: Record = record or (lambda *_: None)
         self._ended = ended or (lambda _: None)
         self._put: dict[str, str] = {}
+        self._known: frozenset[FileEntry] = frozenset()
         self._kills = 0
         self._open = True
         self._waiting = 0
@@ -150,15 +150,13 @@ class Session:
         name = "" if path in ("", ".") else inside(path)
         answer = await self._call([(b"L", _marshal((name.encode(), deep, _ENTRIES)))], keep=64 * _MIB)
         self._raise_for(answer, path)
-        rows = [row.split(b" ", 2) for row in bytes(answer.data).split(b"\0") if row]
+        rows = [row.split(b" ", 3) for row in bytes(answer.data).split(b"\0") if row]
         if rows and rows[-1][0] == b"+":
             raise LimitError(f"there are more than {_ENTRIES} files in {path!r}", hint="name a folder with less")
         return sorted(
             (
-                FileEntry(
-                    row[2].decode(errors="replace"), _KINDS.get(row[0].decode(errors="replace"), "other"), int(row[1])
-                )
-                for row in rows
+                FileEntry(name.decode(errors="replace"), _KINDS.get(kind, "other"), int(size), int(changed))
+                for kind, size, changed, name in rows
             ),
             key=lambda entry: entry.path,
         )
@@ -171,7 +169,7 @@ class Session:
         return [
             entry.path
             for entry in await self.ls(deep=True)
-            if entry.kind == "file" and _matches(entry.path.split("/"), wanted)
+            if entry.kind == "file" and matches(entry.path.split("/"), wanted)
         ]
 
     async def grep(self, pattern: str, path: str = ".") -> list[tuple[str, int, str]]:
@@ -230,6 +228,19 @@ class Session:
         except OSError as error:
             raise ConfigError(f"cannot write {place}: {error.strerror}") from None
         return self._artifact(path, data)
+
+    async def changed(self) -> list[FileEntry]:
+        """Files that code made or changed since this was asked last. What was put in counts when it is another since.
+
+        Nothing is recorded of it. Raises LimitError where there are more than 10,000 files.
+        """
+        found = [entry for entry in await self.ls(deep=True) if entry.kind == "file"]
+        fresh = [entry for entry in found if entry not in self._known]
+        self._known = frozenset(found)
+        return [entry for entry in fresh if not await self._as_put(entry.path)]
+
+    async def _as_put(self, path: str) -> bool:
+        return path in self._put and self._put[path] == hashlib.sha256(await self.read(path)).hexdigest()
 
     async def artifacts(self, pattern: str = "**") -> list[Artifact]:
         """Files that code made or changed, with their digests; each is recorded. What was put in is left out.
@@ -381,19 +392,3 @@ def _words(argv: tuple[str, ...]) -> list[bytes]:
     if max(map(len, words)) > _WORD_KIB * 1024 or sum(map(len, words)) > 8 * _WORD_KIB * 1024:
         raise ConfigError(f"a word of a command is longer than {_WORD_KIB} KiB", hint="write it to a file and run that")
     return words
-
-
-def _matches(parts: list[str], wanted: list[str]) -> bool:
-    """Whether a path matches a pattern, both in parts: a table of which beginnings match, so never exponential."""
-    row = [True, *([False] * len(parts))]
-    for pattern in wanted:
-        if pattern == "**":
-            reached = False
-            new = []
-            for cell in row:
-                reached = reached or cell
-                new.append(reached)
-        else:
-            new = [False, *(row[n] and fnmatchcase(part, pattern) for n, part in enumerate(parts))]
-        row = new
-    return row[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
@@ -66,8 +67,8 @@ def find(agents: Mapping[str, Agent], name: str) -> Agent:
     return agent
 
 
-def told(reply: events.Reply) -> talk.Told:
-    """A Reply as it is answered."""
+def told(reply: events.Reply, *, whole: bool = True) -> talk.Told:
+    """A Reply as it is answered; without what artifacts hold where it is not the `whole` of what is said."""
     return talk.Told(
         text=reply.text,
         blocked=reply.blocked,
@@ -76,12 +77,19 @@ def told(reply: events.Reply) -> talk.Told:
         label_why=list(reply.label.why),
         pending=[talk.Question.model_validate(ask) for ask in reply.pending],
         tool_calls=[talk.Call.model_validate(call) for call in reply.tool_calls],
+        artifacts=[talk.Artifact.model_validate(_artifact(one, whole=whole)) for one in reply.artifacts],
         usage=talk.Tokens.model_validate(reply.usage),
         session=reply.session,
         model=reply.model,
         run=reply.run,
         turn=reply.receipt.turn if reply.receipt is not None else "",
     )
+
+
+def _artifact(made: events.ArtifactMade, *, whole: bool = True) -> dict[str, Any]:
+    held = {name: getattr(made, name) for name in talk.Artifact.model_fields if name not in ("data", "label")}
+    data = base64.b64encode(made.data).decode() if whole and made.data is not None else None
+    return {**held, "label": str(made.label), "data": data}
 
 
 async def _shown(turn: AsyncIterator[events.Event]) -> AsyncGenerator[talk.Event, None]:
@@ -104,12 +112,6 @@ def _event(event: events.Event) -> talk.Event | None:
             return talk.TextEvent(text=text)
         case events.Recalled(hits, error):
             return talk.RecalledEvent(citations=[hit.citation for hit in hits], error=error)
-        case events.ToolCalled(name, arguments):
-            return talk.ToolCalledEvent(name=name, arguments=arguments)
-        case events.ToolReturned():
-            return talk.ToolReturnedEvent(name=event.name, ok=event.ok, duration_s=event.duration_s)
-        case events.ApprovalAsked():
-            return talk.ApprovalEvent(tool=event.tool, reason=event.reason, people=event.people)
         case events.SkillActivated(name, digest):
             return talk.SkillEvent(name=name, digest=digest)
         case events.Compacted(messages, error):
@@ -121,9 +123,28 @@ def _event(event: events.Event) -> talk.Event | None:
             shown = _event(inner)
             return None if shown is None else talk.SubagentEvent(name=name, event=shown)
         case events.Reply():
-            return told(event)
+            return told(event, whole=False)
         case events.Failed(error):
             return _failed(error)
+        case _:
+            return _of_tools(event)
+
+
+def _of_tools(event: events.Event) -> talk.Event | None:
+    match event:
+        case events.ToolCalled(name, arguments, call_id):
+            return talk.ToolCalledEvent(name=name, arguments=arguments, call_id=call_id)
+        case events.ToolReturned():
+            return talk.ToolReturnedEvent(
+                name=event.name, ok=event.ok, duration_s=event.duration_s, call_id=event.call_id
+            )
+        case events.ArtifactMade():
+            return talk.ArtifactEvent.model_validate(_artifact(event))
+        case events.UsageReported(model, backend, usage, total):
+            taken, until = talk.Tokens.model_validate(usage), talk.Tokens.model_validate(total)
+            return talk.UsageEvent(model=model, backend=backend, usage=taken, total=until)
+        case events.ApprovalAsked():
+            return talk.ApprovalEvent(tool=event.tool, reason=event.reason, people=event.people)
         case _:
             return None
 

@@ -86,7 +86,9 @@ def answer(request: ChatRequest) -> Any:
 
 
 class World:
-    def __init__(self, box: Box, keys: ApiKeys, *, model: Any = answer, isolated: bool = False) -> None:
+    def __init__(
+        self, box: Box, keys: ApiKeys, *, model: Any = answer, isolated: bool = False, code: bool = False
+    ) -> None:
         self.box, self.keys = box, keys
 
         @aibox.tool(approve=True, side_effects=True)
@@ -106,7 +108,7 @@ class World:
         self.app = create_app(
             box,
             callers=Callers(keys, Tokens([issuer], http=Provider())),
-            agents={"default": box.agent(tools=[pay])},
+            agents={"default": box.agent(tools=[pay], sandbox=box.sandbox if code else None)},
             keys=keys,
         )
         self.http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=self.app), base_url="http://aibox")
@@ -127,11 +129,14 @@ class World:
 
 
 @asynccontextmanager
-async def world(home: Path, *, model: Any = answer, isolated: bool = False) -> AsyncIterator[World]:
-    """A served world in a folder. `isolated`: code really runs where it can harm nobody, or not at all."""
+async def world(home: Path, *, model: Any = answer, isolated: bool = False, code: bool = False) -> AsyncIterator[World]:
+    """A served world in a folder. `isolated`: code really runs where it can harm nobody, or not at all.
+
+    `code`: the agent has the sandbox as tools.
+    """
     keys = ApiKeys(home / "api-keys.db")
     async with Box(Settings(home=home / "home", policy="permissive")) as box:
-        made = World(box, keys, model=model, isolated=isolated)
+        made = World(box, keys, model=model, isolated=isolated, code=code)
         try:
             yield made
         finally:

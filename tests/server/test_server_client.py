@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import base64
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -27,6 +29,7 @@ from aibox.server import calls, client
 from aibox.server.problem import STATUS, problem, status_of
 from aibox.server.table import table
 from aibox.server.told import error_of
+from aibox.testing import call
 
 pytestmark = [pytest.mark.anyio, pytest.mark.loopback]
 
@@ -72,6 +75,35 @@ def test_the_client_has_a_call_for_every_route() -> None:
         ("POST", "/v1/admin/keys/{id}/rotate"),
         *(("POST", f"/v1/{api}") for api in ("completions", "embeddings", "responses")),
     }
+
+
+def drawing(request: ChatRequest) -> Any:
+    """The model: it writes a table and a picture, and says so."""
+    code = r"open('a.csv', 'w').write('n\n1\n'); open('b.png', 'wb').write(b'\x89PNG\r\n\x1a\n\xff')"
+    return call("python", {"code": code}) if request.messages[-1]["role"] == "user" else "Drawn."
+
+
+async def test_artifacts_and_usage_come_over_the_wire(tmp_path: Path) -> None:
+    """A turn's files come whole: each as an event of the stream, all with an answer that is not streamed."""
+    async with talking(tmp_path, model=drawing, code=True) as (_, ask):
+        events = [event async for event in ask.stream("draw", session="s1")]
+        made = [event for event in events if event.type == "artifact"]
+        begun = next(event for event in events if event.type == "tool_called")
+        assert [(one.name, one.media_type, one.call_id) for one in made] == [
+            ("a.csv", "text/csv", begun.call_id),
+            ("b.png", "image/png", begun.call_id),
+        ]
+        contents = [base64.b64decode(one.data or "") for one in made]
+        assert contents == [b"n\n1\n", b"\x89PNG\r\n\x1a\n\xff"]
+        assert [one.sha256 for one in made] == [hashlib.sha256(content).hexdigest() for content in contents]
+        used = [event for event in events if event.type == "usage"]
+        reply = events[-1]
+        assert reply.type == "reply"
+        assert used[-1].total == reply.usage
+        assert [one.data for one in reply.artifacts] == [None, None]
+
+        whole = await ask.chat("draw", session="s2")
+        assert [base64.b64decode(one.data or "") for one in whole.artifacts] == contents
 
 
 async def test_a_day_with_the_client(tmp_path: Path) -> None:

@@ -108,9 +108,10 @@ class Writer:
 
 
 def tree(path: bytes, *, deep: bool, limit: int, top: bytes) -> list[bytes]:
-    """`kind size name` of what is in a folder, links not followed; `kind` is one letter: f, d, l or o.
+    """`kind size changed name` of what is in a folder, links not followed; `kind` is one letter: f, d, l or o.
 
-    Names are relative to `top`. Ends after `limit` entries with an entry of kind `+`.
+    `changed` is in nanoseconds, by the clock of inodes, which a program cannot set. Names are relative to `top`. Ends
+    after `limit` entries with an entry of kind `+`.
     """
     found: list[bytes] = []
     real = os.path.realpath(os.path.join(top, path))
@@ -122,13 +123,13 @@ def tree(path: bytes, *, deep: bool, limit: int, top: bytes) -> list[bytes]:
             with os.scandir(descriptor) as entries:
                 for entry in entries:
                     if len(found) >= limit:
-                        return [*found, b"+ 0 "]
+                        return [*found, b"+ 0 0 "]
                     name = os.path.join(folder, os.fsencode(entry.name))
                     mode = entry.stat(follow_symlinks=False)
                     kind = b"o"
                     for letter, test in ((b"f", stat.S_ISREG), (b"d", stat.S_ISDIR), (b"l", stat.S_ISLNK)):
                         kind = letter if test(mode.st_mode) else kind
-                    found.append(kind + b" %d " % mode.st_size + name[len(top) + 1 :])
+                    found.append(kind + b" %d %d " % (mode.st_size, mode.st_ctime_ns) + name[len(top) + 1 :])
                     if deep and kind == b"d":
                         waiting.append(name)
         except PermissionError:

@@ -45,6 +45,26 @@ class Tokens(Answer):
     """None where no price is known."""
 
 
+class Artifact(Answer):
+    """A file or a figure that code made in the sandbox: the word of that code, whatever it is called.
+
+    `data` is what it holds, in base64; `sha256` and `size` are those bytes'. It is null where `withheld` says why
+    nothing is handed out, and in the reply that ends a stream, whose events have brought it. `checked` is false for
+    what no check could read, such as an image.
+    """
+
+    name: str
+    media_type: str
+    size: int
+    sha256: str
+    label: Text
+    tool: str
+    call_id: str
+    checked: bool
+    withheld: str
+    data: str | None
+
+
 class Told(Answer):
     """What came of a turn. `turn` is what `/v1/receipts` knows it by; empty where nothing is recorded."""
 
@@ -57,6 +77,7 @@ class Told(Answer):
     label_why: list[str]
     pending: list[Question]
     tool_calls: list[Call]
+    artifacts: list[Artifact]
     usage: Tokens
     session: str
     model: str
@@ -83,6 +104,7 @@ class ToolCalledEvent(Answer):
     type: Literal["tool_called"] = "tool_called"
     name: str
     arguments: dict[str, Any]
+    call_id: str
 
 
 class ToolReturnedEvent(Answer):
@@ -90,6 +112,21 @@ class ToolReturnedEvent(Answer):
     name: str
     ok: bool
     duration_s: float
+    call_id: str
+
+
+class ArtifactEvent(Artifact):
+    type: Literal["artifact"] = "artifact"
+
+
+class UsageEvent(Answer):
+    """What one model call took, and all of the turn's until now."""
+
+    type: Literal["usage"] = "usage"
+    model: str
+    backend: str
+    usage: Tokens
+    total: Tokens
 
 
 class ApprovalEvent(Answer):
@@ -144,6 +181,8 @@ Event = Annotated[
     | RecalledEvent
     | ToolCalledEvent
     | ToolReturnedEvent
+    | ArtifactEvent
+    | UsageEvent
     | ApprovalEvent
     | SkillEvent
     | CompactedEvent
