@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
-from packaging.requirements import Requirement
+from mcp_folder import SERVER, boxed, packed
 from waiting import free_port, until_listening
 
 import aibox
@@ -29,7 +26,6 @@ from aibox.types import Label, Scope
 
 pytestmark = [pytest.mark.anyio, pytest.mark.loopback, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
-SERVER = str(Path(__file__).parent / "mcp_server.py")
 OPEN = Policy(egress=EgressRules(hosts=frozenset({"127.0.0.1"}), ceiling=Label.parse("internal")))
 
 
@@ -97,27 +93,7 @@ async def test_a_stdio_server_needs_a_sandbox_or_the_operators_word() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The server and all that the SDK needs, as an operator would put it into a folder."""
-    place = tmp_path_factory.mktemp("a server")
-    shutil.copy(SERVER, place / "mcp_server.py")
-    needed: dict[str, metadata.Distribution] = {}
-
-    def need(name: str, extras: set[str]) -> None:
-        if (name := re.sub(r"[-_.]+", "-", name).lower()) not in needed:
-            needed[name] = metadata.distribution(name)
-            for line in needed[name].requires or ():
-                wanted = Requirement(line)
-                if wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in {"", *extras}):
-                    need(wanted.name, wanted.extras)
-
-    need("mcp", set())
-    for found in needed.values():
-        for file in found.files or ():
-            source = Path(str(found.locate_file(file)))
-            if ".." not in file.parts and source.is_file() and source.suffix != ".pyc":
-                (place / "packages" / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source, place / "packages" / file)
-    return place
+    return packed(tmp_path_factory.mktemp("a server"))
 
 
 @asynccontextmanager
@@ -126,13 +102,6 @@ async def closing(sandbox: aibox.Sandbox) -> AsyncIterator[aibox.Sandbox]:
         yield sandbox
     finally:
         await sandbox.close()
-
-
-def boxed(folder: Path | None, **options: Any) -> McpServer:
-    """As `stdio`, without anybody's word for it. A machine may be slow, and 30 MiB are copied."""
-    env = {"PYTHONPATH": "packages", "KEPT": "kept"} | options.pop("env", {})
-    words = ("mcp_server.py", "stdio")
-    return McpServer(name="t", command="python3", args=words, folder=folder, env=env, timeout_s=120, **options)
 
 
 async def test_a_stdio_server_runs_inside_the_sandbox(folder: Path, scope: Scope, tmp_path: Path) -> None:

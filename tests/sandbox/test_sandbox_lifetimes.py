@@ -143,6 +143,20 @@ async def test_a_conversation_keeps_its_session_until_room_is_needed(scope: Scop
     await sandbox.close()
 
 
+@pytest.mark.anyio
+async def test_who_waits_costs_next_to_nothing(scope: Scope) -> None:
+    """The supervisor of a program that says nothing looks at its files ever more rarely, and still counts them."""
+    sandbox = Sandbox(Bubblewrap(), limits=SMALL)
+    async with sandbox.session(scope=scope) as session:
+        count = "grep ^voluntary /proc/1/status"
+        waited = await session.bash(f"sleep 0.5; {count}; sleep 1.5; {count}")
+        before, after = (int(line.split()[1]) for line in waited.stdout.splitlines())
+        assert after - before < 50  # 150 when it looks a hundred times a second
+        made = await session.bash("sleep 0.5; i=0; while true; do : > f$((i++)); done")
+        assert "file limit" in made.limits_hit[0]
+    await sandbox.close()
+
+
 def test_a_result_is_described_in_words() -> None:
     """Tables, figures, limits and exit codes are told; nothing is told twice."""
     table = Table(("n", "square"), (("1", "1"), ("2", "4")), 99)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 PIECE = 32 * 1024
 _LOOK_MS = 5
-_COUNT_MS = 10
+_COUNT_MS, _IDLE_MS = 10, 80
+"""Between two looks at how many files there are: the longer nothing changes, the longer. It takes two processors more
+than the longest to make `FAR` files."""
 FAR = 65_536
 """Files above the limit on their number at which nothing is waited for any more; some 64 MiB of the kernel's memory."""
 BACKLOG = 1024 * 1024
@@ -129,6 +131,7 @@ class Run:
         except OSError:
             watched = -1  # an older gVisor has none: look at it again and again
         every_ms = _LOOK_MS if watched < 0 else _COUNT_MS if self._files else None
+        counted = self._files > 0 and watched >= 0
         deadline: float | None = None
         try:
             while not over():
@@ -141,7 +144,11 @@ class Run:
                         handlers[descriptor]()
                 if (watched in ready or watched < 0) and self._over():
                     return
-                if self._to_stop(asked=0 in ready and self._asked()):
+                before = self._made
+                stop = self._to_stop(asked=0 in ready and self._asked())
+                if counted and every_ms is not None:
+                    every_ms = min(2 * every_ms, _IDLE_MS) if self._made == before else _COUNT_MS
+                if stop:
                     if not polite:
                         return
                     os.kill(self._pid, INTERRUPT)
