@@ -25,8 +25,9 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 # Addresses that carry another address inside: what they reach is not what they say.
 _CARRIERS = tuple(ipaddress.ip_network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
 
-Passing = Callable[[str], Awaitable[None]]
-"""Asked with the host before every request, a redirect's too. Raises what refuses it."""
+CORRELATION = "X-Correlation-ID"
+Passing = Callable[[str], Awaitable[str]]
+"""Asked with the host before every request, a redirect's too: the id that goes along. Raises what refuses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +87,19 @@ class Http:
         import httpx2
 
         parts = _read(url)
-        await passing(parts.hostname or "")
+        passed = await passing(parts.hostname or "")
         address = await self._address(parts)
         literal = f"[{address}]" if ":" in address else address
         port = f":{parts.port}" if parts.port else ""
         target = parts._replace(netloc=f"{literal}{port}", fragment="").geturl()
         host = f"{parts.hostname}{port}"
-        sent = {"Accept-Encoding": "identity", "User-Agent": "aibox", **(headers or {}), "Host": host}
+        sent = {
+            "Accept-Encoding": "identity",
+            "User-Agent": "aibox",
+            CORRELATION: passed,
+            **(headers or {}),
+            "Host": host,
+        }
         content = None
         if form is not None:
             content, sent["Content-Type"] = form

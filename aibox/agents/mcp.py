@@ -24,7 +24,7 @@ import msgspec
 from aibox.agents.boxed import started
 from aibox.agents.dispatch import Refused
 from aibox.agents.evidence import digest
-from aibox.agents.mcp_text import text_of
+from aibox.agents.mcp_text import meta_of, text_of
 from aibox.agents.passage import passage
 from aibox.agents.pins import Pins
 from aibox.agents.secret import Secret
@@ -121,13 +121,13 @@ class McpTool:
         raise Refused(f"{self.name} works inside a turn only.", "invalid")
 
     async def call_in(self, arguments: Mapping[str, Any], *, call_id: str, turn: TurnState) -> str:  # noqa: ARG002
-        server = self._connection.server
+        server, passed = self._connection.server, ""
         if server.url and server.lets_out:
-            await passage(
+            passed = await passage(
                 urlsplit(server.url).hostname or "", what=self.name, text=json.dumps(dict(arguments)), turn=turn
             )
         self._connection.told(turn)
-        return await self._connection.call(self, arguments)
+        return await self._connection.call(self, arguments, passed=passed)
 
     def __repr__(self) -> str:
         return f"<tool {self.name} of an MCP server>"
@@ -171,8 +171,8 @@ class McpConnection:
         self._knows |= turn.label
         turn.touch(self._knows)
 
-    async def call(self, tool: McpTool, arguments: Mapping[str, Any]) -> str:
-        """Raises UpstreamError for a server that fails, Refused for a tool that is held."""
+    async def call(self, tool: McpTool, arguments: Mapping[str, Any], *, passed: str = "") -> str:
+        """Raises UpstreamError for a server that fails, Refused for a tool that is held. `passed` goes along."""
         if self._stale:
             await self.refresh()
         if tool.name in self.held:
@@ -180,7 +180,9 @@ class McpConnection:
         from mcp import MCPError
 
         try:
-            result = await self._session.call_tool(tool.told_name, dict(arguments), self.server.timeout_s)
+            result = await self._session.call_tool(
+                tool.told_name, dict(arguments), self.server.timeout_s, meta=meta_of(passed)
+            )
         except MCPError as error:
             raise UpstreamError(f"the MCP server {self.server.name}: {str(error)[:500]}") from None
         text = text_of(result)

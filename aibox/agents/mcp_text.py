@@ -1,4 +1,4 @@
-"""What a model gets of an MCP server's result: its words, and the names of what is none."""
+"""What a server is told beside a call, and what a model gets of its result: words, and the names of what is none."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def text_of(result: Any) -> str:
     if not said and result.structured_content is not None:
         said.append(json.dumps(result.structured_content))
     return "\n".join(said)[:MAX_TEXT_CHARS]
+
+
+def meta_of(passed: str) -> dict[str, Any] | None:
+    """The id of a passage as MCP has it: a W3C trace context in the `_meta` of a request (SEP-414)."""
+    return {"traceparent": f"00-{passed}-{passed[:16]}-00"} if passed else None

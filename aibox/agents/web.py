@@ -65,8 +65,8 @@ class WebSearch(_Web):
         query = validated(self, arguments, "query")
         url = f"{self._url}/search?{urlencode({'q': query, 'format': 'json'})}"
 
-        async def passing(host: str) -> None:
-            await passage(host, what=self.name, text=url, turn=turn)
+        async def passing(host: str) -> str:
+            return await passage(host, what=self.name, text=url, turn=turn)
 
         answer = await self._http.get(url, passing=passing, types=("application/json",), max_kib=MAX_PAGE_KIB)
         if answer.status != 200:
@@ -101,8 +101,8 @@ class WebRead(_Web):
     async def call_in(self, arguments: Mapping[str, Any], *, call_id: str, turn: TurnState) -> str:  # noqa: ARG002
         url = validated(self, arguments, "url")
 
-        async def passing(host: str) -> None:
-            await passage(host, what=self.name, text=url, turn=turn)
+        async def passing(host: str) -> str:
+            return await passage(host, what=self.name, text=url, turn=turn)
 
         page = await self._http.get(url, passing=passing, types=PAGE_TYPES, max_kib=MAX_PAGE_KIB)
         if page.status != 200:

@@ -264,9 +264,9 @@ class _Run:
     ) -> AsyncIterator[Any]:
         app = self._app
 
-        async def passing(host: str) -> None:
+        async def passing(host: str) -> str:
             what = json.dumps(body) if form is None else form[0]
-            await passage(host, what=RunWorkflow.name, text=what, turn=self._turn)
+            return await passage(host, what=RunWorkflow.name, text=what, turn=self._turn)
 
         headers = {"Authorization": f"Bearer {self._key.reveal()}"}
         url = app.url.rstrip("/") + path

@@ -124,6 +124,7 @@ class Dify:
     hangs: bool = False
     url: str = ""
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    correlations: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     """Where either side left the contract."""
     files: list[tuple[str, bytes]] = field(default_factory=list)
@@ -150,6 +151,7 @@ class Dify:
         upload = path == "/v1/files/upload"
         body = self._form(headers, data) if upload else json.loads(data)
         self.requests.append((path, body))
+        self.correlations.append(headers.get("x-correlation-id", ""))
         self._hold(body, REQUESTS.get("stop" if path.endswith("/stop") else path), f"request to {path}")
         if not upload and headers.get("content-type") != "application/json":
             self.faults.append(f"request to {path}: {headers.get('content-type')}")

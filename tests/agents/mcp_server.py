@@ -7,7 +7,7 @@ import socket
 import sys
 from pathlib import Path
 
-from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver import Context, MCPServer
 
 server = MCPServer("tests")
 
@@ -35,6 +35,12 @@ def boom() -> str:
 def environment() -> str:
     """What the server can see of its surroundings."""
     return ",".join(sorted(os.environ))
+
+
+@server.tool()
+def trace(ctx: Context) -> str:
+    """Which trace the request says that it is part of."""
+    return str((ctx.request_context.meta or {}).get("traceparent"))
 
 
 @server.tool()

@@ -47,17 +47,20 @@ def running(request: pytest.FixtureRequest) -> Iterator[McpServer]:
 
 async def test_a_server_over_the_network(running: McpServer, scope: Scope, tmp_path: Path) -> None:
     """Tools are listed and called over streamable HTTP and SSE; each call is a passage through the door, on record."""
-    model = ScriptedBackend(call("t__add", {"a": 2, "b": 3}), call("t__boom", {}), "done")
+    model = ScriptedBackend(call("t__add", {"a": 2, "b": 3}), call("t__boom", {}), call("t__trace", {}), "done")
     async with connect(running) as mcp, aibox.AuditChain(tmp_path / "a.db") as chain:
         agent = aibox.Agent("x", router=model, tools=mcp.tools, policy=OPEN, audit=chain)
-        reply = await agent.run("go", scope=scope)
+        reply = await agent.run("go", scope=scope.under("chosen-by-the-caller"))
         shut = aibox.Agent("x", router=ScriptedBackend(call("t__add", {"a": 1, "b": 1}), "x"), tools=mcp.tools)
         refused = await shut.run("go", scope=scope)
-        kinds = [entry.kind async for entry in chain.entries(scope.tenant)]
+        passages = [e.detail async for e in chain.entries(scope.tenant) if e.kind == "egress.allowed"]
     assert reply.tool_calls[0].text == "5"
     assert "boom failed" in reply.tool_calls[1].text
     assert not reply.tool_calls[1].ok
-    assert kinds.count("egress.allowed") == 2
+    assert len({detail["passage"] for detail in passages}) == 3
+    last = passages[-1]
+    assert reply.tool_calls[2].text == f"00-{last['passage']}-{last['passage'][:16]}-00"
+    assert last["correlation"] == "chosen-by-the-caller"
     assert "public at most" in refused.tool_calls[0].text
 
 
@@ -74,6 +77,7 @@ async def test_a_server_over_stdio_sees_nothing_of_ours(scope: Scope, monkeypatc
             "t__keep",
             "t__look",
             "t__reach",
+            "t__trace",
         ]
         reply = await aibox.Agent("x", router=model, tools=mcp.tools).run("go", scope=scope)
     assert reply.tool_calls[0].ok
@@ -167,11 +171,11 @@ async def test_a_changed_description_is_held_until_somebody_looked(tmp_path: Pat
         assert "t__add" in [tool.name for tool in mcp.tools]
     async with connect(evil, state=state) as mcp:
         assert list(mcp.held) == ["t__add"]
-        assert len(mcp.tools) == 7
+        assert len(mcp.tools) == 8
         await mcp.accept("t__add")
         assert not mcp.held
     async with connect(evil, state=state) as mcp:
-        assert len(mcp.tools) == 8
+        assert len(mcp.tools) == 9
     await state.close()
 
 

@@ -72,12 +72,15 @@ async def test_a_page_is_read_through_the_door(scope: Scope, tmp_path: Path) -> 
             model = ScriptedBackend(call("web_read", {"url": url}), "done")
             tools = [WebRead(http=Http(private_hosts=["127.0.0.1"]))]
             agent = aibox.Agent("x", router=model, tools=tools, policy=policy("127.0.0.1"), audit=chain)
-            reply = await agent.run("go", scope=scope)
+            reply = await agent.run("go", scope=scope.under("chosen-by-the-caller"))
             bodies = [(e.kind, e.detail) async for e in chain.entries(scope.tenant)]
         refused = await read(url, scope=scope, rules=policy("example.org"))
     assert "harbour master" in reply.tool_calls[0].text
     assert "Cookies" not in reply.tool_calls[0].text
-    assert "egress.allowed" in [kind for kind, _ in bodies]
+    (passage,) = (detail for kind, detail in bodies if kind == "egress.allowed")
+    assert f"X-Correlation-ID: {passage['passage']}\r\n" in asked[0]
+    assert "chosen-by-the-caller" not in asked[0]
+    assert passage["correlation"] == "chosen-by-the-caller"
     assert "untrusted content" in next(d["exposure"] for kind, d in bodies if kind == "tool.returned")
     assert "does not open the door" in refused.tool_calls[0].text
     assert len(asked) == 1

@@ -93,6 +93,7 @@ async def test_an_app_runs_through_the_door(
     assert (path, body["inputs"]) == (PATHS[kind], {"text": "Hello"})
     assert body["user"].startswith("aibox-")
     assert scope.user not in body["user"]
+    assert server.correlations == [d["passage"] for name, d in entries if name == "egress.allowed"]
     kinds = [name for name, _ in entries]
     assert kinds.index("egress.allowed") < kinds.index("tool.returned")
     assert "untrusted content" in next(d["exposure"] for name, d in entries if name == "tool.returned")
