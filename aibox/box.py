@@ -35,6 +35,7 @@ from aibox.levels import load_levels, load_policy
 from aibox.memory.memory import Memory
 from aibox.memory.redis_buffer import RedisBuffer
 from aibox.policy.policy import Policy
+from aibox.postgres import check_url, shown
 from aibox.protocols import Tool
 from aibox.sandbox.configured import make_sandbox
 from aibox.sandbox.sandbox import Sandbox
@@ -92,6 +93,8 @@ class Box:
             raise StoreError(f"the data folder {home} cannot be made: {error.strerror}", hint=_HOME_HINT) from None
         if not home.is_dir() or not os.access(home, os.W_OK | os.X_OK):
             raise StoreError(f"the data folder {home} cannot be written", hint=_HOME_HINT)
+        for url in self.settings.databases:
+            await asyncio.to_thread(check_url, url)
         self._open = True
         return self
 
@@ -168,11 +171,11 @@ class Box:
 
     @cached_property
     def keys(self) -> Keyring:
-        return Keyring(self.settings.home / "keys", signer=self.settings.audit.signer)
+        return Keyring(self.settings.key_folder, signer=self.settings.audit.signer)
 
     @cached_property
     def audit(self) -> AuditChain:
-        url = self._place(self.settings.audit.url, "audit.db")
+        url = self.settings.place(self.settings.audit.url, "audit.db")
         mark = self.settings.audit.high_water
         own = {tenant: policy.retention for tenant, policy in self.tenant_policies.items()}
         chain: AuditChain = self._keep(
@@ -277,8 +280,7 @@ class Box:
     @cached_property
     def state(self) -> AgentState:
         """Conversations, and runs that wait for people: encrypted, in the data folder or in PostgreSQL."""
-        url = self.settings.agents.url
-        place = self._place(None if url is None else url.get_secret_value(), "agents.db")
+        place = self.settings.place(self.settings.agents.url, "agents.db")
         key = self.keys.secret("agents")
         state: AgentState = self._keep(AgentState(place, key=key, audit=self.audit))
         return state
@@ -339,7 +341,7 @@ class Box:
             ("policy", f"{self.policy.name} {self.policy.digest[:19]}", "a file of your own: policy"),
             ("memory", settings.memory.where, ""),
             ("sandbox", settings.sandbox.driver, ""),
-            ("audit", str(self._place(settings.audit.url, "audit.db")), ""),
+            ("audit", shown(settings.place(settings.audit.url, "audit.db")), ""),
         ]
         lines = [f"  {name:<8} {now}" + (f"  (or {more})" if more else "") for name, now, more in rows]
         return "\n".join([f"<Box {settings.home}", *lines, ">"])

@@ -20,6 +20,15 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 
 from aibox.chat import Capability
 from aibox.errors import ConfigError
+from aibox.postgres import is_postgres
+from aibox.settings_parts import (
+    AgentSettings,
+    AuditSettings,
+    MemorySettings,
+    SandboxSettings,
+    SealSettings,
+    WorkflowSettings,
+)
 from aibox.settings_server import Section, ServerSettings
 from aibox.types import Scope
 from aibox.validation import explain_validation
@@ -131,95 +140,6 @@ class TenantSettings(Section):
     """Groups by name, each with its users: who may see documents that are restricted to some."""
 
 
-class MemorySettings(Section):
-    url: str | None = None
-    """A folder, or `qdrant://host:6333`, a server. Default: `memory` in the data folder."""
-    api_key: SecretStr | None = None
-    """The server's."""
-    api_key_file: Path | None = None
-    enabled: bool = True
-    model: str | None = None
-    """The model that says what of a message is worth keeping, such as `default`. None: rules say it, in English."""
-    reranker: str | None = None
-    """The model that puts what was recalled in order, such as `local/bge-reranker`. None: vectors and words do."""
-    buffer_url: SecretStr | None = None
-    """A Redis or Valkey server for the last messages of each conversation. None: they are kept in this process."""
-
-    @property
-    def where(self) -> str:
-        """What keeps memories, for people."""
-        server = urlsplit(self.url or "").netloc
-        return "off" if not self.enabled else f"Qdrant at {server}" if server else "SQLite and qdrant-edge, here"
-
-
-class AgentSettings(Section):
-    url: SecretStr | None = None
-    """A file, or `postgresql://...`, for conversations and runs that wait. Default: `agents.db` in the data folder."""
-
-
-class AuditSettings(Section):
-    url: str | None = None
-    """A file, or `postgresql://...`. Default: `audit.db` in the data folder."""
-    high_water: Path | None = None
-    """Where the high-water mark lies, best on another disk. Default: beside the keys."""
-    signer: Path | None = None
-    """The socket of `aibox audit signer`. None: the signing key lies in the data folder."""
-
-
-class SandboxSettings(Section):
-    driver: Literal["auto", "bubblewrap", "docker"] = "auto"
-    """`auto` is docker where an engine answers, has the image and no known way out; else bubblewrap."""
-    engine: str | None = None
-    """docker: the engine's address, such as `unix:///run/docker.sock`. None: the client's own default."""
-    image: str = "aibox-sandbox:latest"
-    """docker: the image that `aibox sandbox build` makes; it is used by its digest."""
-    gvisor: Literal["auto", "require", "off"] = "auto"
-    """docker: whether gVisor (`runsc`) stands between guests and the kernel."""
-    accept: tuple[str, ...] = ()
-    """docker: known ways out of the engine's runtime (`"CVE-..."`) that you accept; recorded with every session."""
-    pool: int = Field(default=0, ge=0, le=64)
-    """Guests to keep ready, so that a session starts at once; each holds some 10 MiB."""
-    idle_s: float = Field(default=600.0, gt=0)
-    """Seconds after which a session that nobody uses ends."""
-    sessions: int = Field(default=64, gt=0)
-    """How many may be open at once."""
-    per_tenant: int = Field(default=16, gt=0)
-    """How many of them for one tenant."""
-
-
-class WorkflowSettings(Section):
-    """One app of a Dify server, for the tool `run_workflow`. The policy's `egress.hosts` must name its host."""
-
-    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")
-    """What the model calls it."""
-    url: str
-    """The base URL of the service API, such as `https://dify.example.org/v1`."""
-    key_file: Path
-    """A file that holds the app's key and nothing else."""
-    kind: Literal["workflow", "chat"] = "workflow"
-    """`chat` for chatbots, agents and chatflows."""
-    description: str = ""
-    """For the model: what it is for."""
-    inputs: dict[str, str] = Field(default_factory=dict)
-    """The app's variables, and what each means. None named: whatever the model gives."""
-    files: dict[str, str] = Field(default_factory=dict)
-    """Those of the app's variables that take a file out of the agent's sandbox, and what each means."""
-    attach: bool = False
-    """chat: files may go along with a message."""
-    streaming: bool = True
-    """False waits for the whole answer, and cannot be stopped."""
-    approve: bool = False
-    """A person agrees to each run."""
-    label: str | None = None
-    """How secret its answers are, such as `confidential/PHI`."""
-    timeout_s: float = Field(default=300.0, gt=0)
-
-
-class SealSettings(Section):
-    allow: tuple[str, ...] = ()
-    """Hosts, `host:port` or networks that a sealed process may reach besides loopback and the configured backends."""
-
-
 class Settings(Section):
     """All settings. `Settings.load()` reads them; a mistyped key is refused with the likely one."""
 
@@ -239,6 +159,10 @@ class Settings(Section):
     tenants: dict[str, TenantSettings] = Field(default_factory=dict)
     """By the tenant's name, as tokens and keys have it."""
     memory: MemorySettings = MemorySettings()
+    database: SecretStr | None = None
+    """`postgresql://...` for what several servers share; see `aibox db`. None: files in the data folder."""
+    keys: Path | None = None
+    """The folder of the keys, which servers that share a database share too. Default: `keys` in the data folder."""
     agents: AgentSettings = AgentSettings()
     audit: AuditSettings = AuditSettings()
     sandbox: SandboxSettings = SandboxSettings()
@@ -250,6 +174,26 @@ class Settings(Section):
     """The file that was read, for people."""
 
     @property
+    def key_folder(self) -> Path:
+        """Where everything secret lies."""
+        return self.keys or self.home / "keys"
+
+    def place(self, url: str | SecretStr | None, file: str) -> str | Path:
+        """Where a part keeps its rows: at the url or in the file that is named for it, else in the shared database.
+
+        Without either, in `file`. Paths are relative to the data folder.
+        """
+        named = url.get_secret_value() if isinstance(url, SecretStr) else url
+        named = named or (self.database.get_secret_value() if self.database else file)
+        return named if "://" in named else self.home / named
+
+    @property
+    def databases(self) -> list[str]:
+        """Every PostgreSQL server that is configured, each once."""
+        places = (self.place(None, ""), self.place(self.audit.url, ""), self.place(self.agents.url, ""))
+        return [*dict.fromkeys(place for place in places if isinstance(place, str) and is_postgres(place))]
+
+    @property
     def services(self) -> list[str]:
         """Where the configured services are, which a sealed process may connect to: urls, or host and port."""
         found = [backend.url for backend in self.backends if backend.url] + [app.url for app in self.workflows]
@@ -257,6 +201,7 @@ class Settings(Section):
         places += [
             (url.get_secret_value() if url else None, 6379) for url in (self.memory.buffer_url, self.server.rates_url)
         ]
+        places += [(url, 5432) for url in self.databases]
         for url, port in places:
             if url and (host := urlsplit(url)).hostname:
                 found.append(f"{host.hostname}:{host.port or port}")
@@ -335,8 +280,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
         for key in ("policy", "shadow_policy") if isinstance(table, dict) else ():
             if isinstance(policy := table.get(key), str) and policy.endswith((".toml", ".yaml", ".yml")):
                 table[key] = str(base / policy)
-    if isinstance(values.get("policy_key"), str):
-        values["policy_key"] = base / values["policy_key"]
+    for key in ("policy_key", "keys"):
+        if isinstance(values.get(key), str):
+            values[key] = base / values[key]
     return values
 
 

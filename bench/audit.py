@@ -272,11 +272,11 @@ async def server(report: Report, folder: Path, seconds: float) -> None:
             return
         import psycopg
 
-        from aibox.audit.postgres import prepare
+        from aibox.migrations.run import upgrade
 
         with psycopg.connect(owner, autocommit=True) as db:
             db.execute("CREATE ROLE writer LOGIN NOSUPERUSER NOBYPASSRLS")
-        prepare(owner, role="writer")
+        upgrade(owner, role="writer")
         async with aibox.AuditChain(owner.replace("owner@", "writer@"), keys=folder / "keys-pg") as chain:
             for count in (1, 64, 256):
                 rate, waits = await callers(

@@ -64,7 +64,8 @@ def other_scope() -> Scope:
     return Scope(tenant="rival", user="eva", agent="books", session="s1")
 
 
-POSTGRES = {"listen_addresses": "", "max_connections": "60", "shared_buffers": "32MB"}
+# Processes are killed here, machines are not: what the system has taken is kept, and need not be on the disk.
+POSTGRES = {"listen_addresses": "", "max_connections": "60", "shared_buffers": "32MB", "fsync": "off"}
 
 
 @pytest.fixture(scope="session")
@@ -91,28 +92,57 @@ def postgres_server() -> Iterator[str]:
     except PermissionError:
         pytest.skip(f"another user than root cannot run {binaries}")
     options = [part for name, value in POSTGRES.items() for part in ("-c", f"{name}={value}")]
-    server = subprocess.Popen([binaries / "postgres", "-D", data, "-k", folder, *options], **quiet)
+    # Into a file: a pipe that nobody reads is full one day, and then the server waits for ever.
+    log = folder / "log"
+    with log.open("wb") as said:
+        told = {**quiet, "stderr": said}
+        server = subprocess.Popen([binaries / "postgres", "-D", data, "-k", folder, *options], **told)
     try:
         ready = [binaries / "pg_isready", "-q", "-h", folder, "-U", "owner"]
         while subprocess.run(ready, check=False).returncode:
-            assert server.poll() is None, server.stderr and server.stderr.read()
+            assert server.poll() is None, log.read_text(errors="replace")
         yield str(folder)
     finally:
         server.send_signal(signal.SIGINT)  # ends sessions; SIGTERM would wait for them
-        server.wait(30)
-        if server.stderr:
-            server.stderr.close()
+        server.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
-def postgres_owner(postgres_server: str) -> str:
+def new_database(server: str, *, template: str = "template1") -> str:
     """A database of its own, as the one who owns it; the role that writes is `writer`."""
     import psycopg
 
     name = "t" + uuid.uuid4().hex[:12]
-    with psycopg.connect(f"postgresql://owner@/postgres?host={postgres_server}", autocommit=True) as db:
+    with psycopg.connect(f"postgresql://owner@/postgres?host={server}", autocommit=True) as db:
         if not db.execute("SELECT 1 FROM pg_roles WHERE rolname = 'writer'").fetchone():
             db.execute("CREATE ROLE writer LOGIN NOSUPERUSER NOBYPASSRLS")
-        db.execute(f"CREATE DATABASE {name}".encode())
-    return f"postgresql://owner@/{name}?host={postgres_server}"
+        db.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
+    return f"postgresql://owner@/{name}?host={server}"
+
+
+@pytest.fixture
+def postgres_owner(postgres_server: str) -> str:
+    """An empty database, as its owner."""
+    return new_database(postgres_server)
+
+
+@pytest.fixture(scope="session")
+def _postgres_tables(postgres_server: str) -> str:
+    """A database with all tables, of which copies are made: that is faster than making them each time."""
+    from aibox.migrations.run import upgrade
+
+    url = new_database(postgres_server)
+    upgrade(url, role="writer")
+    return url.rpartition("?")[0].rpartition("/")[2]
+
+
+@pytest.fixture
+def postgres_full(postgres_server: str, _postgres_tables: str) -> str:
+    """A database with all tables and nothing in them, as its owner."""
+    return new_database(postgres_server, template=_postgres_tables)
+
+
+@pytest.fixture
+def postgres_url(postgres_full: str) -> str:
+    """The same, as the role that writes."""
+    return postgres_full.replace("owner@", "writer@")

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import msgspec
 
 from aibox.agents.evidence import digest as sha256
-from aibox.agents.store import Rows, Store
+from aibox.agents.store import Store
 from aibox.errors import AccessError, ConfigError
+from aibox.postgres import Rows
 from aibox.protocols import Recorder
 from aibox.types import Label, Scope
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from aibox.agents.store import Rows, Store
+from aibox.agents.store import Store
+from aibox.postgres import Rows
 
 _EVERYBODY = "*"
 

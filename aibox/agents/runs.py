@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from aibox.agents.alive import Alive
-from aibox.agents.store import Rows, SqliteStore, Store
+from aibox.agents.store import SqliteStore, Store
 from aibox.errors import AccessError
+from aibox.postgres import Rows
 from aibox.types import Scope
 
 LEASE_S = 30.0

@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from aibox.agents.exposure import Exposure
-from aibox.agents.store import Rows, Store
+from aibox.agents.store import Store
 from aibox.errors import AccessError
+from aibox.postgres import Rows
 from aibox.types import Label, Scope
 
 KEPT_IN_MEMORY = 256

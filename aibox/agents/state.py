@@ -8,7 +8,8 @@ from aibox.agents.approvals import Approvals
 from aibox.agents.postgres import PostgresStore
 from aibox.agents.runs import Runs
 from aibox.agents.sessions import Sessions
-from aibox.agents.store import Rows, SqliteStore, Store
+from aibox.agents.store import SqliteStore, Store
+from aibox.postgres import Rows, is_postgres
 from aibox.protocols import Recorder
 from aibox.types import Scope
 
@@ -17,15 +18,15 @@ class AgentState:
     """The state of agents. `path` None keeps it in memory; `key` is 32 bytes and encrypts every text at rest.
 
     A file for the processes of one machine, or `postgresql://...` for those of many; its tables are made beforehand, by
-    `aibox.agents.postgres.prepare`. Without a key conversations are readable there, and no approval can wait. `audit`
+    `aibox db upgrade`. Without a key conversations are readable there, and no approval can wait. `audit`
     gets the answers of people. Erasable: `erase` forgets the conversations of a user.
     """
 
     def __init__(
         self, path: str | Path | None = None, *, key: bytes | None = None, audit: Recorder | None = None
     ) -> None:
-        url = path if isinstance(path, str) and path.startswith(("postgresql://", "postgres://")) else ""
-        self.store: Store = PostgresStore(url, key=key) if url else SqliteStore(path, key=key)
+        shared = isinstance(path, str) and is_postgres(path)
+        self.store: Store = PostgresStore(str(path), key=key) if shared else SqliteStore(path, key=key)
         self.sessions = Sessions(self.store)
         self.runs = Runs(self.store)
         self.approvals = Approvals(self.store, audit=audit)

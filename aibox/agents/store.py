@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from aibox._wal import write_ahead
 from aibox.errors import IntegrityError, StoreError
+from aibox.postgres import Rows
 
 T = TypeVar("T")
 
@@ -43,14 +44,6 @@ TABLES = {
     "tools_seen": "tenant TEXT, server TEXT, name TEXT, digest TEXT NOT NULL, PRIMARY KEY (tenant, server, name)",
 }
 """In the words of SQLite. The tenant is the first part of every key."""
-
-
-class Rows(Protocol):
-    """A transaction on the tables, of one tenant."""
-
-    def execute(self, sql: str, values: Sequence[Any] = (), /) -> Any:
-        """A cursor with `fetchone`, `fetchall` and `rowcount`."""
-        ...
 
 
 class Store(Protocol):

@@ -25,7 +25,7 @@ from aibox.agents.turn_state import TurnState
 from aibox.agents.workflow_files import File, asked_for, attached, taken
 from aibox.errors import AccessError, AIBoxError, ConfigError, LimitError, UpstreamError
 from aibox.sandbox.sandbox import Sandbox
-from aibox.settings import WorkflowSettings
+from aibox.settings_parts import WorkflowSettings
 from aibox.types import Label, Scope
 
 MAX_ANSWER_KIB = 2048

@@ -1,6 +1,6 @@
 """The log in PostgreSQL: a role that may only insert, rows behind forced row-level security, triggers that raise.
 
-The owner of the tables is not the one who writes: `prepare` makes them once, as the owner, and gives a role its rights.
+The owner of the tables is not the one who writes: `aibox db upgrade` makes them, and gives a role its rights.
 Two processes that write one log are kept apart by a compare-and-set on its size, and by the primary key under it.
 """
 
@@ -12,103 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from aibox.audit.record import Row
 from aibox.audit.store import FORMAT, Act, Conflict, LogName, Node
-from aibox.errors import ConfigError, MissingExtraError, StoreError
+from aibox.errors import StoreError
+from aibox.postgres import connect, driver, host
 
 if TYPE_CHECKING:
-    from psycopg import Connection
+    from aibox.postgres import Connection
 
 SCHEMA = "aibox_audit"
 IDLE_S = 30.0
 """How long a writer may fall silent inside a transaction, by the server's clock; then the server ends it."""
-_TABLES = {
-    "meta": "name text PRIMARY KEY, value text NOT NULL",
-    "logs": "log bytea PRIMARY KEY, tenant text NOT NULL UNIQUE, origin text NOT NULL, public_key text NOT NULL",
-    "heads": "log bytea PRIMARY KEY, size bigint NOT NULL",
-    "entries": "log bytea NOT NULL, seq bigint NOT NULL, header bytea NOT NULL, open bytea, sealed bytea, "
-    "tag bytea NOT NULL, PRIMARY KEY (log, seq)",
-    "nodes": "log bytea NOT NULL, level int NOT NULL, idx bigint NOT NULL, hash bytea NOT NULL, "
-    "PRIMARY KEY (log, level, idx)",
-    "checkpoints": "log bytea NOT NULL, size bigint NOT NULL, note text NOT NULL, PRIMARY KEY (log, size)",
-    "turns": "log bytea NOT NULL, turn text NOT NULL, seq bigint NOT NULL, PRIMARY KEY (log, turn)",
-    "acts": "log bytea NOT NULL, seq bigint NOT NULL, kind text NOT NULL, first bigint NOT NULL, last bigint NOT NULL, "
-    "PRIMARY KEY (log, seq)",
-    "subjects": "log bytea NOT NULL, who bytea NOT NULL, id bytea NOT NULL, wrapped bytea NOT NULL, "
-    "PRIMARY KEY (log, who)",
-}
-_SHARED = ("meta", "logs")
-"""Read by whoever opens the store; every other table shows only the log that the transaction has named."""
-_FREE = ("heads", "subjects")
-"""No evidence: a size that is compared and set, and keys that are there to be destroyed."""
-
-_REFUSE = f"""
-CREATE OR REPLACE FUNCTION {SCHEMA}.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN RAISE EXCEPTION 'evidence is never changed'; END $$;
-CREATE OR REPLACE FUNCTION {SCHEMA}.refuse_but_pruning() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-  IF NEW.open IS NULL AND NEW.sealed IS NULL AND NEW.log = OLD.log AND NEW.seq = OLD.seq AND NEW.header = OLD.header
-     AND NEW.tag = OLD.tag AND EXISTS (SELECT 1 FROM {SCHEMA}.acts a WHERE a.log = OLD.log
-       AND a.kind = 'bodies.pruned' AND OLD.seq BETWEEN a.first AND a.last)
-  THEN RETURN NEW; END IF;
-  RAISE EXCEPTION 'evidence is never changed';
-END $$;
-"""  # noqa: S608 - the schema is a constant
-
-
-def prepare(url: str, *, role: str) -> None:
-    """Make the tables as their owner, and let `role` read and insert. Done again it changes nothing.
-
-    Raises StoreError; ConfigError for a role that owns the tables or passes row-level security by.
-    """
-    with _connect(url) as db, _mapped(url):
-        found = db.execute("SELECT rolsuper OR rolbypassrls, current_user = %s FROM pg_roles WHERE rolname = %s",
-                           (role, role)).fetchone()  # fmt: skip
-        if found is None or found[0] or found[1]:
-            raise ConfigError(
-                f"the role {role} must be there, not own the tables, and not pass row-level security by",
-                hint=f"CREATE ROLE {role} LOGIN NOSUPERUSER NOBYPASSRLS",
-            )
-        db.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
-        db.execute(_REFUSE)
-        name = f'"{role.replace(chr(34), chr(34) * 2)}"'
-        for table, columns in _TABLES.items():
-            _make(db, table, columns, name)
-        db.execute(f"GRANT USAGE ON SCHEMA {SCHEMA} TO {name}")
-        db.execute(f"INSERT INTO {SCHEMA}.meta VALUES ('format', %s) ON CONFLICT DO NOTHING", (FORMAT,))  # noqa: S608
-
-
-def _make(db: Connection[Any], table: str, columns: str, role: str) -> None:
-    full = f"{SCHEMA}.{table}"
-    db.execute(f"CREATE TABLE IF NOT EXISTS {full} ({columns})")
-    rights = "SELECT, INSERT"
-    if table == "heads":
-        rights += ", UPDATE (size)"
-    elif table == "subjects":
-        rights += ", DELETE"
-    elif table == "entries":
-        rights += ", UPDATE (open, sealed)"
-    db.execute(f"GRANT {rights} ON {full} TO {role}")
-    if table not in _FREE:
-        update = "refuse_but_pruning" if table == "entries" else "refuse"
-        for verb, act in (("UPDATE", update), ("DELETE", "refuse")):
-            db.execute(
-                f"CREATE OR REPLACE TRIGGER no_{verb.lower()} BEFORE {verb} ON {full} "
-                f"FOR EACH ROW EXECUTE FUNCTION {SCHEMA}.{act}()"
-            )
-        db.execute(
-            f"CREATE OR REPLACE TRIGGER no_truncate BEFORE TRUNCATE ON {full} "
-            f"FOR EACH STATEMENT EXECUTE FUNCTION {SCHEMA}.refuse()"
-        )
-    if table not in _SHARED:
-        db.execute(f"ALTER TABLE {full} ENABLE ROW LEVEL SECURITY")
-        db.execute(f"ALTER TABLE {full} FORCE ROW LEVEL SECURITY")
-        db.execute(f"DROP POLICY IF EXISTS one_log ON {full}")
-        # Without missing_ok: a transaction that has named no log gets an error and no rows.
-        mine = "log = decode(current_setting('aibox.log'), 'hex')"
-        db.execute(f"CREATE POLICY one_log ON {full} USING ({mine}) WITH CHECK ({mine})")
+SILENT_S = IDLE_S + 15.0
+"""How long the server may say nothing; longer than it may have us wait for another writer."""
 
 
 class PostgresStore:
-    """The tables that `prepare` made, through one connection of the writing role."""
+    """The tables of `aibox.migrations`, through one connection of the writing role."""
 
     def __init__(self, url: str, *, read_only: bool = False) -> None:
         self.url = url
@@ -121,12 +39,10 @@ class PostgresStore:
             found = None
         if found != FORMAT:
             self._db.close()
-            raise StoreError(
-                f"{_host(url)} holds no audit log of this version", hint="aibox.audit.postgres.prepare, as the owner"
-            )
+            raise StoreError(f"{host(url)} holds no audit log of this version", hint="aibox db upgrade, as the owner")
 
     def _open(self) -> Connection[Any]:
-        db = _connect(self.url)
+        db = connect(self.url, client_side=False, silent_s=SILENT_S)
         with _mapped(self.url):
             db.execute(f"SET search_path = {SCHEMA}")
             db.execute("SET synchronous_commit = on")
@@ -294,30 +210,13 @@ class PostgresStore:
         self._db.close()
 
 
-def _connect(url: str) -> Connection[Any]:
-    try:
-        import psycopg
-    except ImportError:
-        raise MissingExtraError("a log in PostgreSQL", extra="postgres") from None
-    try:
-        return psycopg.connect(url, autocommit=True, connect_timeout=10)
-    except psycopg.Error as error:
-        raise StoreError(f"{_host(url)} cannot be reached: {error}", retryable=True) from None
-
-
 @contextmanager
 def _mapped(url: str) -> Iterator[None]:
-    import psycopg
-
+    psycopg = driver()
     try:
         yield
     except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected):
         raise Conflict from None
     except psycopg.Error as error:
         away = isinstance(error, psycopg.OperationalError)
-        raise StoreError(f"the audit log at {_host(url)}: {error}", retryable=away) from error
-
-
-def _host(url: str) -> str:
-    """For messages: never the password."""
-    return url.rpartition("@")[2]
+        raise StoreError(f"the audit log at {host(url)}: {error}", retryable=away) from error

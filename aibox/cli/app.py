@@ -35,6 +35,7 @@ COMMANDS = {
     "seal": "aibox.cli.seal:seal",
     "approvals": "aibox.cli.approvals:app",
     "audit": "aibox.cli.audit:app",
+    "db": "aibox.cli.db:app",
     "egress": "aibox.cli.egress:app",
     "models": "aibox.cli.models:app",
     "policy": "aibox.cli.policy:app",

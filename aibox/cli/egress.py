@@ -40,8 +40,7 @@ def report(
     console = Console(highlight=False)
     if path is None:
         settings, _ = load_settings(config=config)
-        url = settings.audit.url or "audit.db"
-        path = url if "://" in url else str(settings.home / url)
+        path = str(settings.place(settings.audit.url, "audit.db"))
     try:
         held = verify(path)
     except IntegrityError as error:

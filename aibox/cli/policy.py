@@ -81,9 +81,9 @@ def sign(
     """Sign a policy as it is now, with the data folder's key `policy`: FILE.sig. The setting `policy_key` checks it."""
     Guardrail(unjudged(Policy.load(file)))  # what does not hold is not signed
     settings, _ = load_settings(config=config)
-    keys = Keyring(settings.home / "keys")
+    keys = Keyring(settings.key_folder)
     signer = KeySigner("aibox-policy", Ed25519PrivateKey.from_private_bytes(keys.secret("policy")))
-    public = settings.home / "keys" / "policy.pub"
+    public = settings.key_folder / "policy.pub"
     if not public.exists():
         write_new(public, public_key(signer) + "\n")
     console = Console(highlight=False)

@@ -25,8 +25,7 @@ async def changes(settings: Settings, old: Policy, new: Policy) -> list[str]:
     A record holds what the policy of its day cared about: a finding that it passed over is seen only in a text that is
     still kept. The record itself is read as it is; `aibox verify` says whether it holds.
     """
-    url = settings.audit.url or "audit.db"
-    place = url if "://" in url else str(settings.home / url)
+    place = str(settings.place(settings.audit.url, "audit.db"))
     lines: list[str] = []
     if "://" in place or Path(place).is_file():
         with closing(open_store(place, read_only=True)) as store:
@@ -70,11 +69,10 @@ def _decision(policy: Policy, detail: dict[str, Any]) -> Decision:
 
 async def _kept(settings: Settings, tenants: Sequence[str], old: Policy, new: Policy) -> list[str]:
     # Whoever has a conversation has a log.
-    url = settings.agents.url.get_secret_value() if settings.agents.url is not None else "agents.db"
-    place = url if "://" in url else settings.home / url
+    place = settings.place(settings.agents.url, "agents.db")
     if isinstance(place, Path) and not place.is_file():
         return []
-    kept = AgentState(place, key=Keyring(settings.home / "keys").secret("agents"))
+    kept = AgentState(place, key=Keyring(settings.key_folder).secret("agents"))
     try:
         return [line for tenant in tenants async for line in _of_tenant(kept, tenant, old, new)]
     finally:

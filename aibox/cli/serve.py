@@ -63,7 +63,7 @@ def serve(
             from aibox.server.tokens import Tokens
         except ImportError:
             raise MissingExtraError("aibox serve", extra="server") from None
-        key = LocalKey(settings.home / "keys" / "server.sha256", scope=Scope(tenant=server.tenant, user=server.user))
+        key = LocalKey(settings.key_folder / "server.sha256", scope=Scope(tenant=server.tenant, user=server.user))
         # Where callers can be told apart there is no key that is everybody's.
         keys = ApiKeys(settings.home / server.api_keys) if server.api_keys else None
         ways: list[Any] = [keys] if keys else []

@@ -124,7 +124,7 @@ def import_(
 
 def _store(config: Path | None) -> ModelStore:
     settings, _ = load_settings(config=config)
-    return ModelStore(settings.home / "models", keys=Keyring(settings.home / "keys"))
+    return ModelStore(settings.home / "models", keys=Keyring(settings.key_folder))
 
 
 def _source(text: str, endpoint: str, region: str, ca_bundle: Path | None) -> tuple[Source, str]:

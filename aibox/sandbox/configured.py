@@ -11,7 +11,7 @@ from aibox.sandbox.bubblewrap import Bubblewrap
 from aibox.sandbox.docker import Docker
 from aibox.sandbox.escapes import UnsafeRuntime
 from aibox.sandbox.sandbox import Sandbox
-from aibox.settings import SandboxSettings
+from aibox.settings_parts import SandboxSettings
 
 
 def make_sandbox(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import aibox
-from aibox.agents.postgres import SCHEMA, prepare
+from aibox.agents.postgres import SCHEMA
 from aibox.agents.state import AgentState
 from aibox.agents.store import TABLES
 from aibox.errors import ConfigError, StoreError
@@ -25,17 +25,14 @@ class TestSqlite(AgentStateContract):
 
 
 @pytest.fixture
-def place(postgres_owner: str) -> str:
-    prepare(postgres_owner, role="writer")
-    prepare(postgres_owner, role="writer")  # done again, it changes nothing
-    return postgres_owner.replace("owner@", "writer@")
+def place(postgres_url: str) -> str:
+    return postgres_url
 
 
 class TestPostgres(AgentStateContract):
     @pytest.fixture
-    def place(self, postgres_owner: str) -> str:
-        prepare(postgres_owner, role="writer")
-        return postgres_owner.replace("owner@", "writer@")
+    def place(self, postgres_url: str) -> str:
+        return postgres_url
 
 
 async def filled(place: str) -> None:
@@ -51,7 +48,7 @@ async def filled(place: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_server_itself_keeps_tenants_apart(place: str, postgres_owner: str) -> None:
+async def test_the_server_itself_keeps_tenants_apart(place: str, postgres_full: str) -> None:
     """Whatever SQL runs as the writing role: without a tenant an error, with one its rows only, in every table."""
     import psycopg
 
@@ -76,7 +73,7 @@ async def test_the_server_itself_keeps_tenants_apart(place: str, postgres_owner:
         for statement in (f"ALTER TABLE {SCHEMA}.runs DISABLE ROW LEVEL SECURITY", f"DROP TABLE {SCHEMA}.runs"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 db.execute(statement)
-    with psycopg.connect(postgres_owner) as db:
+    with psycopg.connect(postgres_full) as db:
         asked = (
             "SELECT relname, relrowsecurity AND relforcerowsecurity FROM pg_class "
             "WHERE relnamespace = %s::regnamespace AND relkind = 'r'"
@@ -86,12 +83,12 @@ async def test_the_server_itself_keeps_tenants_apart(place: str, postgres_owner:
 
 
 @pytest.mark.anyio
-async def test_no_text_lies_on_the_server_readably(place: str, postgres_owner: str) -> None:
+async def test_no_text_lies_on_the_server_readably(place: str, postgres_full: str) -> None:
     """Messages, titles, arguments and reasons are sealed; who copies a row to another tenant gets an error."""
     import psycopg
 
     await filled(place)
-    with psycopg.connect(postgres_owner, autocommit=True) as db:
+    with psycopg.connect(postgres_full, autocommit=True) as db:
         everything = "".join(str(row) for t in TABLES for row in db.execute(f"SELECT * FROM {SCHEMA}.{t}").fetchall())
         assert "acme" in everything
         for text in ("question 1", "Quokka", "answer 1"):
@@ -106,7 +103,7 @@ async def test_no_text_lies_on_the_server_readably(place: str, postgres_owner: s
 
 
 @pytest.mark.anyio
-async def test_a_lost_connection_is_made_anew(place: str, postgres_owner: str) -> None:
+async def test_a_lost_connection_is_made_anew(place: str, postgres_full: str) -> None:
     """The server ends our session: the next call works, and nothing that was kept is gone."""
     import psycopg
 
@@ -116,27 +113,20 @@ async def test_a_lost_connection_is_made_anew(place: str, postgres_owner: str) -
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         "WHERE usename = 'writer' AND datname = current_database()"
     )
-    with psycopg.connect(postgres_owner, autocommit=True) as db:
+    with psycopg.connect(postgres_full, autocommit=True) as db:
         assert db.execute(ended).fetchall() == [(True,)]
     await talk(state, 2)
     assert len((await state.sessions.past(scope=EVA)).messages) == 4
     await state.close()
 
 
-def test_a_role_that_passes_the_security_by_is_refused(postgres_owner: str) -> None:
-    """The owner, a superuser and somebody who is not there cannot be the one who writes."""
-    for role in ("owner", "nobody-there"):
-        with pytest.raises(ConfigError, match="row-level security"):
-            prepare(postgres_owner, role=role)
-
-
 @pytest.mark.anyio
 async def test_a_server_that_is_not_ready_is_told(postgres_owner: str, tmp_path: Path) -> None:
     """Without tables, and without a server: an error with what to do, and no password in it."""
     bare = AgentState(postgres_owner, key=KEY)
-    with pytest.raises(StoreError, match="sessions") as error:
+    with pytest.raises(ConfigError, match="no tables") as error:
         await bare.sessions.list(scope=EVA)
-    assert "prepare" in error.value.hint
+    assert "aibox db upgrade" in error.value.hint
     await bare.close()
     away = AgentState(f"postgresql://writer:hunter22@/none?host={tmp_path}", key=KEY)
     with pytest.raises(StoreError, match="reached") as gone:

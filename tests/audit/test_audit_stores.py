@@ -11,7 +11,7 @@ import pytest
 from audit_parts import ACME, RIVAL, sealed_turns
 
 from aibox.audit.chain import AuditChain
-from aibox.audit.postgres import SCHEMA, prepare
+from aibox.audit.postgres import SCHEMA
 from aibox.audit.report import BrokenEvidenceError
 from aibox.audit.verify import verify
 from aibox.errors import ConfigError, StoreError
@@ -83,24 +83,17 @@ async def test_a_session_sees_the_log_that_it_has_named_and_no_other(postgres_ur
 
 
 @pytest.mark.anyio
-async def test_the_owner_of_the_database_is_found_out(postgres_owner: str, postgres_url: str, tmp_path: Path) -> None:
+async def test_the_owner_of_the_database_is_found_out(postgres_full: str, postgres_url: str, tmp_path: Path) -> None:
     """Attack: the superuser passes triggers and row-level security by; the verdict names what they changed."""
     log = (await write(postgres_url, tmp_path / "keys")).hex()
     chain = AuditChain(postgres_url, keys=tmp_path / "keys")
     off = "ALTER TABLE entries DISABLE TRIGGER USER"
-    run(postgres_owner, off, f"UPDATE entries SET open = '{{}}' WHERE log = '\\x{log}' AND seq = 3")
+    run(postgres_full, off, f"UPDATE entries SET open = '{{}}' WHERE log = '\\x{log}' AND seq = 3")
     with pytest.raises(BrokenEvidenceError, match="entry 3 of tenant acme: its body is not the one"):
         verify(postgres_url, keys=chain.keys)
-    run(postgres_owner, f"DELETE FROM entries WHERE log = '\\x{log}' AND seq >= 3")
+    run(postgres_full, f"DELETE FROM entries WHERE log = '\\x{log}' AND seq >= 3")
     with pytest.raises(BrokenEvidenceError, match="acme"):
         verify(postgres_url, keys=chain.keys)
-
-
-def test_a_role_that_could_pass_the_guards_is_not_prepared(postgres_owner: str) -> None:
-    """The owner, a superuser or a role that is not there may not become the one that writes."""
-    for role in ("owner", "nobody_there"):
-        with pytest.raises(ConfigError, match="row-level security"):
-            prepare(postgres_owner, role=role)
 
 
 def test_a_database_without_tables_and_a_server_that_is_away(postgres_owner: str, tmp_path: Path) -> None:
@@ -220,11 +213,11 @@ async def test_a_file_that_is_held_is_refused_and_free_when_its_holder_dies(
 
 
 @pytest.mark.anyio
-async def test_a_chain_goes_on_when_its_server_was_away(postgres_url: str, postgres_owner: str, tmp_path: Path) -> None:
+async def test_a_chain_goes_on_when_its_server_was_away(postgres_url: str, postgres_full: str, tmp_path: Path) -> None:
     """Its session is ended by the server's owner: one append is told so or none, the next one is in its place."""
     async with AuditChain(postgres_url, keys=tmp_path / "keys") as chain:
         await chain.append("tool.called", scope=ACME, detail={"by": "before"})
-        run(postgres_owner, "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE usename = 'writer'")
+        run(postgres_full, "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE usename = 'writer'")
         with pytest.raises(StoreError):
             await chain.append("tool.called", scope=ACME, detail={"by": "lost"})
         assert (await chain.append("tool.called", scope=ACME, detail={"by": "after"})).seq == 1

@@ -18,7 +18,8 @@ from aibox.memory.learner import PROMPT
 from aibox.memory.memory import Memory
 from aibox.memory.redis_buffer import RedisBuffer
 from aibox.policy.policy import Policy
-from aibox.settings import MemorySettings, Settings
+from aibox.settings import Settings
+from aibox.settings_parts import MemorySettings
 from aibox.testing import ScriptedBackend
 from aibox.types import Label, Scope
 

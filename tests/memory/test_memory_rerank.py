@@ -16,7 +16,8 @@ from aibox.inference import demo_model
 from aibox.inference.embedded import Embedded
 from aibox.inference.router import Router
 from aibox.memory.memory import Memory
-from aibox.settings import MemorySettings, Settings
+from aibox.settings import Settings
+from aibox.settings_parts import MemorySettings
 from aibox.types import Label, Scope
 
 pytestmark = pytest.mark.anyio

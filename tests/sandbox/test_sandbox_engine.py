@@ -23,7 +23,7 @@ from aibox.sandbox.engine import Facts
 from aibox.sandbox.escapes import ESCAPES, TOOLKIT, holes
 from aibox.sandbox.hardening import hardened
 from aibox.sandbox.sandbox import Sandbox
-from aibox.settings import SandboxSettings
+from aibox.settings_parts import SandboxSettings
 from aibox.types import Scope
 
 DIGEST = "sha256:" + "0" * 64

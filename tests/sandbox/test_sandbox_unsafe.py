@@ -14,7 +14,7 @@ from aibox.audit.chain import AuditChain
 from aibox.errors import ConfigError, SandboxError
 from aibox.protocols import Driver
 from aibox.sandbox.sandbox import Sandbox
-from aibox.settings import SandboxSettings
+from aibox.settings_parts import SandboxSettings
 from aibox.testing import UnsafeLocalDriver
 from aibox.testing.driver_contract import DriverContract
 from aibox.testing.unsafe_local import NOT_HELD
