@@ -102,7 +102,7 @@ def rankings(store: Any, asked: str, near: Sequence[float], reader: Reader) -> d
     rows, indexes = store._open()
     index = indexes.get(reader.scope.tenant, rows)
     terms = rows.query_terms(asked, reader.scope.tenant)
-    by_vector = index.search(near, 40, reader=reader.names)
+    by_vector = [n for n, _ in index.search(near, 40, reader=reader.names)]
     by_words = index.search_words(terms, 40, reader=reader.names)
     found = rows.candidates({*by_vector, *dict(by_words)}, reader)
     both = fuse(found, dict(by_words), near, terms, minimum=-1.0)

@@ -20,14 +20,11 @@ def cosines(vector: Sequence[float], packed: Sequence[bytes]) -> list[float]:
     return found
 
 
-def nearest(vector: Sequence[float], rows: Sequence[tuple[int, bytes]], limit: int) -> list[int]:
-    """Numbers of the rows nearest by cosine, best first, compared with every one of them."""
-    if not rows:
-        return []
-    np = _numpy()
-    matrix = np.frombuffer(b"".join(packed for _, packed in rows), np.float32).reshape(len(rows), -1)
-    scores = matrix @ np.asarray(vector, np.float32) / np.maximum(np.linalg.norm(matrix, axis=1), 1e-9)
-    return [rows[i][0] for i in np.argsort(-scores, kind="stable")[:limit]]
+def nearest(vector: Sequence[float], rows: Sequence[tuple[int, bytes]], limit: int) -> list[tuple[int, float]]:
+    """Numbers of the rows nearest by cosine, and their cosines, best first, compared with every one of them."""
+    scores = cosines(vector, [packed for _, packed in rows])
+    best = sorted(range(len(rows)), key=lambda i: -scores[i])[:limit]
+    return [(rows[i][0], scores[i]) for i in best]
 
 
 def _numpy() -> Any:

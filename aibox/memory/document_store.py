@@ -164,7 +164,7 @@ class DocumentStore:
         index = indexes.get(reader.scope.tenant, rows)
         asked = max(PROPOSED, 4 * limit)
         while True:
-            near = index.search(vector, asked, reader=reader.names)
+            near = [n for n, _ in index.search(vector, asked, reader=reader.names)]
             scores = dict(index.search_words(terms, asked, reader=reader.names))
             found = rows.candidates({*near, *scores}, reader)
             if len(found) >= limit or (len(near) < asked and len(scores) < asked):
@@ -222,5 +222,5 @@ def _exact(
     rare = {t: math.log((len(every) - n + 0.5) / (n + 0.5) + 1) for t, n in holding.items()}
     scores = {n: sum(rare[t] * held[t] for t in rare if t in held) for n, _, held in every}
     best = sorted((n for n in scores if scores[n] > 0), key=lambda n: (-scores[n], n))[: max(PROPOSED, 4 * limit)]
-    near = nearest(vector, [(n, packed) for n, packed, _ in every], max(PROPOSED, 4 * limit))
+    near = [n for n, _ in nearest(vector, [(n, packed) for n, packed, _ in every], max(PROPOSED, 4 * limit))]
     return rows.candidates({*near, *best}, reader), {n: scores[n] for n in best}

@@ -1,6 +1,6 @@
 """Memory in one folder: rows in SQLite are the truth, an index of vectors a tenant (qdrant-edge) is disposable.
 
-The index proposes and the rows decide: what is returned was read, scored and checked for tenant and user in the rows.
+The index proposes and the rows decide: what is returned was read and checked for tenant and user in the rows.
 Where there is no index to be had (another process holds it, the disk is nearly full), the rows are searched exactly.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aibox.chat import Health
 from aibox.errors import AIBoxError, ConfigError
-from aibox.memory.cosine import cosines, nearest
+from aibox.memory.cosine import nearest
 from aibox.memory.folder import Folder, Worker
 from aibox.memory.indexes import Indexes
 from aibox.memory.record import Hit, Record, RecordType, Within
@@ -152,17 +152,16 @@ class EmbeddedStore:
                 self._without_index = str(error)
                 found = None
             if found is None:
-                numbers = nearest(vector, rows.vectors(scope, wanted), limit)
-                found = rows.records(numbers, scope, wanted)
-        near = cosines(vector, [packed for _, packed in found.values()])
-        scores = dict(zip(found, near, strict=True))
-        best = sorted((n for n in found if scores[n] >= minimum), key=lambda n: (-scores[n], n))
-        return [Hit(found[n][0], min(max(scores[n], 0.0), 1.0)) for n in best[:limit]]
+                near = nearest(vector, rows.vectors(scope, wanted), limit)
+                found = near, rows.records([n for n, _ in near], scope, wanted)
+        near, records = found
+        best = sorted((-score, n) for n, score in near if n in records and score >= minimum)
+        return [Hit(records[n], min(max(-score, 0.0), 1.0)) for score, n in best[:limit]]
 
     def _proposed(
         self, vector: Sequence[float], scope: Scope, limit: int, wanted: Wanted
-    ) -> dict[int, tuple[Record, bytes]] | None:
-        """What the index proposes and the rows admit; None where too much of the nearest is not admitted.
+    ) -> tuple[list[tuple[int, float]], dict[int, Record]] | None:
+        """What the index proposes, and of that what the rows admit; None where too much of it is not admitted.
 
         The index knows user and type. Labels, validity, agent and session are the rows' to judge.
         """
@@ -173,10 +172,10 @@ class EmbeddedStore:
         index = indexes.get(scope.tenant, rows)
         asked = limit
         while True:
-            numbers = index.search(vector, asked, **any_of)
-            found = rows.records(numbers, scope, wanted)
-            if len(found) >= limit or len(numbers) < asked:
-                return found
+            near = index.search(vector, asked, **any_of)
+            records = rows.records([n for n, _ in near], scope, wanted)
+            if len(records) >= limit or len(near) < asked:
+                return near, records
             if asked >= MOST_PROPOSED:
                 return None
             asked = min(asked * 8, MOST_PROPOSED)

@@ -235,11 +235,11 @@ class Rows:
             rows = self._db.execute(_sql(query), self._values(scope, wanted, key))
             return [(n, vector) for n, vector, label in rows if wanted.admits(label)]
 
-    def records(self, numbers: Sequence[int], scope: Scope, wanted: Wanted) -> dict[int, tuple[Record, bytes]]:
-        """Records and vectors of the rows among `numbers` that a search of the scope may find."""
+    def records(self, numbers: Sequence[int], scope: Scope, wanted: Wanted) -> dict[int, Record]:
+        """Records of the rows among `numbers` that a search of the scope may find."""
         # CROSS JOIN binds SQLite to begin with the few numbers: it would rather read all of the user's rows.
         query = (
-            "SELECT n, vector, {columns} FROM (SELECT value FROM json_each(:numbers)) CROSS JOIN records ON n = value "
+            "SELECT n, {columns} FROM (SELECT value FROM json_each(:numbers)) CROSS JOIN records ON n = value "
             "WHERE {mine} AND superseded = 0 AND embedder = :embedder AND {types} AND {valid} AND {within}"
         )
         with self._file.errors():
@@ -248,7 +248,7 @@ class Rows:
                 return {}
             values = self._values(scope, wanted, key) | {"numbers": json.dumps(list(numbers))}
             rows = self._db.execute(_sql(query), values).fetchall()
-            return {n: (_record(row, key), vector) for n, vector, *row in rows if wanted.admits(row[-2])}
+            return {n: _record(row, key) for n, *row in rows if wanted.admits(row[-2])}
 
     def _values(self, scope: Scope, wanted: Wanted, key: SubjectKey) -> dict[str, Any]:
         agent = key.digest(f"agent|{scope.agent}") if wanted.within == "agent" else None
@@ -327,5 +327,5 @@ def _record(row: Sequence[Any], key: SubjectKey) -> Record:
 
 def unseal(clear: Mapping[str, Any], label: str, sealed: bytes, key: SubjectKey) -> Record:
     """The record of a row. Raises IntegrityError where it was changed, or moved to another user or label."""
-    plain = msgspec.json.decode(key.open(sealed, _place(clear, label)))
-    return Record(**clear, **dict(zip(_SEALED, plain, strict=True)), label=_label(label))
+    text, agent, session, source = msgspec.json.decode(key.open(sealed, _place(clear, label)))
+    return Record(**clear, text=text, agent=agent, session=session, source=source, label=_label(label))

@@ -17,6 +17,7 @@ import pytest
 from aibox.errors import ConfigError, IntegrityError, StoreError
 from aibox.memory.embedded_store import EmbeddedStore
 from aibox.memory.rows import Wanted
+from aibox.memory.vector_index import hashed
 from aibox.testing.memory_contract import DIMENSIONS, EVA, RIVAL, TOM, MemoryStoreContract, make, vector
 from aibox.types import Label, Scope
 
@@ -444,6 +445,27 @@ async def test_a_nearly_full_disk_is_searched_without_an_index(tmp_path: Path, m
     await store.add(make("fact"), vector(1))
     assert await texts(store) == ["fact"]
     assert "the disk is nearly full" in (await store.health()).detail
+    await store.close()
+
+
+@pytest.mark.anyio
+async def test_a_search_sorts_out_whose_rows_they_are_only_where_they_differ(tmp_path: Path) -> None:
+    """With one user's rows alone the index is asked for the nearest of all; with another's, for the user's again."""
+    store = open_store(tmp_path)
+    nearest = [f"mine {number}" for number in range(9)]
+    for number in range(20):
+        await store.add(make(f"mine {number}"), vector(1, number))
+    assert await texts(store) == nearest
+    assert store._opened is not None
+    index = store._opened[1]._open["acme"]
+    mine = {"user": [hashed(EVA.user)]}
+    assert index._all_have(mine)
+    for number in range(20):
+        await store.add(make(f"theirs {number}", TOM), vector(1, number / 2))
+    assert await texts(store) == nearest
+    assert not index._all_have(mine)
+    await store.remove_all(tenant="acme", user="tom")
+    assert await texts(store) == nearest
     await store.close()
 
 
