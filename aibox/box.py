@@ -191,7 +191,7 @@ class Box:
 
     @cached_property
     def pseudonyms(self) -> Pseudonyms:
-        vault = self.settings.home / "pseudonyms.db"
+        vault = self.settings.place(None, "pseudonyms.db")
         pseudonyms: Pseudonyms = self._keep(Pseudonyms(vault, key=self.keys.secret("pseudonyms")))
         return pseudonyms
 
@@ -244,7 +244,7 @@ class Box:
                 tenant_aliases=routing.tenants,
                 tenant_policies=self.tenant_policies,
                 fallbacks=routing.fallbacks,
-                accounts=Accounts(settings.home / "accounts.db"),
+                accounts=Accounts(settings.place(None, "accounts.db")),
                 on_call=self._called,
                 calls_at_once={
                     backend.name: table.calls_at_once

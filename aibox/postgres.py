@@ -18,7 +18,7 @@ from aibox.errors import ConfigError, MissingExtraError, StoreError
 if TYPE_CHECKING:
     from psycopg import Connection as Connection  # noqa: PLC0414 - handed on
 
-REVISION = "0001"
+REVISION = "0002"
 """Of the schema that this version works with; the newest in `aibox/migrations/versions`."""
 VERSIONS = "aibox.schema_version"
 SILENT_S = 15.0
@@ -73,10 +73,8 @@ class Postgres:
         self._closed = False
 
     @contextmanager
-    def transaction(
-        self, tenant: str, *, durable: bool = True, alone: bool = False, key: str = ""
-    ) -> Iterator[Statements]:
-        """All or nothing. `alone`: no other such transaction of this tenant on this schema goes on meanwhile.
+    def begun(self, tenant: str, *, durable: bool = True, alone: str = "", key: str = "") -> Iterator[Statements]:
+        """All or nothing. Transactions on this schema with the same word in `alone` go one after another.
 
         `durable`: on the disk when it ends. `key` names one row that may be read by who knows its name. A connection
         that was lost before anything was done is made anew.
@@ -84,7 +82,7 @@ class Postgres:
         psycopg = driver()
         with self._slots:
             try:
-                db = self._begun((tenant, key, "on" if durable else "off", alone, tenant))
+                db = self._begin((tenant, key, "on" if durable else "off", bool(alone), alone))
                 try:
                     yield Statements(db)
                     db.execute("COMMIT")
@@ -97,7 +95,7 @@ class Postgres:
                 lost = isinstance(error, psycopg.OperationalError)
                 raise StoreError(f"{self._what} at {self.place}: {error}", retryable=lost) from error
 
-    def _begun(self, named: Sequence[Any]) -> Connection[Any]:
+    def _begin(self, named: Sequence[Any]) -> Connection[Any]:
         """A connection inside a transaction that has said whose it is."""
         while True:
             db, fresh = self._take()
@@ -163,10 +161,6 @@ class Statements:
 
     def execute(self, sql: str, values: Sequence[Any] = (), /) -> Any:
         return self._db.execute(_translated(sql), values)
-
-    def executemany(self, sql: str, rows: Sequence[Sequence[Any]], /) -> None:
-        with self._db.cursor() as cursor:
-            cursor.executemany(_translated(sql), rows)
 
 
 @functools.cache

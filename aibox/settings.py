@@ -188,6 +188,16 @@ class Settings(Section):
         return named if "://" in named else self.home / named
 
     @property
+    def api_keys(self) -> str | Path | None:
+        """Where API keys are; None where there are none. Raises ConfigError where the database is named and none is."""
+        named = self.server.api_keys
+        if named != "database":
+            return None if named is None else self.place(named, "")
+        if self.database is None:
+            raise ConfigError('api_keys = "database", and there is none', hint='set database = "postgresql://..."')
+        return self.database.get_secret_value()
+
+    @property
     def databases(self) -> list[str]:
         """Every PostgreSQL server that is configured, each once."""
         places = (self.place(None, ""), self.place(self.audit.url, ""), self.place(self.agents.url, ""))

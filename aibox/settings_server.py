@@ -67,7 +67,8 @@ class ServerSettings(Section):
     issuers: tuple[IssuerSettings, ...] = ()
     """OpenID providers whose access tokens are trusted."""
     api_keys: str | None = None
-    """A file of API keys, made by `aibox keys create`. None: no API keys but the local one."""
+    """A file of API keys, made by `aibox keys create`, or "database", the one that servers share. None: no API keys but
+    the local one."""
     port: int = Field(default=8420, ge=0, le=65535)
     tenant: str = "default"
     """The tenant of whoever holds the local key, which exists where there are neither issuers nor API keys."""

@@ -146,3 +146,12 @@ def postgres_full(postgres_server: str, _postgres_tables: str) -> str:
 def postgres_url(postgres_full: str) -> str:
     """The same, as the role that writes."""
     return postgres_full.replace("owner@", "writer@")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def shared_place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where several processes keep rows: a file, and then a database in which the server keeps tenants apart."""
+    if request.param == "sqlite":
+        return tmp_path / "deep" / "shared.db"
+    url: str = request.getfixturevalue("postgres_url")
+    return url

@@ -29,7 +29,7 @@ class PostgresStore(Sealing):
         """As the protocol says. A connection that was lost before anything was done is made anew."""
 
         def act() -> T:
-            with self._postgres.transaction(tenant, durable=durable, alone=not reads) as rows:
+            with self._postgres.begun(tenant, durable=durable, alone="" if reads else tenant) as rows:
                 return work(rows)
 
         return await asyncio.shield(asyncio.to_thread(act))

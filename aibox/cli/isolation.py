@@ -24,13 +24,14 @@ async def isolation(settings: Settings, *, url: str | None, report: Path | None,
         from aibox.server.principal import Role
     except ImportError:
         raise MissingExtraError("aibox verify isolation", extra="server") from None
-    if settings.server.api_keys is None:
+    place = settings.api_keys
+    if place is None:
         raise ConfigError(
             "two tenants need two keys, and this server has no API keys",
             hint='set api_keys = "api-keys.db" under [server] in aibox.toml',
         )
     url = url or f"http://{settings.server.host}:{settings.server.port}"
-    keys = ApiKeys(settings.home / settings.server.api_keys)
+    keys = ApiKeys(place)
     mark = uuid.uuid4().hex[:8]
     scopes = [Scope(tenant=f"isolation-{mark}-{side}", user="isolation") for side in ("a", "b")]
     roles = (Role.USER, Role.TENANT_ADMIN)

@@ -70,11 +70,12 @@ def revoke(
 
 def _with(config: ConfigOption, call: Callable[[ApiKeys], Awaitable[T]]) -> T:
     settings, _ = load_settings(config=config)
-    if settings.server.api_keys is None:
+    place = settings.api_keys
+    if place is None:
         raise ConfigError(
             "this server has no API keys", hint='set api_keys = "api-keys.db" under [server] in aibox.toml'
         )
-    keys = ApiKeys(settings.home / settings.server.api_keys)
+    keys = ApiKeys(place)
 
     async def main() -> T:
         try:

@@ -65,7 +65,7 @@ def serve(
             raise MissingExtraError("aibox serve", extra="server") from None
         key = LocalKey(settings.key_folder / "server.sha256", scope=Scope(tenant=server.tenant, user=server.user))
         # Where callers can be told apart there is no key that is everybody's.
-        keys = ApiKeys(settings.home / server.api_keys) if server.api_keys else None
+        keys = ApiKeys(settings.api_keys) if settings.api_keys else None
         ways: list[Any] = [keys] if keys else []
         ways += [Tokens(server.issuers)] if server.issuers else []
         callers = Callers(*(ways or [key]))

@@ -18,6 +18,7 @@ import anyio.to_thread
 from aibox.errors import AccessError, ConfigError
 from aibox.guardrails.vault import FOR_GOOD, KEY_BYTES, STEM_DIGITS, Vault
 from aibox.policy.pseudonyms import PseudonymRules
+from aibox.postgres import shown
 from aibox.protocols import Recorder
 from aibox.types import Finding, Scope
 
@@ -73,9 +74,10 @@ def placeholder(token: str) -> str:
 class Pseudonyms:
     """Swaps values for tokens and back, and can forget: an Erasable.
 
-    In memory without a `path`; with one, an SQLite file (0600, WAL) that several processes may share, its values under
-    AES-256-GCM. `key` is 32 bytes and is needed with a path. Raises ConfigError for a wrong key, StoreError when the
-    file cannot be used, IntegrityError for a value that was tampered with.
+    In memory without a `path`; with one, an SQLite file (0600, WAL) that several processes may share, or the database
+    at `postgresql://...` that servers share, its values under AES-256-GCM. `key` is 32 bytes and is needed with a path.
+    Raises ConfigError for a wrong key, StoreError when the database cannot be used, IntegrityError for a value that was
+    tampered with.
     """
 
     def __init__(self, path: str | Path | None = None, *, key: bytes | None = None) -> None:
@@ -85,8 +87,8 @@ class Pseudonyms:
             key = os.urandom(KEY_BYTES)
         if len(key) != KEY_BYTES:
             raise ConfigError(f"the key of the pseudonyms has {len(key)} bytes and needs {KEY_BYTES}")
-        self._path = Path(path) if path is not None else None
-        self._vault = Vault(self._path, key=key)
+        self._place = None if path is None else shown(path)
+        self._vault = Vault(path, key=key)
 
     async def tokens(
         self, values: Sequence[tuple[str, str]], *, scope: Scope, rules: PseudonymRules = _REVERSIBLE
@@ -187,7 +189,7 @@ class Pseudonyms:
         return await anyio.to_thread.run_sync(partial(call, *args))
 
     def __repr__(self) -> str:
-        return f"Pseudonyms({str(self._path)!r})" if self._path else "Pseudonyms() in memory"
+        return f"Pseudonyms({self._place!r})" if self._place else "Pseudonyms() in memory"
 
 
 class Restorer:

@@ -1,6 +1,6 @@
-"""Where pseudonyms keep what they stand for: SQLite, every value under AES-256-GCM, nothing legible in the file.
+"""Where pseudonyms keep what they stand for: rows with every value under AES-256-GCM, and nothing legible in them.
 
-A value is found again by keyed digests, so the file tells neither values nor users to who does not hold the key.
+A value is found again by keyed digests, so the rows tell neither values nor users to who does not hold the key.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ import hashlib
 import hmac
 import itertools
 import os
-import sqlite3
 import string
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,13 +18,13 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from aibox._wal import write_ahead
-from aibox.errors import ConfigError, IntegrityError, StoreError
+from aibox.errors import ConfigError, IntegrityError
 from aibox.guardrails.normalise import normalise
+from aibox.postgres import Rows
+from aibox.tables import open_tables
 
 KEY_BYTES = 32
 _NONCE_BYTES = 12
-_BUSY_S = 10.0
 STEM_DIGITS = range(6, 13)
 """Digits in a token's stem. It grows by one whenever so many in a row are taken as only a crowded tenant has."""
 _CROWDED = 8
@@ -40,20 +38,24 @@ _SUFFIXES = ("", *_LETTERS, *(pair for pair in _PAIRS if pair != FOR_GOOD))
 # Written in words or signs, these are the same value.
 _WORDED = frozenset({"PERSON", "EMAIL", "URL", "ADDRESS", "PLACE", "LITERAL"})
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS keys (proof BLOB PRIMARY KEY);
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS keys (proof BLOB PRIMARY KEY)",
+    """
 CREATE TABLE IF NOT EXISTS pseudonyms (
     tenant TEXT NOT NULL, token TEXT NOT NULL, stem TEXT NOT NULL,
     same BLOB NOT NULL, exact BLOB NOT NULL, sealed BLOB NOT NULL,
     PRIMARY KEY (tenant, token), UNIQUE (tenant, exact)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS stems ON pseudonyms (tenant, stem);
+) WITHOUT ROWID
+""",
+    "CREATE INDEX IF NOT EXISTS stems ON pseudonyms (tenant, stem)",
+    """
 CREATE TABLE IF NOT EXISTS owners (
     tenant TEXT NOT NULL, token TEXT NOT NULL, user BLOB NOT NULL, PRIMARY KEY (tenant, user, token)
-) WITHOUT ROWID;
-"""
+) WITHOUT ROWID
+""",
+)
 
-_OWNED = "pseudonyms JOIN owners USING (tenant, token) WHERE tenant = ? AND user = ?"
+_OWNED = 'pseudonyms JOIN owners USING (tenant, token) WHERE tenant = ? AND "user" = ?'
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,28 +65,27 @@ class _Keys:
 
 
 class Vault:
-    """The table behind Pseudonyms. Blocking; safe to call from several threads; several processes may share the file.
+    """The table behind Pseudonyms. Blocking; safe to call from several threads.
 
-    `path` None keeps it in memory. Raises ConfigError for a key that is not the file's, StoreError when the database
-    cannot be used, IntegrityError for a value that was changed behind our back.
+    `place` is a file that processes may share or `postgresql://...` for servers; None keeps it in memory. Raises
+    ConfigError for a key that is not the place's, StoreError when the database cannot be used, IntegrityError for a
+    value that was changed behind our back.
     """
 
-    def __init__(self, path: Path | None, *, key: bytes) -> None:
-        self._path = path
+    def __init__(self, place: str | Path | None, *, key: bytes) -> None:
+        self._tables = open_tables(place, schema="aibox_pseudonyms", made_by=_SCHEMA, what="the pseudonyms")
         self._key = key
         self._keys: dict[str, _Keys] = {}
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
+        self._proved = False
 
     def tokens(self, tenant: str, user: str, values: Sequence[tuple[str, str]]) -> list[str]:
         """The token of each (type, value), made where there is none; `user` becomes one of its owners."""
         owner = self._digest(tenant, "user", user)
-        with self._database() as db:
+        with self._rows(tenant, reads=True) as db:
             known = [self._known(db, tenant, owner, type_, value) for type_, value in values]
-            if None in known:
-                db.execute("BEGIN IMMEDIATE")
+        if None in known:
+            with self._rows(tenant) as db:
                 known = [self._own(db, tenant, owner, type_, value) for type_, value in values]
-                db.execute("COMMIT")
         return [token for token in known if token is not None]
 
     def for_good(self, tenant: str, type_: str, value: str) -> str:
@@ -96,7 +97,7 @@ class Vault:
     def everyones(self, tenant: str, tokens: Sequence[str]) -> dict[str, str]:
         """What the tokens of a tenant stand for, whoever gave the values."""
         found: dict[str, str] = {}
-        with self._database() as db:
+        with self._rows(tenant, reads=True) as db:
             for token in dict.fromkeys(tokens):
                 row = db.execute(
                     "SELECT sealed FROM pseudonyms WHERE tenant = ? AND token = ?", (tenant, token)
@@ -109,7 +110,7 @@ class Vault:
         """What the tokens stand for; those that the user does not own are left out."""
         owner = self._digest(tenant, "user", user)
         found: dict[str, str] = {}
-        with self._database() as db:
+        with self._rows(tenant, reads=True) as db:
             for token in dict.fromkeys(tokens):
                 row = db.execute(
                     f"SELECT sealed FROM {_OWNED} AND token = ?",  # noqa: S608 - a constant
@@ -121,44 +122,38 @@ class Vault:
 
     def erase(self, tenant: str, user: str | None) -> int:
         """Forget what came from a user and from nobody else, or everything of a tenant; the number of values gone."""
-        with self._database() as db:
-            db.execute("BEGIN IMMEDIATE")
+        with self._rows(tenant) as db:
             if user is None:
                 db.execute("DELETE FROM owners WHERE tenant = ?", (tenant,))
             else:
                 db.execute(
-                    "DELETE FROM owners WHERE tenant = ? AND user = ?", (tenant, self._digest(tenant, "user", user))
+                    'DELETE FROM owners WHERE tenant = ? AND "user" = ?', (tenant, self._digest(tenant, "user", user))
                 )
-            gone = db.execute(
+            gone: int = db.execute(
                 "DELETE FROM pseudonyms WHERE tenant = ? AND token NOT IN (SELECT token FROM owners WHERE tenant = ?)",
                 (tenant, tenant),
             ).rowcount
-            db.execute("COMMIT")
-            # What was deleted is overwritten (secure_delete) in the file, and must not live on in the log beside it.
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._tables.scrub()
         return gone
 
     def close(self) -> None:
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        self._tables.close()
 
-    def _known(self, db: sqlite3.Connection, tenant: str, owner: bytes, type_: str, value: str) -> str | None:
+    def _known(self, db: Rows, tenant: str, owner: bytes, type_: str, value: str) -> str | None:
         row = db.execute(
             f"SELECT token FROM {_OWNED} AND exact = ?",  # noqa: S608 - a constant
             (tenant, owner, self._digest(tenant, "exact", f"{type_}|{value}")),
         ).fetchone()
         return row[0] if row else None
 
-    def _own(self, db: sqlite3.Connection, tenant: str, owner: bytes, type_: str, value: str) -> str:
+    def _own(self, db: Rows, tenant: str, owner: bytes, type_: str, value: str) -> str:
         exact = self._digest(tenant, "exact", f"{type_}|{value}")
         row = db.execute("SELECT token FROM pseudonyms WHERE tenant = ? AND exact = ?", (tenant, exact)).fetchone()
         token: str = row[0] if row else self._make(db, tenant, type_, value, exact)
-        db.execute("INSERT OR IGNORE INTO owners VALUES (?, ?, ?)", (tenant, token, owner))
+        db.execute("INSERT INTO owners VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (tenant, token, owner))
         return token
 
-    def _make(self, db: sqlite3.Connection, tenant: str, type_: str, value: str, exact: bytes) -> str:
+    def _make(self, db: Rows, tenant: str, type_: str, value: str, exact: bytes) -> str:
         canonical = f"{type_}|{_canonical(type_, value)}"
         same = self._digest(tenant, "same", canonical)
         # Two values may share a stem, and one value may be written in more ways than there are suffixes: either way the
@@ -202,47 +197,27 @@ class Vault:
                 sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], f"{tenant}|{token}".encode()
             )
         except (InvalidTag, ValueError):
-            raise IntegrityError(f"the value of pseudonym {token} was changed or moved in {self._path}") from None
+            raise IntegrityError(
+                f"the value of pseudonym {token} was changed or moved in {self._tables.place}"
+            ) from None
         return plain.decode("utf-8", "surrogatepass")
 
     @contextmanager
-    def _database(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                if self._connection is None:
-                    self._connection = self._connect()
-                yield self._connection
-            except sqlite3.Error as error:
-                where = self._path or "memory"
-                raise StoreError(f"the pseudonyms in {where} cannot be used: {error}", retryable=True) from error
-            finally:
-                if self._connection is not None and self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
+    def _rows(self, tenant: str, *, reads: bool = False) -> Iterator[Rows]:
+        if not self._proved:
+            with self._tables.transaction("") as db:
+                self._prove(db)
+            self._proved = True
+        with self._tables.transaction(tenant, alone="" if reads else tenant, reads=reads) as db:
+            yield db
 
-    def _connect(self) -> sqlite3.Connection:
-        if self._path is not None:
-            try:
-                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-            except OSError as error:
-                raise StoreError(f"the pseudonyms in {self._path} cannot be used: {error.strerror}") from None
-        db = sqlite3.connect(self._path or ":memory:", timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-        try:
-            self._prepare(db)
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        write_ahead(db, wait_s=_BUSY_S)
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA secure_delete = ON")
-        db.executescript(_SCHEMA)
+    def _prove(self, db: Rows) -> None:
         proof = hmac.digest(self._key, b"aibox pseudonyms key", hashlib.sha256)
-        db.execute("INSERT INTO keys SELECT ? WHERE NOT EXISTS (SELECT 1 FROM keys)", (proof,))
+        first = "INSERT INTO keys (proof) SELECT ? WHERE NOT EXISTS (SELECT 1 FROM keys) ON CONFLICT DO NOTHING"
+        db.execute(first, (proof,))
         if db.execute("SELECT proof FROM keys").fetchone()[0] != proof:
             raise ConfigError(
-                f"the pseudonyms in {self._path} were written with another key",
+                f"the pseudonyms in {self._tables.place} were written with another key",
                 hint="give the key file that belongs to them, or another path",
             )
 

@@ -6,7 +6,6 @@ A budget is looked at before a call and settled after it: calls that run at once
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,33 +13,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from aibox._wal import write_ahead
 from aibox.chat import Usage
 from aibox.errors import LimitError, StoreError
 from aibox.inference.background import Background
+from aibox.inference.ledger import Key, Ledger, Sums
 from aibox.policy.budgets import Budget, Budgets
 from aibox.types import Scope
 
 WRITE_S = 1.0
 """How long a spending may be in memory only. A crash forgets at most that much."""
-BUSY_S = 10.0
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS spent (
-    tenant TEXT NOT NULL, user TEXT NOT NULL, period TEXT NOT NULL,
-    input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, calls INTEGER NOT NULL, micro_usd INTEGER NOT NULL,
-    PRIMARY KEY (tenant, user, period)
-) WITHOUT ROWID, STRICT
-"""
-_ADD = """
-INSERT INTO spent VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
-    input_tokens = input_tokens + excluded.input_tokens, output_tokens = output_tokens + excluded.output_tokens,
-    calls = calls + excluded.calls, micro_usd = micro_usd + excluded.micro_usd
-"""
-
-Key = tuple[str, str, str]
-"""Tenant, user (empty: all of the tenant), and a day or month such as `2026-03-01` or `2026-03`."""
-Sums = tuple[int, int, int, int]
-"""Input tokens, output tokens, calls, millionths of a USD."""
+STALE_S = 2.0
+"""How old a look at what other servers have spent may be before a call with a budget is let through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,26 +54,27 @@ class Spent:
 
 
 class Accounts:
-    """Keeps the sums in memory, and with a `path` in an SQLite file that several processes may share.
+    """Keeps the sums in memory, and with a `place` in an SQLite file or the database that several processes share.
 
     They see each other's spending within a second or two.
     """
 
-    def __init__(self, path: str | Path | None = None, *, now: Callable[[], float] = time.time) -> None:
-        self._path = Path(path) if path is not None else None
+    def __init__(self, place: str | Path | None = None, *, now: Callable[[], float] = time.time) -> None:
+        self._ledger = Ledger(place) if place is not None else None
+        self._seen: set[str] = set()
+        self._read_at = 0.0
         self._now = now
         self._sums: dict[Key, Sums] = {}
         self._unwritten: dict[Key, Sums] = {}
         self._background = Background()
-        self._loaded = self._path is None
         self._day = -1, ("", "")
 
     async def admit(self, scope: Scope, budgets: Budgets) -> None:
         """Raises LimitError, with the time until the budget is renewed, when nothing is left."""
         if not budgets.bounded:
             return
-        if not self._loaded:
-            await self._write()
+        if self._ledger is not None:
+            await self._look(self._ledger, scope.tenant)
         day, month = self._periods()
         now = datetime.fromtimestamp(self._now(), UTC)
         for budget, user, who in (
@@ -117,22 +101,43 @@ class Accounts:
                 key = (call.scope.tenant, user, period)
                 added = (usage.input_tokens, usage.output_tokens, 1, micro_usd)
                 _add(self._sums, key, added)
-                if self._path is not None:
+                if self._ledger is not None:
                     _add(self._unwritten, key, added)
-        if self._path is not None and not self._background.running("accounts"):
+        if self._ledger is not None and not self._background.running("accounts"):
             self._background.start("accounts", self._write_soon())
 
     async def spent(self, tenant: str, *, user: str | None = None, period: str | None = None) -> Spent:
         """What a tenant, or a user of it, has used in a day (`2026-03-01`) or month (`2026-03`); None is today."""
-        if self._path is not None:
+        if self._ledger is not None:
+            self._seen.add(tenant)
             await self._write()
         return self._spent((tenant, user or "", period or self._periods()[0]))
 
     async def close(self) -> None:
         """Write what is in memory only. Raises StoreError when it cannot be."""
         await self._background.stop()
-        if self._unwritten:
-            await self._write()
+        try:
+            if self._unwritten:
+                await self._write()
+        finally:
+            if self._ledger is not None:
+                await asyncio.to_thread(self._ledger.close)
+
+    async def _look(self, ledger: Ledger, tenant: str) -> None:
+        """See what others have spent: of a tenant that is new here, and, where they are other servers, lately."""
+        if tenant not in self._seen:
+            self._seen.add(tenant)
+            try:
+                await self._write()
+            except BaseException:
+                self._seen.discard(tenant)
+                raise
+        elif ledger.shared and time.monotonic() - self._read_at > STALE_S:
+            self._read_at = time.monotonic()  # those who come meanwhile need not look too
+            try:
+                await self._write()
+            except StoreError:
+                return  # what is known here still holds; without evidence nothing is answered anyway
 
     def _spent(self, key: Key) -> Spent:
         incoming, outgoing, calls, micro_usd = self._sums.get(key, (0, 0, 0, 0))
@@ -155,10 +160,11 @@ class Accounts:
             return
 
     async def _write(self) -> None:
+        assert self._ledger is not None
         day, month = self._periods()
         added, self._unwritten = self._unwritten, {}
         try:
-            rows = await asyncio.to_thread(self._exchange, added, (day, month))
+            rows = await asyncio.to_thread(self._ledger.exchange, added, (day, month), frozenset(self._seen))
         except BaseException:
             for key, sums in added.items():
                 _add(self._unwritten, key, sums)
@@ -166,27 +172,7 @@ class Accounts:
         self._sums = rows
         for key, sums in self._unwritten.items():
             _add(self._sums, key, sums)
-        self._loaded = True
-
-    def _exchange(self, added: dict[Key, Sums], periods: tuple[str, str]) -> dict[Key, Sums]:
-        """Write what is new and read what all processes have spent in the present day and month. In a thread."""
-        assert self._path is not None
-        try:
-            database = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)
-            try:
-                write_ahead(database, wait_s=BUSY_S)
-                database.execute(_SCHEMA)
-                database.execute("BEGIN IMMEDIATE")
-                database.executemany(_ADD, [(*key, *sums) for key, sums in added.items()])
-                database.execute("COMMIT")
-                rows: Iterable[tuple[str, str, str, int, int, int, int]] = database.execute(
-                    "SELECT * FROM spent WHERE period IN (?, ?)", periods
-                )
-                return {(tenant, user, period): tuple(sums) for tenant, user, period, *sums in rows}  # type: ignore[misc]  # four of them
-            finally:
-                database.close()
-        except sqlite3.Error as error:
-            raise StoreError(f"the accounts in {self._path} cannot be used: {error}", retryable=True) from error
+        self._read_at = time.monotonic()
 
 
 def _add(sums: dict[Key, Sums], key: Key, added: Sums) -> None:

@@ -17,7 +17,7 @@ _SCHEMA, _, _TABLE = VERSIONS.partition(".")
 
 
 def upgrade(url: str, *, role: str, revision: str = "head") -> None:
-    """Make what is missing up to `revision`, one step in one transaction. Done again it changes nothing.
+    """Make what is missing up to `revision`, all or nothing. Done again it changes nothing.
 
     `url` is the owner's; `role` is who writes. Raises StoreError; ConfigError for a role that owns the tables or passes
     row-level security by, and for a revision that this version does not know.
@@ -65,9 +65,12 @@ def _database(url: str, *, role: str) -> Iterator[tuple[Config, Any]]:
     import sqlalchemy
 
     # The connection is made as everywhere else, so a URL means the same here as for those who use the tables.
-    engine = sqlalchemy.create_engine(
-        "postgresql+psycopg://", creator=lambda: connect(url, client_side=False), poolclass=sqlalchemy.NullPool
-    )
+    def opened() -> Any:
+        db = connect(url, client_side=False)
+        db.autocommit = False
+        return db
+
+    engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=opened, poolclass=sqlalchemy.NullPool)
     try:
         with engine.begin() as db:
             # Two who upgrade at once take turns; a lock of the transaction goes with it.

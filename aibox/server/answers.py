@@ -1,6 +1,6 @@
-"""Answers kept for `Idempotency-Key`s, in an SQLite file that the processes of one machine may share.
+"""Answers kept for `Idempotency-Key`s, in an SQLite file or in the database that several servers share.
 
-Names are keyed digests and answers are sealed: who takes the file has neither. An answer is kept for a day; a request
+Names are keyed digests and answers are sealed: who takes them has neither. An answer is kept for a day; a request
 that is under way holds its key, also when its process has died, until nobody can be at work on it any more.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,15 +17,16 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from aibox._wal import write_ahead
-from aibox.errors import ConfigError, StoreError
+from aibox.errors import ConfigError
 from aibox.memory.cipher import SubjectKey
+from aibox.postgres import Rows
+from aibox.tables import once, open_tables
 from aibox.types import Scope
 
 KEPT_S = 24 * 3600
 HELD_S = 3600
 """For how long a request may be under way."""
-_BUSY_S = 10.0
+SWEEP_S = 60
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     name BLOB PRIMARY KEY, tenant BLOB NOT NULL, user BLOB NOT NULL, request BLOB NOT NULL, expires INTEGER NOT NULL,
@@ -58,13 +57,12 @@ class Asking:
 class Answers:
     """An Erasable. `key` is 32 bytes; `clock` counts Unix seconds."""
 
-    def __init__(self, path: str | Path, *, key: bytes, clock: Callable[[], float] = time.time) -> None:
-        self._path = Path(path)
+    def __init__(self, place: str | Path, *, key: bytes, clock: Callable[[], float] = time.time) -> None:
+        self._tables = open_tables(place, schema="aibox_server", made_by=(_SCHEMA,), what="the answers")
         self._cipher = SubjectKey(key)
         self._names = hmac.digest(key, b"aibox idempotency names", "sha256")
         self._clock = clock
-        self._lock = threading.Lock()
-        self._db: sqlite3.Connection | None = None
+        self._swept = 0
 
     async def begin(self, asking: Asking) -> Answer | None:
         """None: it is yours to do, and to end by `keep` or `drop`. Else the answer that it had.
@@ -73,8 +71,8 @@ class Answers:
         """
         name, now = self._name(asking), int(self._clock())
 
-        def act(db: sqlite3.Connection) -> tuple[bytes, int, bytes | None] | None:
-            db.execute("DELETE FROM answers WHERE expires <= ?", (now,))
+        def act(db: Rows) -> tuple[bytes, int, bytes | None] | None:
+            db.execute("DELETE FROM answers WHERE name = ? AND expires <= ?", (name, now))
             row = db.execute("SELECT request, done, answer FROM answers WHERE name = ?", (name,)).fetchone()
             if row is None:
                 who = self._hidden(asking.scope.tenant), self._hidden(asking.scope.tenant, asking.scope.user)
@@ -85,7 +83,8 @@ class Answers:
             found: tuple[bytes, int, bytes | None] = row
             return found
 
-        row = await self._run(act)
+        await self._sweep(now)
+        row = await self._run(act, asking.scope, alone=name.hex())
         if row is None:
             return None
         request, done, sealed = row
@@ -110,27 +109,31 @@ class Answers:
         name, until = self._name(asking), int(self._clock()) + KEPT_S
         sealed = None if answer is None else self._cipher.seal(msgspec.msgpack.encode(answer), name.hex())
         sql = "UPDATE answers SET done = 1, answer = ?, expires = ? WHERE name = ?"
-        await self._run(lambda db: db.execute(sql, (sealed, until, name)))
+        await self._run(lambda db: db.execute(sql, (sealed, until, name)), asking.scope)
 
     async def drop(self, asking: Asking) -> None:
         """It was not done, and may be tried again."""
         name = self._name(asking)
-        await self._run(lambda db: db.execute("DELETE FROM answers WHERE name = ?", (name,)))
+        await self._run(lambda db: db.execute("DELETE FROM answers WHERE name = ?", (name,)), asking.scope)
 
     async def erase(self, *, scope: Scope, subject: str | None = None) -> int:
         """Forget the answers to a person; with `subject` None to everybody of the tenant."""
         if subject is None:
             sql, whose = "DELETE FROM answers WHERE tenant = ?", self._hidden(scope.tenant)
         else:
-            sql, whose = "DELETE FROM answers WHERE user = ?", self._hidden(scope.tenant, subject)
-        return await self._run(lambda db: db.execute(sql, (whose,)).rowcount)
+            sql, whose = 'DELETE FROM answers WHERE "user" = ?', self._hidden(scope.tenant, subject)
+        return await self._run(lambda db: int(db.execute(sql, (whose,)).rowcount), scope)
 
     async def close(self) -> None:
-        """Give back the file. Closing twice is allowed."""
-        with self._lock:
-            db, self._db = self._db, None
-            if db is not None:
-                db.close()
+        """Give back the file or the connections. Closing twice is allowed."""
+        await asyncio.to_thread(self._tables.close)
+
+    async def _sweep(self, now: int) -> None:
+        """Answers are kept for a day, whoever got them, and also when their tenant asks nothing any more."""
+        if now - self._swept < SWEEP_S:
+            return
+        self._swept = now
+        await asyncio.to_thread(once, self._tables, "", "DELETE FROM answers WHERE expires <= ?", (now,))
 
     def _name(self, asking: Asking) -> bytes:
         return self._hidden(asking.scope.tenant, asking.scope.user, asking.route, asking.key)
@@ -138,36 +141,12 @@ class Answers:
     def _hidden(self, *parts: str) -> bytes:
         return hmac.digest(self._names, msgspec.json.encode(parts), hashlib.sha256)
 
-    async def _run(self, act: Callable[[sqlite3.Connection], T]) -> T:
+    async def _run(self, act: Callable[[Rows], T], scope: Scope, *, alone: str = "") -> T:
         def work() -> T:
-            with self._lock:
-                try:
-                    if self._db is None:
-                        self._db = _open(self._path)
-                    self._db.execute("BEGIN IMMEDIATE")
-                    try:
-                        value = act(self._db)
-                    except BaseException:
-                        self._db.execute("ROLLBACK")
-                        raise
-                    self._db.execute("COMMIT")
-                except (sqlite3.Error, OSError) as error:
-                    raise StoreError(f"the answers in {self._path} cannot be used: {error}", retryable=True) from None
-                return value
+            with self._tables.transaction(self._hidden(scope.tenant).hex(), alone=alone) as rows:
+                return act(rows)
 
         return await asyncio.to_thread(work)
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-    write_ahead(db, wait_s=_BUSY_S)
-    db.execute("PRAGMA synchronous=FULL")
-    # An erased answer is gone from the file, and not only from the table.
-    db.execute("PRAGMA secure_delete=ON")
-    db.execute(_SCHEMA)
-    return db
 
 
 def of_request(

@@ -10,18 +10,15 @@ import hashlib
 import hmac
 import re
 import secrets
-import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aibox._wal import write_ahead
-from aibox.errors import AuthError, ConfigError, StoreError
+from aibox.errors import AuthError, ConfigError
 from aibox.server.principal import Principal, Role
+from aibox.tables import once, open_tables
 from aibox.types import Scope
 
 _KEY = re.compile(r"aibox-([0-9a-f]{12})-([A-Za-z0-9_-]{43})")
@@ -46,13 +43,11 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The keys in an SQLite file that several processes may share. An Authenticator."""
+    """The keys in an SQLite file that processes may share, or in the database that servers share. An Authenticator."""
 
-    def __init__(self, path: str | Path, *, clock: Callable[[], float] = time.time) -> None:
-        self._path = Path(path)
+    def __init__(self, place: str | Path, *, clock: Callable[[], float] = time.time) -> None:
+        self._tables = open_tables(place, schema="aibox_server", made_by=(_KEYS,), what="the keys")
         self._clock = clock
-        self._lock = threading.Lock()
-        self._db: sqlite3.Connection | None = None
 
     async def create(
         self, *, scope: Scope, roles: Sequence[Role] = (Role.SERVICE,), days: float = 90, note: str = ""
@@ -73,12 +68,12 @@ class ApiKeys:
             now,
             now + int(days * DAY_S),
         )
-        await self._run("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, 0)", *row)
+        await self._run(scope.tenant, "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, 0)", *row)
         return f"aibox-{id_}-{secret}"
 
     async def list(self, tenant: str) -> list[ApiKey]:
         """A tenant's keys, newest first."""
-        rows = await self._run("SELECT * FROM keys WHERE tenant = ? ORDER BY created DESC, id", tenant)
+        rows = await self._run(tenant, "SELECT * FROM keys WHERE tenant = ? ORDER BY created DESC, id", tenant)
         return [_key(row) for row in rows]
 
     async def rotate(self, id_: str, *, tenant: str, overlap_days: float = 1) -> str:
@@ -89,20 +84,22 @@ class ApiKeys:
         life_days = (old.expires - old.created) / DAY_S
         fresh = await self.create(scope=old.scope, roles=tuple(old.roles), days=life_days, note=old.note)
         end = int(self._clock() + overlap_days * DAY_S)
-        await self._run("UPDATE keys SET expires = min(expires, ?) WHERE id = ? AND tenant = ?", end, id_, tenant)
+        sql = "UPDATE keys SET expires = ? WHERE id = ? AND tenant = ? AND expires > ?"
+        await self._run(tenant, sql, end, id_, tenant, end)
         return fresh
 
     async def revoke(self, id_: str, *, tenant: str) -> bool:
         """End a key now. False when the tenant has no such key."""
         sql = "UPDATE keys SET revoked = 1 WHERE id = ? AND tenant = ? RETURNING id"
-        return bool(await self._run(sql, id_, tenant))
+        return bool(await self._run(tenant, sql, id_, tenant))
 
     async def authenticate(self, token: str) -> Principal | None:
         """The principal of a key; None for what is no key of this form. Raises AuthError for one that does not hold."""
         match = _KEY.fullmatch(token)
         if match is None:
             return None
-        rows = await self._run("SELECT * FROM keys WHERE id = ?", match[1])
+        # Whose it is nobody knows yet: who names a key may look at that one.
+        rows = await self._run("", "SELECT * FROM keys WHERE id = ?", match[1], key=match[1])
         # One answer for unknown, wrong, ended and revoked, and the same work: who guesses learns nothing.
         expected = rows[0][1] if rows else bytes(32)
         fits = hmac.compare_digest(_hash(match[2]), expected)
@@ -111,49 +108,22 @@ class ApiKeys:
         if not fits or key is None or key.revoked or key.expires <= now:
             raise AuthError("the API key is unknown, was revoked or has ended", hint="ask your tenant's administrator")
         if key.last_used is None or now - key.last_used >= USED_EVERY_S:
-            await self._run("UPDATE keys SET last_used = ? WHERE id = ?", now, key.id)
+            await self._run(key.scope.tenant, "UPDATE keys SET last_used = ? WHERE id = ?", now, key.id)
         return Principal(key.scope, key.roles, how=f"key:{key.id}")
 
     async def close(self) -> None:
-        """Give back the file. Closing twice is allowed."""
-        with self._lock:
-            db, self._db = self._db, None
-            if db is not None:
-                db.close()
+        """Give back the file or the connections. Closing twice is allowed."""
+        await asyncio.to_thread(self._tables.close)
 
-    async def _run(self, sql: str, *values: object) -> Rows:
-        def work() -> Rows:
-            with self._lock, self._told():
-                if self._db is None:
-                    self._db = _open(self._path)
-                with self._db:
-                    return self._db.execute(sql, values).fetchall()
-
-        return await asyncio.to_thread(work)
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"the keys in {self._path} cannot be used: {error}") from None
+    async def _run(self, tenant: str, sql: str, *values: object, key: str = "") -> Rows:
+        return await asyncio.to_thread(once, self._tables, tenant, sql, values, key=key)
 
 
-_BUSY_S = 10.0
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    db = sqlite3.connect(path, timeout=_BUSY_S, check_same_thread=False)
-    write_ahead(db, wait_s=_BUSY_S)
-    db.execute("PRAGMA synchronous=FULL")
-    db.execute(
-        "CREATE TABLE IF NOT EXISTS keys (id TEXT PRIMARY KEY, hash BLOB NOT NULL, tenant TEXT NOT NULL, "
-        "user TEXT NOT NULL, roles TEXT NOT NULL, note TEXT NOT NULL, created INTEGER NOT NULL, "
-        "expires INTEGER NOT NULL, last_used INTEGER, revoked INTEGER NOT NULL) STRICT"
-    )
-    return db
+_KEYS = (
+    "CREATE TABLE IF NOT EXISTS keys (id TEXT PRIMARY KEY, hash BLOB NOT NULL, tenant TEXT NOT NULL, "
+    "user TEXT NOT NULL, roles TEXT NOT NULL, note TEXT NOT NULL, created INTEGER NOT NULL, "
+    "expires INTEGER NOT NULL, last_used INTEGER, revoked INTEGER NOT NULL) STRICT"
+)
 
 
 def _hash(secret: str) -> bytes:

@@ -91,7 +91,7 @@ def create_app(
     )
     limits = box.settings.server.limits
     hot = HotPath(api, callers=callers, rest=rest, max_body=limits.body_mib << 20)
-    answers = Answers(box.settings.home / "idempotency.db", key=box.keys.secret("idempotency"))
+    answers = Answers(box.settings.place(None, "idempotency.db"), key=box.keys.secret("idempotency"))
     box.keep(answers)
     box.audit.register("answers", answers)
     gate = Gate(

@@ -118,7 +118,7 @@ async def test_ids_outgrow_six_digits_before_they_run_out(scope: Scope) -> None:
     """When the short ids of a tenant are taken the next value gets a longer one, which is found and restored."""
     pseudonyms = Pseudonyms(key=KEY)
     await pseudonyms.tokens([("PERSON", "Eva Novak")], scope=scope)
-    with pseudonyms._vault._database() as db:
+    with pseudonyms._vault._rows(scope.tenant) as db:
         taken = ((scope.tenant, f"EMAIL_{n:06}", f"{n:06}", b"other", n.to_bytes(4), b"") for n in range(10**6))
         db.executemany("INSERT OR IGNORE INTO pseudonyms VALUES (?, ?, ?, ?, ?, ?)", taken)
     (token,) = await pseudonyms.tokens([("PERSON", "Jan Novak")], scope=scope)
@@ -221,9 +221,9 @@ async def test_a_file_outlives_its_process_and_tells_nothing(scope: Scope, tmp_p
     await second.close()
 
 
-async def test_two_processes_share_a_file(scope: Scope, tmp_path: Path) -> None:
+async def test_two_processes_share_a_place(scope: Scope, shared_place: Path | str) -> None:
     """Two processes that write at the same time agree on every token."""
-    path = tmp_path / "p.db"
+    path = shared_place
     code = (
         "import anyio, sys; from aibox.guardrails.pseudonyms import Pseudonyms; from aibox.types import Scope\n"
         "async def main():\n"
@@ -239,6 +239,20 @@ async def test_two_processes_share_a_file(scope: Scope, tmp_path: Path) -> None:
     assert one == two
 
 
+async def test_servers_share_a_database_and_tenants_do_not(scope: Scope, other_scope: Scope, postgres_url: str) -> None:
+    """One restores what the other hid; another tenant or user gets nothing back; erasing forgets it for both."""
+    one, two = (Pseudonyms(postgres_url, key=KEY) for _ in range(2))
+    hidden = await hide(one, TEXT, scope)
+    assert await two.restore(hidden, scope=scope) == TEXT
+    for stranger in (other_scope, Scope(tenant=scope.tenant, user="tom")):
+        assert await two.restore(hidden, scope=stranger) == hidden
+    assert "writer" not in repr(one)
+    await one.erase(scope=scope, subject=scope.user)
+    assert await two.restore(hidden, scope=scope) == hidden
+    await one.close()
+    await two.close()
+
+
 async def test_a_moved_value_is_noticed(scope: Scope, tmp_path: Path) -> None:
     """A sealed value put under another token does not decrypt: IntegrityError, never somebody else's value."""
     path = tmp_path / "p.db"
@@ -252,14 +266,16 @@ async def test_a_moved_value_is_noticed(scope: Scope, tmp_path: Path) -> None:
     await pseudonyms.close()
 
 
-async def test_a_wrong_key_is_refused(scope: Scope, tmp_path: Path) -> None:
-    """A file opened with another key, without one, or with a short one is a ConfigError."""
-    path = tmp_path / "p.db"
+async def test_a_wrong_key_is_refused(scope: Scope, shared_place: Path | str) -> None:
+    """A place opened with another key, without one, or with a short one is a ConfigError."""
+    path = shared_place
     first = Pseudonyms(path, key=KEY)
     await hide(first, TEXT, scope)
     await first.close()
+    wrong = Pseudonyms(path, key=bytes(32))
     with pytest.raises(ConfigError, match="another key"):
-        await Pseudonyms(path, key=bytes(32)).restore("<PERSON_000000>", scope=scope)
+        await wrong.restore("<PERSON_000000>", scope=scope)
+    await wrong.close()
     with pytest.raises(ConfigError, match="need a key"):
         Pseudonyms(path)
     with pytest.raises(ConfigError, match="needs 32"):
@@ -267,10 +283,10 @@ async def test_a_wrong_key_is_refused(scope: Scope, tmp_path: Path) -> None:
 
 
 async def test_a_file_that_cannot_be_used_is_a_store_error(scope: Scope, tmp_path: Path) -> None:
-    """A missing folder and a file that is no database say so as StoreError."""
-    with pytest.raises(StoreError):
-        await hide(Pseudonyms(tmp_path / "nowhere" / "p.db", key=KEY), TEXT, scope)
+    """A folder that cannot be and a file that is no database say so as StoreError."""
     (tmp_path / "junk.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(StoreError):
+        await hide(Pseudonyms(tmp_path / "junk.db" / "p.db", key=KEY), TEXT, scope)
     with pytest.raises(StoreError):
         await hide(Pseudonyms(tmp_path / "junk.db", key=KEY), TEXT, scope)
 

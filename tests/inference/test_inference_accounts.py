@@ -66,9 +66,9 @@ async def test_money_never_counts_for_less_than_it_is(costs: list[float]) -> Non
     assert sum(costs) - 1e-12 <= total <= sum(costs) + len(costs) * 1e-6 + 1e-12
 
 
-async def test_what_was_spent_survives_and_is_shared(tmp_path: Path, scope: Scope) -> None:
-    """Two that write into one file see each other's spending, and so does the next process."""
-    path = tmp_path / "accounts.db"
+async def test_what_was_spent_survives_and_is_shared(shared_place: Path | str, scope: Scope) -> None:
+    """Two that write into one place see each other's spending, and so does the next process."""
+    path = shared_place
     one, two = Accounts(path), Accounts(path)
     one.settle(spent(scope, 10, usd=0.5))
     two.settle(spent(scope, 5))
@@ -80,6 +80,27 @@ async def test_what_was_spent_survives_and_is_shared(tmp_path: Path, scope: Scop
     found = await third.spent(scope.tenant, user=scope.user)
     assert (found.tokens, found.usd, found.calls) == (15, 0.5, 2)
     await third.close()
+
+
+async def test_a_server_that_was_idle_sees_what_the_others_spent(
+    postgres_url: str, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had looked before they spent, and looks again before it lets the next call through; tenants stay apart."""
+    monkeypatch.setattr("aibox.inference.accounts.STALE_S", 0.0)
+    idle, busy = Accounts(postgres_url), Accounts(postgres_url)
+    budgets = Budgets(tenant=Budget(tokens_per_day=15))
+    other = Scope(tenant="rival", user="eva")
+    for who in (scope, other):
+        await idle.admit(who, budgets)
+    for who, tokens in ((scope, 15), (other, 5)):
+        busy.settle(spent(who, tokens))
+    assert (await busy.spent(scope.tenant)).tokens == 15
+    with pytest.raises(LimitError):
+        await idle.admit(scope, budgets)
+    await idle.admit(other, budgets)
+    assert (await idle.spent("rival")).tokens == 5
+    await idle.close()
+    await busy.close()
 
 
 async def test_a_file_that_cannot_be_used_stops_bounded_calls(tmp_path: Path, scope: Scope) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -187,10 +188,10 @@ def asking(key: str = "k", scope: Scope = EVA, body: bytes = b"{}") -> Any:
     return of_request(scope, method="POST", path="/v1/x", query=b"", key=key, body=body)
 
 
-async def test_a_killed_process_holds_a_key_until_nobody_can_be_at_work(tmp_path: Path) -> None:
+async def test_a_killed_process_holds_a_key_until_nobody_can_be_at_work(shared_place: Path | str) -> None:
     """Another process meets the key as in use, then as free; an answer ends after a day; the file shows neither."""
     now = 0.0
-    one, other = (Answers(tmp_path / "a.db", key=bytes(32), clock=lambda: now) for _ in range(2))
+    one, other = (Answers(shared_place, key=bytes(32), clock=lambda: now) for _ in range(2))
     assert await one.begin(asking("CANARYkey")) is None
     await one.close()  # and never ends it
     now = HELD_S - 1
@@ -210,13 +211,41 @@ async def test_a_killed_process_holds_a_key_until_nobody_can_be_at_work(tmp_path
     with pytest.raises(ConfigError, match="too long"):
         await other.begin(asking("CANARYkey"))
     await other.close()
-    assert b"CANARY" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    if isinstance(shared_place, Path):
+        assert b"CANARY" not in b"".join(path.read_bytes() for path in shared_place.parent.iterdir())
+
+
+async def test_of_many_who_ask_at_once_one_has_it_to_do(shared_place: Path | str) -> None:
+    """Several servers meet the same key in the same moment: one does it, the others are told that it is under way."""
+    servers = [Answers(shared_place, key=bytes(32)) for _ in range(3)]
+    asked = [server.begin(asking()) for server in servers for _ in range(4)]
+    met = await asyncio.gather(*asked, return_exceptions=True)
+    assert [one for one in met if not isinstance(one, ConfigError)] == [None]
+    for server in servers:
+        await server.close()
+
+
+async def test_what_is_over_is_swept_for_every_tenant(postgres_full: str, postgres_url: str) -> None:
+    """An answer of a tenant that asks nothing more goes after its day, by whatever request comes next."""
+    import psycopg
+
+    now = time.time() - KEPT_S - 1
+    answers = Answers(postgres_url, key=bytes(32), clock=lambda: now)
+    for tenant in ("acme", "rival"):
+        whose = asking(scope=Scope(tenant=tenant, user="eva"))
+        await answers.begin(whose)
+        await answers.keep(whose, Answer(200, [], b"theirs"))
+    now = time.time()
+    assert await answers.begin(asking("another")) is None
+    await answers.close()
+    with psycopg.connect(postgres_full) as db:
+        assert db.execute("SELECT count(*), sum(done) FROM aibox_server.answers").fetchone() == (1, 0)
 
 
 class TestAnswersErase(ErasableContract):
     @pytest.fixture
-    async def store(self, tmp_path: Path) -> AsyncIterator[Erasable]:
-        answers = Answers(tmp_path / "answers.db", key=bytes(32))
+    async def store(self, shared_place: Path | str) -> AsyncIterator[Erasable]:
+        answers = Answers(shared_place, key=bytes(32))
         yield answers
         await answers.close()
 
