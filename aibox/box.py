@@ -34,6 +34,7 @@ from aibox.inference.staging import ModelStore
 from aibox.levels import load_levels, load_policy
 from aibox.memory.memory import Memory
 from aibox.memory.redis_buffer import RedisBuffer
+from aibox.outbound.traces import Traces
 from aibox.policy.policy import Policy
 from aibox.postgres import check_url, shown
 from aibox.protocols import Tool
@@ -96,6 +97,9 @@ class Box:
         for url in self.settings.databases:
             await asyncio.to_thread(check_url, url)
         self._open = True
+        if self.traces is not None:
+            self.audit.watcher = self.traces
+            self.on_call.append(self.traces.called)
         return self
 
     def __await__(self) -> Generator[Any, None, Self]:
@@ -296,6 +300,15 @@ class Box:
     def skills(self) -> Shelf:
         """What `aibox skills install` put there, by tenant: `box.agent(skills=box.skills.skills(scope=scope))`."""
         return Shelf(self.settings.home / "skills")
+
+    @cached_property
+    def traces(self) -> Traces | None:
+        """What sends traces to the configured collector; None where there is none."""
+        wanted = self.settings.traces
+        if wanted is None:
+            return None
+        traces: Traces = self._keep(Traces(wanted, rules=self.rules, recorder=self.audit))
+        return traces
 
     @cached_property
     def workflows(self) -> RunWorkflow | None:

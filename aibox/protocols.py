@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo
+from aibox.errors import AIBoxError
 from aibox.execution import Limits, Usage
 from aibox.types import Entry, Label, Scope, Verdict, Where
 
@@ -96,6 +97,39 @@ class Recorder(Protocol):
     async def append(self, kind: str, *, scope: Scope, detail: Mapping[str, Any], turn: str = "") -> Entry:
         """Durable when it returns. Raises StoreError, and then nothing was recorded."""
         ...
+
+
+class Watcher(Protocol):
+    """Hears of turns, decides nothing, never raises. `aibox.outbound` makes traces so."""
+
+    def turn(self, turn: str, *, scope: Scope, agent: str) -> Watched | None:
+        """A turn begins, of an agent or, where that is empty, of a bare model; None does not want to hear of it."""
+        ...
+
+
+class Watched(Protocol):
+    """Hears of one turn. `began` is when a step did, by `time.perf_counter`; a step ends when it is told."""
+
+    @property
+    def scope(self) -> Scope:
+        """The turn's, for whatever is done in it."""
+        ...
+
+    def called(self, began: float, request: ChatRequest, *, scope: Scope, api: str) -> Scope | None:
+        """A model is about to be asked; the scope to ask it under."""
+        ...
+
+    def answered(self, began: float, completion: Completion, *, said: Any, label: Label) -> None: ...
+
+    def decided(self, began: float, verdict: Verdict) -> None: ...
+
+    def used(
+        self, began: float, tool: str, *, call: str, outcome: str, label: Label, arguments: str = "", result: str = ""
+    ) -> None: ...
+
+    def retrieved(self, began: float, *, query: str, found: int, label: Label, error: str = "") -> None: ...
+
+    def ended(self, outcome: str, *, label: Label, error: AIBoxError | None = None) -> None: ...
 
 
 class Erasable(Protocol):

@@ -21,6 +21,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from aibox.chat import Capability
 from aibox.errors import ConfigError
 from aibox.postgres import is_postgres
+from aibox.settings_outbound import TraceSettings
 from aibox.settings_parts import (
     AgentSettings,
     AuditSettings,
@@ -169,6 +170,8 @@ class Settings(Section):
     server: ServerSettings = ServerSettings()
     workflows: tuple[WorkflowSettings, ...] = ()
     """Apps of Dify servers. With at least one, agents of the box have the tool `run_workflow`."""
+    traces: TraceSettings | None = None
+    """Where traces go. None: nowhere."""
     seal: SealSettings = SealSettings()
     source: Path | None = Field(default=None, exclude=True)
     """The file that was read, for people."""
@@ -207,6 +210,7 @@ class Settings(Section):
     def services(self) -> list[str]:
         """Where the configured services are, which a sealed process may connect to: urls, or host and port."""
         found = [backend.url for backend in self.backends if backend.url] + [app.url for app in self.workflows]
+        found += [self.traces.url] if self.traces is not None else []
         places = [(self.memory.url, 6333)]
         places += [
             (url.get_secret_value() if url else None, 6379) for url in (self.memory.buffer_url, self.server.rates_url)
@@ -279,7 +283,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}") from None
     # Relative paths in a file mean: relative to that file, wherever the program was started.
     base = path.parent
-    for table in (*values.get("backends", ()), *values.get("workflows", ())):
+    for table in (*values.get("backends", ()), *values.get("workflows", ()), values.get("traces")):
         for key in ("path", "api_key_file", "ca_bundle", "client_certificate", "client_key", "key_file"):
             if isinstance(table, dict) and isinstance(table.get(key), str):
                 table[key] = base / table[key]

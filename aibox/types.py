@@ -21,6 +21,7 @@ _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # OpenID Connect Core 1.0 sec. 2: `sub` is at most 255 ASCII characters. Users, agents and sessions get the same room.
 _NAME = re.compile(r"[!-~]{0,255}")
 _CORRELATION = re.compile(r"(?:[A-Za-z0-9_-]{8,64})?")
+_TRACE = re.compile(r"[0-9a-f]{32}-[0-9a-f]{16}|-")
 _COMPARTMENT = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
 
 
@@ -30,8 +31,9 @@ class Scope:
 
     `tenant` is 1-128 characters of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit; `user`, `agent` and `session`
     are up to 255 printable ASCII characters without spaces. `correlation` names the request that this is part of, in
-    8-64 characters of `A-Z a-z 0-9 _ -`: it goes into entries and calls, and takes no part in comparison. Raises
-    ConfigError otherwise.
+    8-64 characters of `A-Z a-z 0-9 _ -`: it goes into entries and calls. `trace` is where that request stands in a
+    trace (W3C Trace Context: trace and span in hex, `-` between), `-` alone for one that is not traced. Neither takes
+    part in comparison. Raises ConfigError otherwise.
     """
 
     tenant: str
@@ -39,6 +41,7 @@ class Scope:
     agent: str = ""
     session: str = ""
     correlation: str = field(default="", compare=False, repr=False)
+    trace: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not _TENANT.fullmatch(self.tenant):
@@ -53,6 +56,8 @@ class Scope:
                 )
         if not _CORRELATION.fullmatch(self.correlation):
             raise ConfigError("not a correlation id", hint="8-64 letters, digits, '_' or '-'")
+        if self.trace and not _TRACE.fullmatch(self.trace):
+            raise ConfigError("not a place in a trace", hint="32 hex digits, '-', 16 hex digits")
 
     @classmethod
     def local(cls, *, agent: str = "", session: str = "") -> Scope:
@@ -71,7 +76,7 @@ class Scope:
             session=self.session if session is None else session,
         )
 
-    def under(self, correlation: str) -> Scope:
+    def under(self, correlation: str, trace: str = "") -> Scope:
         """The same, as part of the request of this id."""
         if not _CORRELATION.fullmatch(correlation):
             raise ConfigError("not a correlation id", hint="8-64 letters, digits, '_' or '-'")
@@ -80,6 +85,7 @@ class Scope:
         for name in ("tenant", "user", "agent", "session"):
             object.__setattr__(made, name, getattr(self, name))
         object.__setattr__(made, "correlation", correlation)
+        object.__setattr__(made, "trace", trace)
         return made
 
 

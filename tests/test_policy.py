@@ -18,6 +18,7 @@ from aibox.policy.pseudonyms import PseudonymRules
 from aibox.policy.rates import Rate, Rates
 from aibox.policy.texts import SPOTLIGHTS, FormRules, TokenLimits, TopicRules
 from aibox.policy.tools import ToolRules
+from aibox.policy.traces import TraceRules
 from aibox.types import PLACES, Decision, Label, Level
 
 NAMES = ["search", "send", "read"]
@@ -54,6 +55,7 @@ policies = st.builds(
         ceiling=label,
     ),
     limits=st.builds(TurnLimits, input_kib=st.integers(1, 99), turn_s=st.floats(0.5, 99)),
+    traces=st.builds(TraceRules, content=st.booleans()),
     rates=st.builds(Rates, tenant=rate, user=rate, key=rate),
     sandbox=st.builds(Limits, pids=st.integers(1, 99), wall_s=st.floats(0.5, 99)),
     gpus=st.dictionaries(st.sampled_from(["acme", "rival"]), st.integers(1, 9)),
@@ -87,6 +89,7 @@ def test_a_join_is_never_weaker_than_either(a: Policy, b: Policy, where: str, sc
             assert mine is None or (bound is not None and bound <= mine)
         assert both.limits.input_kib <= one.limits.input_kib
         assert both.limits.turn_s <= one.limits.turn_s
+        assert one.traces.content or not both.traces.content
         assert both.sandbox.pids <= one.sandbox.pids
         assert all(both.gpus.get(tenant, 0) <= one.gpus.get(tenant, 0) for tenant in ("acme", "rival", "other"))
 

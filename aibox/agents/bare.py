@@ -6,6 +6,7 @@ Each text is checked as what it is (a user's as input, a tool's as a tool result
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
@@ -41,21 +42,24 @@ class BareCall:
         self._api = api
         self._router = router
         self._guardrail = guardrail.for_tenant(scope.tenant)
-        self._scope = scope
         self._label = request.label
         self._record = TurnRecord(audit, scope=scope)
+        self._scope = self._called_under = self._record.scope
+        self._began = 0.0
         self._restores = False
 
     async def complete(self) -> Completion:
         """The whole answer; the entry that ends the call is durable when it returns."""
         completion: Completion | None = None
         try:
-            completion = await self._router.post(self._api, await self._prepare(), scope=self._scope)
+            request = await self._prepare()
+            completion = await self._router.post(self._api, request, scope=self._called_under)
             body = await bodies.answered(self._api, completion.body, self._show)
             await self._end(completion)
         except AIBoxError as error:
             if completion is not None:
-                self._record.answered(completion, said=_said(self._api, completion))
+                said = _said(self._api, completion)
+                self._record.answered(completion, began=self._began, label=self._label, said=said)
             await self._record.fail(error, label=self._label)
             raise
         except asyncio.CancelledError:
@@ -75,7 +79,8 @@ class BareCall:
         try:
             chunks: list[Chunk] = []
             ending: list[Chunk] = []
-            batches = self._router.batches(self._api, await self._prepare(), scope=self._scope)
+            request = await self._prepare()
+            batches = self._router.batches(self._api, request, scope=self._called_under)
             shows = self._guardrail_looks or self._restores
             through = (
                 Response(self._filter, self._call)
@@ -117,12 +122,13 @@ class BareCall:
         data = request.encoded()
         # A model that was shown no pseudonym has none to give back.
         self._restores = bool(find_tokens(data.decode()))
-        self._record.called(request, data)
+        self._began, self._called_under = self._record.called(request, data, scope=self._scope, api=self._api)
         return request
 
     async def _end(self, completion: Completion) -> None:
         """One entry for the answer and the end: durable when it returns."""
-        detail = self._record.answer(completion, said=_said(self._api, completion))
+        said = _said(self._api, completion)
+        detail = self._record.answer(completion, began=self._began, label=self._label, said=said)
         await self._record.end(outcome="answered", label=self._label, detail=detail)
 
     @property
@@ -130,8 +136,9 @@ class BareCall:
         return self._guardrail.looks("output") or self._guardrail.looks("tool_arguments")
 
     async def _check(self, text: str, where: Where) -> str:
+        began = time.perf_counter() if self._guardrail.looks(where) else 0.0
         verdict = await self._guardrail.check(text, where=where, scope=self._scope, label=self._label)
-        self._enforce(verdict)
+        self._enforce(verdict, began)
         return verdict.text
 
     async def _show(self, text: str, where: Where) -> str:
@@ -150,8 +157,8 @@ class BareCall:
     def _filter(self) -> _Held:
         return _Held(self, OutputFilter(self._guardrail, scope=self._scope, label=self._label))
 
-    def _enforce(self, verdict: Verdict) -> None:
-        self._record.decided(verdict)
+    def _enforce(self, verdict: Verdict, began: float = 0.0) -> None:
+        self._record.decided(verdict, began=began)
         if verdict.blocked:
             raise GuardrailError(
                 f"a safety check refused this: {'; '.join(verdict.reasons())}",
@@ -177,8 +184,9 @@ class _Held:
         return shown
 
     async def finish(self) -> str:
+        began = time.perf_counter()
         shown = await self._through.finish()
-        self._call._enforce(self._through.verdict)  # noqa: SLF001 - likewise
+        self._call._enforce(self._through.verdict, began)  # noqa: SLF001 - likewise
         return shown
 
 

@@ -5,6 +5,7 @@ Whatever comes back from there brings its label and its exposure with it, so tha
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -91,12 +92,17 @@ class Context:
         turn, memory = self._turn, self._turn.parts.memory
         if memory is None:
             return
+        began, trace = time.perf_counter(), turn.record.trace
         try:
             hits = tuple(await memory.recall(asked, scope=turn.scope))
         except UpstreamError as error:
             turn.emit(Recalled(error=error.message))
             turn.record.note("memory.read", {"outcome": "failed", "code": error.code})
+            if trace is not None:
+                trace.retrieved(began, query=asked, found=0, label=turn.label, error=error.code)
             return
+        if trace is not None:
+            trace.retrieved(began, query=asked, found=len(hits), label=turn.label)
         kept = []
         for hit in hits:
             verdict = await turn.check(hit.record.text, where="retrieved")
@@ -219,11 +225,11 @@ class Context:
             if model is None or model.demo:
                 return "", "the model is too small to sum up"
             turn.budget.before_call()
-            turn.record.called(request)
-            completion = await parts.router.complete(request, scope=turn.scope)
+            began, scope = turn.record.called(request, scope=turn.scope)
+            completion = await parts.router.complete(request, scope=scope)
         except (UpstreamError, ApprovalError) as failed:
             return "", failed.message
-        turn.record.answered(completion)
+        turn.record.answered(completion, began=began, label=request.label)
         turn.budget.after_call(completion)
         turn.emit(UsageReported(completion.model, completion.backend, completion.usage, turn.budget.usage))
         return completion.text, ""

@@ -89,6 +89,9 @@ async def dispatch(tool: Tool, arguments_json: str, *, call_id: str, turn: TurnS
         "exposure": str(turn.exposure),
     }
     turn.record.note("tool.returned", detail)
+    if (trace := turn.record.trace) is not None:
+        told = {"arguments": arguments_json, "result": text}
+        trace.used(started, tool.name, call=call_id, outcome=outcome, label=turn.label, **told)
     turn.returned(ToolReturned(tool.name, text, ok, duration_s, call_id))
     if ok:
         turn.sources.others.append(text)

@@ -18,6 +18,7 @@ from aibox.audit.chain import AuditChain
 from aibox.audit.receipt import Receipt
 from aibox.chat import ChatRequest, Completion
 from aibox.errors import AIBoxError, IntegrityError
+from aibox.inference.capabilities import Api
 from aibox.types import Decision, Label, Scope, Verdict
 
 MAX_FINDINGS = 32
@@ -25,13 +26,18 @@ MAX_FINDINGS = 32
 
 
 class TurnRecord:
-    """The evidence of one turn. Without a chain every call does nothing and `seal` returns None."""
+    """The evidence of one turn. Without a chain every call does nothing and `seal` returns None.
 
-    def __init__(self, chain: AuditChain | None, *, scope: Scope) -> None:
+    Whoever watches the chain hears of the turn too (`trace`); `agent` is whose turn it is, empty for a bare model's.
+    `scope` is what the work of the turn is done under.
+    """
+
+    def __init__(self, chain: AuditChain | None, *, scope: Scope, agent: str = "") -> None:
         self.chain = chain
-        self.scope = scope
         self.turn = _turn_id()
-        self._started = 0.0
+        watcher = None if chain is None else chain.watcher
+        self.trace = None if watcher is None else watcher.turn(self.turn, scope=scope, agent=agent)
+        self.scope = scope if self.trace is None else self.trace.scope
 
     def note(self, kind: str, detail: Mapping[str, Any]) -> None:
         if self.chain is not None:
@@ -42,8 +48,13 @@ class TurnRecord:
         if self.chain is not None:
             await self.chain.append(kind, scope=self.scope, turn=self.turn, detail=detail)
 
-    def decided(self, verdict: Verdict) -> None:
-        """Nothing found is nothing noted; a policy in shadow is noted where it would have decided otherwise."""
+    def decided(self, verdict: Verdict, *, began: float = 0.0) -> None:
+        """Nothing found is nothing noted; a policy in shadow is noted where it would have decided otherwise.
+
+        `began` is when the check did, on the clock of `time.perf_counter`, for a trace.
+        """
+        if self.trace is not None and began:
+            self.trace.decided(began, verdict)
         shadow = verdict.shadow
         differs = shadow is not None and shadow.decision != verdict.decision
         if verdict.decision == Decision.ALLOW and not verdict.findings and not differs:
@@ -53,19 +64,29 @@ class TurnRecord:
             detail["shadow"] = _decided(shadow)
         self.note("guardrail.decided", detail)
 
-    def called(self, request: ChatRequest, body: bytes | None = None) -> None:
-        """A model call is about to be made, with a body of this digest; `body` is its encoding, where it is known."""
+    def called(
+        self, request: ChatRequest, body: bytes | None = None, *, scope: Scope, api: Api = "chat"
+    ) -> tuple[float, Scope]:
+        """A model call is about to be made, with a body of this digest; `body` is its encoding, where it is known.
+
+        When it began, which its answer is told by, and the scope to make it under.
+        """
         body = request.encoded() if body is None else body
         detail = {"model": request.model, "sha256": digest(body), "bytes": len(body), "label": str(request.label)}
         self.note("model.called", detail)
-        self._started = time.perf_counter()
+        began = time.perf_counter()
+        if self.trace is not None:
+            scope = self.trace.called(began, request, scope=scope, api=api) or scope
+        return began, scope
 
-    def answered(self, completion: Completion, *, said: Any = None) -> None:
+    def answered(self, completion: Completion, *, began: float, label: Label, said: Any = None) -> None:
         said = completion.message if said is None else said
-        self.note("model.answered", self.answer(completion, said=said))
+        self.note("model.answered", self.answer(completion, began=began, label=label, said=said))
 
-    def answer(self, completion: Completion, *, said: Any) -> dict[str, Any]:
-        """What is recorded of an answer; `said` is what its digest is of."""
+    def answer(self, completion: Completion, *, began: float, label: Label, said: Any) -> dict[str, Any]:
+        """What is recorded of the answer to the call that began then; `said` is what its digest is of."""
+        if self.trace is not None:
+            self.trace.answered(began, completion, said=said, label=label)
         weights, usage = completion.weights, completion.usage
         return {
             "model": completion.model,
@@ -77,11 +98,13 @@ class TurnRecord:
             "input_tokens": usage.input_tokens,
             "output_tokens": usage.output_tokens,
             "answer_sha256": digest(msgspec.json.encode(said)),
-            "duration_us": round((time.perf_counter() - self._started) * 1e6),
+            "duration_us": round((time.perf_counter() - began) * 1e6),
         }
 
     async def seal(self, *, outcome: str, label: Label, detail: Mapping[str, Any] | None = None) -> Receipt | None:
         """The terminal entry of a turn that came to its end; durable when it returns."""
+        if self.trace is not None:
+            self.trace.ended(outcome, label=label)
         if self.chain is None:
             return None
         detail = {"outcome": outcome, "label": str(label), "label_why": list(label.why), **(detail or {})}
@@ -89,12 +112,16 @@ class TurnRecord:
 
     async def end(self, *, outcome: str, label: Label, detail: Mapping[str, Any]) -> None:
         """As `seal`, for a turn whose receipt nobody waits for."""
+        if self.trace is not None:
+            self.trace.ended(outcome, label=label)
         if self.chain is not None:
             detail = {"outcome": outcome, "label": str(label), "label_why": list(label.why), **detail}
             await self.chain.end(self.turn, scope=self.scope, detail=detail)
 
     async def fail(self, error: AIBoxError, *, label: Label) -> None:
         """The terminal entry of a turn that did not. When even that fails, the first error is what counts."""
+        if self.trace is not None:
+            self.trace.ended("failed", label=label, error=error)
         if self.chain is None or isinstance(error, IntegrityError):
             return
         detail = {"outcome": "failed", "code": error.code, "label": str(label)}

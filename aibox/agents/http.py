@@ -41,10 +41,16 @@ class Fetched:
 
 
 class Http:
-    """Requests to http and https. `private_hosts` are names or addresses of the operator's own that may be private."""
+    """Requests to http and https. `private_hosts` are names or addresses of the operator's own that may be private.
 
-    def __init__(self, *, private_hosts: Collection[str] = (), timeout_s: float = TIMEOUT_S) -> None:
+    `inside`: they must be, so that what was meant for the operator's own network goes nowhere else.
+    """
+
+    def __init__(
+        self, *, private_hosts: Collection[str] = (), inside: bool = False, timeout_s: float = TIMEOUT_S
+    ) -> None:
         self._private = frozenset(private_hosts)
+        self._inside = inside
         self._timeout_s = timeout_s
 
     async def get(
@@ -132,7 +138,14 @@ class Http:
         except (OSError, UnicodeError):
             raise UpstreamError(f"the name {host[:80]} does not resolve") from None
         addresses = [str(info[4][0]) for info in found]
-        if host not in self._private:
+        if host in self._private:
+            outside = [address for address in addresses if is_public(address)] if self._inside else []
+            if outside:
+                raise EgressError(
+                    f"{host[:80]} leads to {outside[0]}, which is not an address of your own network",
+                    hint="external = true in its settings sends it through the door",
+                )
+        else:
             for address in addresses:
                 if not is_public(address):
                     raise EgressError(

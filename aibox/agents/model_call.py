@@ -71,9 +71,9 @@ class TurnModel:
         turn.budget.before_call()
         request = ChatRequest(body, turn.outgoing, agreed=turn.agreed.all())
         turn.emit(ModelCalled(tuple(request.messages)))
-        turn.record.called(request)
+        began, scope = turn.record.called(request, scope=self._scope)
         try:
-            completion = await self._sent(request)
+            completion = await self._sent(request, scope)
         except ApprovalError as needed:
             turn.budget.not_made()
             # Where the run stands is at this call: whoever goes on makes it.
@@ -82,8 +82,8 @@ class TurnModel:
             if yes is None:
                 raise Paused from None
             turn.budget.before_call()
-            completion = await self._sent(replace(request, agreed=(*request.agreed, yes)))
-        turn.record.answered(completion)
+            completion = await self._sent(replace(request, agreed=(*request.agreed, yes)), scope)
+        turn.record.answered(completion, began=began, label=request.label)
         completion = _unique(completion, turn.call_ids)
         turn.emit(ModelAnswered(completion.message))
         turn.budget.after_call(completion)
@@ -94,10 +94,10 @@ class TurnModel:
         turn.frame.messages, turn.frame.results, turn.frame.children = whole, {}, {}
         return completion
 
-    async def _sent(self, request: ChatRequest) -> Completion:
+    async def _sent(self, request: ChatRequest, scope: Scope) -> Completion:
         if self._turn.streaming:
-            return await self._heard(request, scope=self._scope)
-        return await self._router.complete(request, scope=self._scope)
+            return await self._heard(request, scope=scope)
+        return await self._router.complete(request, scope=scope)
 
     async def _heard(self, request: ChatRequest, *, scope: Scope) -> Completion:
         """Stream, emitting text as the output filter lets it go; what it holds back waits for the end of the turn."""

@@ -7,6 +7,7 @@ limit ends it with what was reached; a call that needs a person pauses it, and a
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -66,7 +67,6 @@ class Turn:
         share: int = 0,
     ) -> None:
         self.parts = parts = parts.under(scope.tenant)
-        self.scope = scope
         self.emit = emit
         self.streaming = streaming
         self.tool_choice = tool_choice
@@ -81,7 +81,8 @@ class Turn:
         # A subagent's work is part of its parent's turn: one record, one budget, one run.
         self.parent = parent
         self.inside = inside
-        self.record: TurnRecord = parent.record if parent else TurnRecord(parts.audit, scope=scope)
+        self.record: TurnRecord = parent.record if parent else TurnRecord(parts.audit, scope=scope, agent=parts.name)
+        self.scope = scope if parent else self.record.scope
         self.budget: Budget | Share = Share(parent.budget, calls=share) if parent else Budget(parts.policy.limits)
         self.run_id: str = parent.run_id if parent else uuid.uuid4().hex
         self.answers: Mapping[str, Approval] = parent.answers if parent else {}
@@ -287,13 +288,14 @@ class Turn:
     async def _output(self, text: str) -> tuple[str, str]:
         """The answer, checked and restored, and what of it has not been emitted yet."""
         if self.filter is not None:
+            looks = self.guardrail is not None and self.guardrail.looks("output")
+            began = time.perf_counter() if looks else 0.0
             tail = await self.filter.finish()
+            self.decided(self.filter.verdict, began)
             verdict, shown = self.filter.verdict, self.filter.text
         else:
             verdict, tail = await self.check(text, where="output"), ""
             shown = verdict.text if verdict.blocked else await self._restored(verdict.text)
-        if self.filter is not None:
-            self.decided(verdict)
         self.answer = verdict
         if verdict.blocked:
             raise Blocked
@@ -370,12 +372,13 @@ class Turn:
         """Ask the guardrail, keep and record what it found. Without one, everything is allowed."""
         if self.guardrail is None:
             return Verdict(Decision.ALLOW, text, where=where)
+        began = time.perf_counter() if self.guardrail.looks(where) else 0.0
         verdict = await self.guardrail.check(text, where=where, scope=self.scope, label=self.label)
-        self.decided(verdict)
+        self.decided(verdict, began)
         return verdict
 
-    def decided(self, verdict: Verdict) -> None:
-        self.record.decided(verdict)
+    def decided(self, verdict: Verdict, began: float = 0.0) -> None:
+        self.record.decided(verdict, began=began)
         if verdict.decision == Decision.ALLOW and not verdict.findings:
             return
         self.verdicts.append(verdict)

@@ -30,7 +30,7 @@ from aibox.audit.store import open_store
 from aibox.audit.verify import default_mark, verify
 from aibox.errors import ConfigError, StoreError
 from aibox.policy.retention import Retention
-from aibox.protocols import Erasable
+from aibox.protocols import Erasable, Watcher
 from aibox.types import Entry, Scope
 
 PAGE = 1024
@@ -71,6 +71,8 @@ class AuditChain:
         self.keys = keys if isinstance(keys, Keyring) else Keyring(keys or beside)
         self.mark = HighWater(high_water) if high_water else default_mark(self.keys)
         self.retentions = Retentions(retention or Retention(), dict(tenant_retention or {}))
+        self.watcher: Watcher | None = None
+        """Who hears of the turns that are recorded here; traces are made so."""
         self._erasables: dict[str, Erasable] = {}
         self._lock = threading.Lock()
         self._sequencer: Sequencer | None = None

@@ -15,7 +15,7 @@ _ANSWERED = frozenset(
     | {"input_tokens", "output_tokens"}
 )
 _STATE = frozenset({"outcome", "code"})
-_DOOR = frozenset({"passage", "host", "model", "label", "policy", "bytes", "pseudonymised", "attempt"})
+_DOOR = frozenset({"passage", "host", "model", "label", "policy", "bytes", "pseudonymised", "attempt", "purpose"})
 _CAME = frozenset({"model", "allowed", "outcome", "bytes", "input_tokens", "output_tokens", "cost_usd"})
 _HELP = frozenset({"subagent", "label", "resumed"})
 

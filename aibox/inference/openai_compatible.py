@@ -115,7 +115,7 @@ class OpenAICompatible:
         sent = self.outgoing(api, request, scope=scope)
         if "stream" in sent.body or "stream_options" in sent.body:
             sent = sent.with_fields(stream=None, stream_options=None)
-        came = await self._wire.complete(sent.encoded(), path=PATHS[api], correlation=self._correlation(scope))
+        came = await self._wire.complete(sent.encoded(), path=PATHS[api], **self._ids(scope))
         return Completion(came[0], self.name, self._weights(), came)
 
     def events(self, api: Api, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:
@@ -128,7 +128,7 @@ class OpenAICompatible:
         if sent.body.get("stream") is not True:
             sent = sent.with_fields(stream=True)
         name, weights = self.name, self._weights()
-        reads = self._wire.stream(sent.encoded(), path=PATHS[api], correlation=self._correlation(scope))
+        reads = self._wire.stream(sent.encoded(), path=PATHS[api], **self._ids(scope))
         try:
             async for read in reads:
                 yield [Chunk(came[0], name, weights, came) for came in read]
@@ -146,9 +146,9 @@ class OpenAICompatible:
     async def close(self) -> None:
         await self._wire.close()
 
-    def _correlation(self, scope: Scope) -> str:
-        # A caller may have chosen it: it is text, and text passes the door in the request alone.
-        return "" if self.external else scope.correlation
+    def _ids(self, scope: Scope) -> dict[str, str]:
+        # A caller may have chosen them: they are text, and text passes the door in the request alone.
+        return {} if self.external else {"correlation": scope.correlation, "trace": scope.trace}
 
     def _health_url(self) -> str:
         return f"{self.base_url}/models"

@@ -73,24 +73,26 @@ class Wire:
         self._timeout_s = timeout_s
         self._sessions: dict[asyncio.AbstractEventLoop, ClientSession] = {}
 
-    async def complete(self, body: bytes, *, path: str = CHAT, correlation: str = "") -> Read:
+    async def complete(self, body: bytes, *, path: str = CHAT, correlation: str = "", trace: str = "") -> Read:
         """POST; a whole answer."""
         with self._foreign():
-            async with self._open("POST", path, data=body, correlation=correlation) as response:
+            async with self._open("POST", path, data=body, correlation=correlation, trace=trace) as response:
                 data = await self._read(response, MAX_BODY_BYTES)
                 answer = self._decode(data)
         if path in _CHOICES and (not isinstance(answer.get("choices"), list) or not answer["choices"]):
             raise BackendError(f"{self._name} answered without a choice", hint=_NOT_OPENAI)
         return answer, data
 
-    async def stream(self, body: bytes, *, path: str = CHAT, correlation: str = "") -> AsyncGenerator[list[Read], None]:
+    async def stream(
+        self, body: bytes, *, path: str = CHAT, correlation: str = "", trace: str = ""
+    ) -> AsyncGenerator[list[Read], None]:
         """POST of a body that asks for a stream; the events that became whole with one read, as soon as they are.
 
         Leaving the iteration closes the connection, and so tells the server to stop.
         """
         events, received, finished, ended = Events(), 0, False, False
         with self._foreign():
-            async with self._open("POST", path, data=body, correlation=correlation) as response:
+            async with self._open("POST", path, data=body, correlation=correlation, trace=trace) as response:
                 while data := await response.content.readany():
                     received += len(data)
                     if received > MAX_STREAM_BYTES:
@@ -169,13 +171,15 @@ class Wire:
 
     @contextlib.asynccontextmanager
     async def _open(
-        self, method: str, path: str, *, data: bytes | None = None, correlation: str = ""
+        self, method: str, path: str, *, data: bytes | None = None, correlation: str = "", trace: str = ""
     ) -> AsyncIterator[ClientResponse]:
         """A response with status 200; anything else is raised. On the way out an unread connection is closed."""
         url = path if path.startswith("http") else self.base_url + path
         headers = {"Content-Type": "application/json"} if data is not None else {}
         if correlation:
             headers["X-Correlation-ID"] = correlation
+        if len(trace) > 1:
+            headers["traceparent"] = f"00-{trace}-01"  # W3C Trace Context sec. 3.2
         response = await self._session().request(
             method, url, data=data, headers=headers, allow_redirects=False, proxy=self._transport.proxy
         )

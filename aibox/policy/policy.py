@@ -32,6 +32,7 @@ from aibox.policy.retention import Retention
 from aibox.policy.reuse import ReuseRules
 from aibox.policy.texts import SPOTLIGHTS, FormRules, Spotlight, TokenLimits, TopicRules
 from aibox.policy.tools import ToolRules
+from aibox.policy.traces import TraceRules
 from aibox.types import PLACES, Decision, Where
 from aibox.validation import explain_validation
 
@@ -71,6 +72,7 @@ class Policy(Part):
     retention: Retention = Retention()
     budgets: Budgets = Budgets()
     rates: Rates = Rates()
+    traces: TraceRules = TraceRules()
     sandbox: Limits = Limits()
     gpus: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
     """Tenant -> how many GPUs a sandbox session of it may ask for. Who is not named has none, at each level."""
@@ -129,6 +131,7 @@ class Policy(Part):
             retention=self.retention & other.retention,
             budgets=self.budgets & other.budgets,
             rates=self.rates & other.rates,
+            traces=self.traces & other.traces,
             sandbox=self.sandbox & other.sandbox,
             gpus={tenant: min(self.gpus[tenant], other.gpus[tenant]) for tenant in self.gpus if tenant in other.gpus},
         )

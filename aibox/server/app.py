@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import get_args
 
 from starlette.applications import Starlette
@@ -60,7 +60,14 @@ def create_app(
     """
     offered = agents if agents is not None else {"default": box.agent()}
     rates = rates or RateLimits(Buckets())
-    metrics = Metrics({"aibox_requests_under_way": ("Requests under way.", lambda: gate.live)})
+    gauges: dict[str, tuple[str, Callable[[], float]]] = {
+        "aibox_requests_under_way": ("Requests under way.", lambda: gate.live)
+    }
+    counts: dict[str, tuple[str, Callable[[], Mapping[str, float]]]] = {}
+    if (traces := box.traces) is not None:
+        gauges["aibox_trace_spans_waiting"] = ("Spans that wait to be sent.", lambda: traces.waiting)
+        counts["aibox_trace_spans_total"] = ("Spans that were sent, or dropped and why.", traces.counts)
+    metrics = Metrics(gauges, counts=counts)
     api = InferenceAPI(box, agents=offered)
     parts = (
         api,
@@ -103,6 +110,7 @@ def create_app(
         once=Once(answers),
         log=log,
         on_end=metrics.ended,
+        traces=traces,
     )
     box.on_call += [gate.called, metrics.called]
     return gate

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from aibox.errors import AIBoxError
+from aibox.outbound.span import UNTRACED, Place
 from aibox.server.auth import Callers
 from aibox.server.principal import Principal
 
@@ -23,6 +24,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 KEY = "aibox.asked"
 """Where it stands in the ASGI scope."""
 CORRELATION = b"x-correlation-id"
+TRACEPARENT = b"traceparent"
 OTHER = "other"
 """The route of what has none: a path that somebody made up must not become a name in logs and metrics."""
 _SAFE = re.compile(rb"[A-Za-z0-9_-]{8,64}")
@@ -39,14 +41,15 @@ class Asked:
 
     __slots__ = (
         *("authorization", "correlation", "ending", "given", "headers", "idempotency", "input_tokens"),
-        *("method", "output_tokens", "principal", "route", "started", "status", "stopping", "task"),
+        *("method", "output_tokens", "place", "principal", "route", "started", "status", "stopping", "task"),
+        "traceparent",
     )
 
     def __init__(self, scope: Scope) -> None:
         self.method: str = scope["method"]
         self.route = OTHER
         self.authorization = self.idempotency = ""
-        self.given = b""
+        self.given = self.traceparent = b""
         for name, value in scope["headers"]:
             if name == b"authorization":
                 self.authorization = value.decode("latin-1")
@@ -54,11 +57,15 @@ class Asked:
                 self.given = value
             elif name == b"idempotency-key":
                 self.idempotency = value.decode("latin-1")
+            elif name == TRACEPARENT:
+                self.traceparent = value
         # Somebody else's id is taken over where it can do no harm in a log, an entry or a header.
         kept = _SAFE.fullmatch(self.given)
         self.correlation = self.given.decode() if kept else fresh_id()
         self.headers: list[tuple[bytes, bytes]] = [(CORRELATION, self.correlation.encode())]
         self.principal: Principal | None = None
+        self.place: Place | None = None
+        """Where it stands in a trace, if it is traced."""
         self.status = 0
         self.started = time.perf_counter()
         self.input_tokens = self.output_tokens = 0
@@ -89,5 +96,6 @@ async def proved(scope: Scope, callers: Callers) -> Principal:
     request = asked(scope)
     if request.principal is None:
         principal = await callers.principal(request.authorization)
-        request.principal = principal.under(request.correlation)
+        place = request.place
+        request.principal = principal.under(request.correlation, UNTRACED if place is None else place.within)
     return request.principal

@@ -14,6 +14,7 @@ import msgspec
 
 from aibox.errors import AIBoxError, LimitError, UpstreamError
 from aibox.inference.accounts import Call
+from aibox.outbound.traces import Traces
 from aibox.policy.policy import Policy
 from aibox.server.asked import KEY, App, Asked, Message, Receive, Scope, Send, proved
 from aibox.server.auth import Callers
@@ -36,7 +37,8 @@ _STREAM = b"text/event-stream"
 class Gate:
     """Around an application. `log` None says nothing. `rates` holds what `rules`, the policy of a tenant, says.
 
-    `on_end` hears of each request that is over; `once` does what has an `Idempotency-Key`.
+    `on_end` hears of each request that is over; `once` does what has an `Idempotency-Key`; `traces` says which requests
+    are traced, and is told of those when they are over.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Gate:
         rules: Callable[[str], Policy] | None = None,
         once: Once | None = None,
         on_end: Callable[[Asked], None] | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._inner = inner
         self._callers = callers
@@ -59,6 +62,7 @@ class Gate:
         self._rules = rules
         self._once = once
         self._on_end = on_end
+        self._traces = traces
         self._live: set[Asked] = set()
         self._running: Counter[str] = Counter()
         # By tenant and id: who uses an id twice at a time confuses their own lines, and nobody else's.
@@ -71,6 +75,8 @@ class Gate:
             return
         scope[KEY] = request = Asked(scope)
         request.task = asyncio.current_task()
+        if self._traces is not None:
+            request.place = self._traces.begin(request.traceparent, request.correlation)
         tell = _tells(request, send)
         self._live.add(request)
         try:
@@ -196,6 +202,16 @@ class Gate:
             request.route = route.path
         if self._on_end is not None:
             self._on_end(request)
+        if self._traces is not None and request.place is not None and request.principal is not None:
+            self._traces.request(
+                request.place,
+                tenant=request.tenant,
+                correlation=request.correlation,
+                route=request.route,
+                method=request.method,
+                status=request.status or 499,
+                took_s=request.took_s,
+            )
         if self._log is None:
             return
         self._log.put(

@@ -73,10 +73,16 @@ _FAMILIES = (
 
 
 class Metrics:
-    """Counts requests and model calls. `gauges` are asked when somebody looks."""
+    """Counts requests and model calls. `gauges` are asked when somebody looks, and so are `counts`, by outcome."""
 
-    def __init__(self, gauges: Mapping[str, tuple[str, Callable[[], float]]] | None = None) -> None:
+    def __init__(
+        self,
+        gauges: Mapping[str, tuple[str, Callable[[], float]]] | None = None,
+        *,
+        counts: Mapping[str, tuple[str, Callable[[], Mapping[str, float]]]] | None = None,
+    ) -> None:
         self._gauges = gauges or {}
+        self._counts = counts or {}
         made = [_Family(*row) for row in _FAMILIES]
         self._families = made
         self._requests, self._seconds, self._calls, self._tokens, self._usd, self._first = made
@@ -103,7 +109,12 @@ class Metrics:
             f"# HELP {name} {about}\n# TYPE {name} gauge\n{name} {value():.12g}\n"
             for name, (about, value) in self._gauges.items()
         )
-        return "".join([*(family.lines() for family in self._families), *gauges])
+        return "".join([*(family.lines() for family in self._families), *map(self._counted, self._counts), *gauges])
+
+    def _counted(self, name: str) -> str:
+        about, counts = self._counts[name]
+        rows = (f'{name}{{outcome="{outcome}"}} {value:.12g}\n' for outcome, value in sorted(counts().items()))
+        return f"# HELP {name} {about}\n# TYPE {name} counter\n" + "".join(rows)
 
     def _tenant(self, name: str) -> str:
         if name not in self._tenants:
