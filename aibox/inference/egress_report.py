@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class Flow:
-    """All attempts of one tenant to reach one model with one label under one policy."""
+    """All attempts of one tenant to reach one model with one label under one policy; of what is no model call, a host."""
 
     tenant: str
     model: str
@@ -62,14 +62,14 @@ def flows(attempts: Iterable[Attempt]) -> list[Flow]:
         if attempt.kind == "egress.returned":
             flow = by_entry.get((attempt.tenant, detail["allowed"]))
             if flow is not None:
-                flow.returned_bytes += detail["bytes"]
-                flow.tokens += detail["input_tokens"] + detail["output_tokens"]
-                flow.cost_usd += Decimal(detail["cost_usd"] or 0)
+                flow.returned_bytes += detail.get("bytes", 0)
+                flow.tokens += detail.get("input_tokens", 0) + detail.get("output_tokens", 0)
+                flow.cost_usd += Decimal(detail.get("cost_usd") or 0)
             continue
         if attempt.kind not in ("egress.allowed", "egress.denied"):
             continue
         key = (
-            attempt.tenant, detail["model"], detail["host"], detail["label"], detail["policy"],
+            attempt.tenant, detail.get("model", ""), detail["host"], detail["label"], detail["policy"],
             bool(detail.get("pseudonymised")),
         )  # fmt: skip
         flow = found.setdefault(key, Flow(*key, first_us=attempt.ts_us))

@@ -11,6 +11,7 @@ import aibox
 from aibox.chat import ModelInfo, Price
 from aibox.cli.app import run as main
 from aibox.errors import EgressError
+from aibox.inference.egress_report import Attempt, flows
 from aibox.inference.router import Router
 from aibox.policy.egress import EgressRules
 from aibox.policy.policy import Policy
@@ -68,3 +69,17 @@ async def test_no_report_is_made_from_evidence_that_does_not_hold(
         Path(f"{path}{side}").unlink(missing_ok=True)
     assert main(["egress", "report", str(path)]) == 1
     assert "does not hold" in capsys.readouterr().out
+
+
+def test_a_passage_that_is_no_model_call_is_a_line_of_the_report() -> None:
+    """What a tool, a trace or a webhook sent out has a host and no model; it is counted like any other."""
+    detail = {"host": "dify.example.org", "label": "public", "policy": "p", "bytes": 7, "passage": "x"}
+    refused = {**detail, "reason": "shut"}
+    (flow,) = flows(
+        [
+            Attempt("acme", 0, 1, "egress.allowed", detail),
+            Attempt("acme", 1, 2, "egress.returned", {"allowed": 0, "outcome": "delivered"}),
+            Attempt("acme", 2, 3, "egress.denied", refused),
+        ]
+    )
+    assert (flow.host, flow.model, flow.allowed, flow.denied, flow.sent_bytes) == ("dify.example.org", "", 1, 1, 7)
