@@ -13,12 +13,12 @@ import hashlib
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from aibox.agents.http import Http, whole
+from aibox.agents.http import Http, Passing, whole
 from aibox.errors import AIBoxError, LimitError, StoreError, UpstreamError
 from aibox.inference.accounts import Call
 from aibox.inference.addresses import is_inside
@@ -259,19 +259,19 @@ class Traces:
             return -1
         return float(after) if after.isdecimal() else BACKOFF_S * 2 ** (attempt - 1)
 
-    def _recorded(self, batch: Sequence[Span], data: bytes, attempt: int) -> Callable[[str], Awaitable[None]]:
+    def _recorded(self, batch: Sequence[Span], data: bytes, attempt: int) -> Passing:
         """The door, asked when the connection is about to be made: one entry a tenant, durable before anything goes."""
         tenants = Counter(span.tenant for span in batch)
 
-        async def passing(host: str) -> None:
-            if not self.external:
-                return
-            for tenant, spans in tenants.items():
-                detail = {**self._detail(tenant, host), "bytes": len(data), "spans": spans}
+        async def passing(host: str) -> str:
+            passage = uuid.uuid4().hex
+            for tenant, spans in tenants.items() if self.external else ():
+                detail = {"passage": passage, **self._detail(tenant, host), "bytes": len(data), "spans": spans}
                 detail["sha256"] = hashlib.sha256(data).hexdigest()
                 if attempt > 1:
                     detail["attempt"] = f"attempt {attempt}"
                 await self._recorder.append("egress.allowed", scope=Scope(tenant=tenant, user=SYSTEM), detail=detail)
+            return passage
 
         return passing
 
