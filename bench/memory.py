@@ -16,7 +16,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from memory_quality import life, quality
+from memory_dialogues import dialogues
+from memory_quality import quality
 from report import Report, arguments, p
 from seeded import DIMENSIONS, Seeded, matrix, vector
 
@@ -328,7 +329,8 @@ async def main() -> None:
             await worst(report, 20_000, folder)
         await peers(report, 20, folder)
         await ingestion(report, 20 if options.quick else 400, folder)
-        await life(report, folder)
+        whole = {"conversations": 1, "share": 0.5} if options.quick else {"conversations": 10, "share": 1.0}
+        await dialogues(report, folder, **whole)
         await erasure(report, folder)
         await quality(report, 200 if options.quick else 10_000)
     report.show(as_json=options.json)

@@ -1,4 +1,4 @@
-"""The quality of what memory finds: on public texts, and in a conversation over months that this script makes.
+"""The quality of what memory finds of public texts; for conversations see memory_dialogues.py.
 
 The texts are docstrings of Python's own library (PSF licence): each question is the summary that was cut out of a text,
 and asks for that text. `memory.py` runs this.
@@ -10,12 +10,10 @@ import hashlib
 import importlib
 import inspect
 import math
-import random
 import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from report import Report
@@ -112,39 +110,3 @@ def rankings(store: Any, asked: str, near: Sequence[float], reader: Reader) -> d
 
     fused = list(dict.fromkeys(hit.record.name for hit in both))
     return {"vectors": names(by_vector), "words (BM25)": names([n for n, _ in by_words]), "both": fused}
-
-
-PEOPLE = ("Eva", "Tom", "Ann", "Kim", "Leo", "Mia", "Ben", "Zoe", "Ida", "Max")
-SLOTS = {
-    "My job is {}": ("nurse", "pilot", "baker", "judge"),
-    "My address is {}": ("Elm Road 4", "Oak Street 9", "Mill Lane 2", "Bay Avenue 7"),
-    "My manager is {}": ("Mrs Hall", "Mr Berg", "Ms Ortiz", "Dr Klein"),
-    "My favourite colour is {}": ("green", "blue", "red", "black"),
-    "My birthday is {}": ("3 March", "9 June", "21 July", "30 May"),
-    "My time zone is {}": ("CET", "EST", "JST", "UTC"),
-}
-
-
-async def life(report: Report, folder: Path) -> None:
-    """A conversation over months, made by this script: facts told, contradicted, deleted, asked for."""
-    draw = random.Random(11)
-    right = resolved = leaked = asked = contradicted = deleted = 0
-    async with Memory(folder / "life") as memory:
-        for name in PEOPLE:
-            scope = Scope(tenant="life", user=name.lower())
-            for slot, values in SLOTS.items():
-                old, new = draw.sample(values, 2)
-                await memory.learn(f"{slot.format(old)}.", scope=scope)
-                await memory.learn(f"By the way, {slot[0].lower()}{slot[1:].format(new)}.", scope=scope)
-                texts = [hit.record.text for hit in await memory.recall(f"What is {slot[:-3].lower()}?", scope=scope)]
-                asked += 1
-                contradicted += 1
-                right += bool(texts) and new in texts[0]
-                resolved += not any(old in text for text in texts)
-            gone = draw.choice(await memory.list(scope=scope))
-            await memory.forget(scope=scope, ids=[gone.id])
-            deleted += 1
-            leaked += any(gone.text == hit.record.text for hit in await memory.recall(gone.text, scope=scope))
-    report.row("told facts found first", f"{right} of {asked}", "rules learn, no model; a set made by this script")
-    report.row("deleted facts found", f"{leaked} of {deleted}", "")
-    report.goal("memory.contradictions_resolved", resolved / contradicted, unit="of 1", against=f"{contradicted} facts")
