@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class Flow:
-    """All attempts of one tenant to reach one model with one label under one policy; of what is no model call, a host."""
+    """All attempts of one tenant to reach one model with one label under one policy, or a host that is no model."""
 
     tenant: str
     model: str
