@@ -22,7 +22,7 @@ from aibox.audit.keys import Keyring
 from aibox.audit.ledger import Ledger
 from aibox.audit.receipt import Receipt, ReceiptEntry
 from aibox.audit.receipts import entry_of, receipt_of
-from aibox.audit.record import Row
+from aibox.audit.record import Row, make_parts
 from aibox.audit.report import Report
 from aibox.audit.retention import Retentions, Sweeper, by_age, by_policy, prune
 from aibox.audit.sequencer import Call, Job, Sequencer, refuse_when_full
@@ -195,7 +195,7 @@ class AuditChain:
 
     async def flush(self) -> None:
         """Everything noted so far is durable when it returns. Raises StoreError when it could not be."""
-        await self._wait(Job("", Scope.local(), "", {}))
+        await self._wait(Job("", Scope.local(), ""))
 
     async def verify(self, tenant: str | None = None) -> Report:
         """Hold the whole log, or a tenant's, against itself, its keys and its mark. Raises IntegrityError."""
@@ -237,8 +237,7 @@ class AuditChain:
         sequencer = self._ready()
         while sequencer.full:  # noqa: ASYNC110 - another thread empties it
             await asyncio.sleep(0.01)
-        job.loop = asyncio.get_running_loop()
-        job.waiter = job.loop.create_future()
+        job.waiter = asyncio.get_running_loop().create_future()
         sequencer.put(job)
         # A caller who leaves does not take back what was put in order: the writer never looks at the future.
         return await job.waiter
@@ -255,9 +254,7 @@ class AuditChain:
 def _ending(kind: str, scope: Scope, turn: str, detail: Mapping[str, Any], *, proofs: bool) -> Job:
     if kind not in _ENDS:
         raise ConfigError(f"a turn ends with one of {', '.join(_ENDS)}, not with {kind}")
-    job = _job(kind, scope, turn, detail)
-    job.seal, job.proofs = True, proofs
-    return job
+    return Job(kind, scope, turn, ending=dict(_correlated(detail, scope)), proofs=proofs)
 
 
 def _job(kind: str, scope: Scope, turn: str, detail: Mapping[str, Any]) -> Job:
@@ -266,9 +263,13 @@ def _job(kind: str, scope: Scope, turn: str, detail: Mapping[str, Any]) -> Job:
             raise ConfigError(f"not a kind of entry: {kind!r}", hint="lower case words with dots, such as tool.called")
         if kind in kinds.OPERATOR:
             raise ConfigError(f"{kind} is written by the chain alone", hint="rotate, erase, hold, prune or restore")
+    # Here and not in the writer: whoever made a mistake hears of it at once, and what is changed later stays as it was.
+    return Job(kind, scope, turn, make_parts(kind, scope=scope, turn=turn, detail=_correlated(detail, scope)))
+
+
+def _correlated(detail: Mapping[str, Any], scope: Scope) -> Mapping[str, Any]:
     # Sealed with the person's part: a caller chooses it, and it ends with them.
-    named = {"correlation": scope.correlation} if scope.correlation else {}
-    return Job(kind, scope, turn, {**detail, **named})
+    return {**detail, "correlation": scope.correlation} if scope.correlation else detail
 
 
 def _page(ledger: Ledger, tenant: str, start: int) -> list[ReceiptEntry]:

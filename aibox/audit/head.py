@@ -8,7 +8,8 @@ from typing import Any
 
 from aibox.audit.epochs import EpochKey
 from aibox.audit.merkle import Frontier
-from aibox.audit.record import Row
+from aibox.audit.record import Mac, Row, tagger
+from aibox.audit.sealed import Subject
 from aibox.audit.store import Act, LogName, Node
 
 
@@ -25,8 +26,7 @@ class Head:
     frontier: Frontier = field(default_factory=Frontier)
     epoch_first: int = 0
     epoch_since_us: int = 0
-    tags: Any = field(default_factory=hashlib.sha256)
-    subjects: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
+    subjects: dict[str, Subject] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     turns: list[tuple[str, int]] = field(default_factory=list)
@@ -36,6 +36,16 @@ class Head:
     pointed_s: float = 0.0
     note: str = ""
     moment: int = 0
+    tags: Any = field(init=False)
+    tagger: Mac = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begin_epoch(self.key, self.epoch_first)
+
+    def begin_epoch(self, key: EpochKey, first: int) -> None:
+        """From entry `first` on, tags are made under `key`."""
+        self.key, self.epoch_first, self.tags = key, first, hashlib.sha256()
+        self.tagger = tagger(key.key)
 
     @property
     def log(self) -> bytes:

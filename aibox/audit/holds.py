@@ -38,7 +38,7 @@ def hold(ledger: Ledger, scope: Scope, subject: str | None, *, reason: str) -> E
     who, found = "", ""
     if subject is not None:
         who = ledger.who(head, subject).hex()
-        found = ledger.subject(head, subject)[0].hex()
+        found = ledger.subject(head, subject).id.hex()
     detail = {"who": who, "subject": found, "reason": reason, "by": scope.user}
     return ledger.add(kinds.HELD, scope=Scope(tenant=scope.tenant, user=OPERATOR), turn="", detail=detail)
 

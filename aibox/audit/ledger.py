@@ -26,6 +26,7 @@ from aibox.audit.record import (
     KEY,
     SEALED,
     Header,
+    Parts,
     Row,
     body_commit,
     genesis_prev,
@@ -33,9 +34,9 @@ from aibox.audit.record import (
     log_id,
     make_parts,
     pack_header,
-    tag,
 )
 from aibox.audit.rotation import rotated_to
+from aibox.audit.sealed import Subject
 from aibox.audit.signer import public_key, sign
 from aibox.audit.store import NODE_LEVELS, Act, LogName, Node, Store
 from aibox.audit.tree import StoredTree
@@ -43,7 +44,9 @@ from aibox.errors import ConfigError, IntegrityError
 from aibox.types import Entry, Scope
 
 CHECKPOINT_S = 1.0
+EPOCH_US = round(EPOCH_S * 1e6)
 MAX_HEADS = 10_000
+MAX_SUBJECTS = 10_000
 OPERATOR = "operator"
 
 
@@ -277,22 +280,24 @@ class Ledger:
 
     def add(self, kind: str, *, scope: Scope, turn: str, detail: Mapping[str, Any], flags: int = 0) -> Entry:
         """Raises ConfigError for a detail that cannot be recorded; then nothing has changed."""
-        parts = make_parts(kind, scope=scope, turn=turn, detail=detail)
+        entry = self.add_made(kind, make_parts(kind, scope=scope, turn=turn, detail=detail), scope=scope, flags=flags)
+        if kind in kinds.OPERATOR:
+            acts = self.head(scope.tenant).acts
+            acts.append(Act(entry.seq, kind, detail.get("first", 0), detail.get("last", -1)))
+        return entry
+
+    def add_made(self, kind: str, parts: Parts, *, scope: Scope, flags: int = 0) -> Entry:
+        """Of a body that was made before; not for an operator's act."""
         head = self.head(scope.tenant)
         now_us = time.time_ns() // 1000
-        if head.size > head.epoch_first and (
-            head.size - head.epoch_first >= EPOCH_ENTRIES or now_us - head.epoch_since_us >= EPOCH_S * 1e6
-        ):
+        since = head.frontier.size - head.epoch_first
+        if since and (since >= EPOCH_ENTRIES or now_us - head.epoch_since_us >= EPOCH_US):
             self.ratchet(head)
-        hidden = b""
-        if parts.private:
-            subject, key = head.subjects.get(scope.user) or self.subject(head, scope.user)
-            hidden = sealed.seal(subject, key, parts.private)
-            flags |= SEALED
-        entry = self._put(head, parts.open, hidden, flags, kind)
-        if kind in kinds.OPERATOR:
-            head.acts.append(Act(entry.seq, kind, detail.get("first", 0), detail.get("last", -1)))
-        return entry
+        head.ts_us = max(head.ts_us, now_us)
+        if not parts.private:
+            return self._put(head, parts.open, b"", flags, kind)
+        subject = head.subjects.get(scope.user) or self.subject(head, scope.user)
+        return self._put(head, parts.open, subject.seal(parts.private), flags | SEALED, kind)
 
     def ratchet(
         self, head: Head, kind: str = kinds.RATCHETED, detail: Mapping[str, Any] | None = None, *, turn: str = ""
@@ -306,6 +311,7 @@ class Ledger:
         }
         scope = Scope(tenant=head.name.tenant, user=OPERATOR)
         parts = make_parts(kind, scope=scope, turn=turn, detail=committed)
+        head.ts_us = max(head.ts_us, time.time_ns() // 1000)
         entry = self._put(head, parts.open, b"", KEY, kind)
         head.acts.append(Act(entry.seq, kind))
         self._ratchet_key(head, head.key.epoch + 1)
@@ -316,18 +322,17 @@ class Ledger:
         key = head.key.at(head.log, epoch)
         if key is None:
             raise IntegrityError(f"the log of {head.name.tenant} went back to epoch {epoch}", hint=_RESTORE)
-        head.key, head.epoch_first, head.tags = key, head.size, hashlib.sha256()
+        head.begin_epoch(key, head.size)
 
     def _put(self, head: Head, shown: bytes, hidden: bytes, flags: int, kind: str) -> Entry:
-        head.ts_us = ts_us = max(head.ts_us, time.time_ns() // 1000)
-        log, seq = head.name.log, head.frontier.size
+        log, seq, ts_us = head.name.log, head.frontier.size, head.ts_us
         if seq == 0:
             flags |= GENESIS
         if seq == head.epoch_first:
             head.epoch_since_us = ts_us
         header = pack_header(flags, head.key.epoch, seq, ts_us, log, head.prev, body_commit(shown, hidden))
         leaf = leaf_hash(header)
-        tagged = tag(head.key.key, leaf)
+        tagged = head.tagger.of(leaf)
         head.rows.append(Row(seq, header, shown, hidden, tagged))
         head.tags.update(tagged)
         for level, index, value in head.frontier.add(leaf):
@@ -342,29 +347,35 @@ class Ledger:
         """What stands for a name in the table of people's keys."""
         return hmac.digest(head.kek, b"who\x00" + user.encode(), "sha256")
 
-    def subject(self, head: Head, user: str, *, make: bool = True) -> tuple[bytes, bytes]:
-        """(id, key) of a person in this log, made when it is first needed."""
+    def subject(self, head: Head, user: str) -> Subject:
+        """A person in this log, drawn when they are first needed."""
+        subject = self.known_subject(head, user)
+        if subject is None:
+            subject = Subject.new()
+            wrapped = sealed.wrap(head.kek, subject.id, subject.key)
+            self.store.add_subject(head.log, self.who(head, user), subject.id, wrapped)
+        while len(head.subjects) >= MAX_SUBJECTS:
+            head.subjects.pop(next(iter(head.subjects)))
+        head.subjects[user] = subject
+        return subject
+
+    def known_subject(self, head: Head, user: str) -> Subject | None:
+        """None for somebody of whom nothing was recorded, or who was erased."""
         found = self.store.subject(head.log, self.who(head, user))
-        if found is not None:
-            pair = found[0], sealed.unwrap(head.kek, *found)
-        elif make:
-            pair = sealed.new_subject()
-            self.store.add_subject(head.log, self.who(head, user), pair[0], sealed.wrap(head.kek, *pair))
-        else:
-            return b"", b""
-        head.subjects[user] = pair
-        return pair
+        return Subject.of(found[0], sealed.unwrap(head.kek, *found)) if found else None
 
     def entry_key(self, head: Head, hidden: bytes) -> bytes:
         """The key of one sealed part; empty where the person's key is gone."""
         if not hidden:
             return b""
         subject = sealed.subject_of(hidden)
-        for known, key in head.subjects.values():
-            if known == subject:
-                return sealed.entry_key(hidden, key)
+        for known in head.subjects.values():
+            if known.id == subject:
+                return known.entry_key(hidden)
         wrapped = self.store.subject_key(head.log, subject)
-        return sealed.entry_key(hidden, sealed.unwrap(head.kek, subject, wrapped)) if wrapped else b""
+        if not wrapped:
+            return b""
+        return Subject.of(subject, sealed.unwrap(head.kek, subject, wrapped)).entry_key(hidden)
 
 
 _RESTORE = "if a backup was restored on purpose: aibox audit restore --reason ...; another store needs keys of its own"

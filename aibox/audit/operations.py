@@ -101,15 +101,15 @@ def erase(ledger: Ledger, scope: Scope, subject: str, *, reason: str, stores: Ma
     with ledger.transaction():
         may_erase(ledger, scope.tenant, subject)
         head = ledger.head(scope.tenant)
-        found, _ = ledger.subject(head, subject, make=False)
-        ids = [found.hex()] if found else []
+        found = ledger.known_subject(head, subject)
+        ids = [found.id.hex()] if found else []
         detail = {"subjects": ids, "reason": reason, "stores": dict(stores), "by": scope.user, "entries": []}
         entry = ledger.add(kinds.ERASED, scope=_operator(scope), turn=turn, detail=detail, flags=TOMBSTONE | TERMINAL)
         head.turns.append((turn, entry.seq))
         ledger.flush()
         if found:
-            ledger.mark.add_erased(head.log, found)
-            ledger.store.drop_subject(head.log, found)
+            ledger.mark.add_erased(head.log, found.id)
+            ledger.store.drop_subject(head.log, found.id)
             head.subjects.pop(subject, None)
         note = head.note if head.pointed_size == head.size and head.note else ledger.checkpoint(head)
         certificate = make_receipt(ledger, head, turn, [entry.seq], (head.size, note))

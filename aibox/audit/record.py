@@ -115,6 +115,28 @@ def keyed(key: bytes, message: bytes) -> bytes:
     return hashlib.sha256(block.translate(_OUTER) + inner).digest()
 
 
+class Mac:
+    """HMAC-SHA256 as `keyed`, under one key for many messages that begin alike: what is the same is hashed once."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes, start: bytes = b"") -> None:
+        block = key.ljust(64, b"\x00")
+        self._inner = hashlib.sha256(block.translate(_INNER) + start)
+        self._outer = hashlib.sha256(block.translate(_OUTER))
+
+    def of(self, message: bytes) -> bytes:
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(message)
+        outer.update(inner.digest())
+        return outer.digest()
+
+
+def tagger(key: bytes) -> Mac:
+    """`tagger(key).of(leaf)` is `tag(key, leaf)`."""
+    return Mac(key, b"aibox/tag/v1\x00")
+
+
 def tag(key: bytes, leaf: bytes) -> bytes:
     """HMAC-SHA256 under the epoch's key; stored beside the leaf and not in it."""
     return keyed(key, b"aibox/tag/v1\x00" + leaf)
@@ -212,8 +234,18 @@ def pruned_by(detail: Mapping[str, Any]) -> list[int]:
     return seqs
 
 
+_drawn: list[bytes] = []
+os.register_at_fork(after_in_child=_drawn.clear)
+
+
 def _uuid7() -> str:
     """RFC 9562 sec. 5.7: sortable by time, unique by 74 random bits."""
-    drawn = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10))
-    text = (drawn & ~0xF000C000000000000000 | 0x70008000000000000000).to_bytes(16).hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    try:
+        drawn = _drawn.pop()
+    except IndexError:
+        # Many at once: asking the system lets other threads go first, which splits what would be written together.
+        many = os.urandom(10 * 256)
+        _drawn.extend(many[n : n + 10] for n in range(10, len(many), 10))
+        drawn = many[:10]
+    ms, rest = f"{time.time_ns() // 1_000_000:012x}", drawn.hex()
+    return f"{ms[:8]}-{ms[8:]}-7{rest[:3]}-{'89ab'[drawn[-1] & 3]}{rest[3:6]}-{rest[6:18]}"

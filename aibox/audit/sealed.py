@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from aibox.audit.record import keyed
+from aibox.audit.record import Mac
 
 ID_BYTES = 16
 SALT_BYTES = 16
@@ -26,25 +27,34 @@ KEY_BYTES = 32
 _NONCE = bytes(12)
 
 
-def new_subject() -> tuple[bytes, bytes]:
-    """A random id and key of a person in a tenant's log."""
-    drawn = os.urandom(ID_BYTES + KEY_BYTES)
-    return drawn[:ID_BYTES], drawn[ID_BYTES:]
+class Subject(NamedTuple):
+    """A person in a tenant's log: a random id, a random key, and what derives the keys of their entries from it."""
 
+    id: bytes
+    key: bytes
+    mac: Mac
 
-def seal(subject: bytes, key: bytes, private: bytes) -> bytes:
-    salt = os.urandom(SALT_BYTES)
-    entry_key = keyed(key, b"aibox/entry/v1\x00" + salt)
-    return subject + salt + _commitment(entry_key) + AESGCM(entry_key).encrypt(_NONCE, private, None)
+    @classmethod
+    def of(cls, subject: bytes, key: bytes) -> Subject:
+        return cls(subject, key, Mac(key, b"aibox/entry/v1\x00"))
+
+    @classmethod
+    def new(cls) -> Subject:
+        drawn = os.urandom(ID_BYTES + KEY_BYTES)
+        return cls.of(drawn[:ID_BYTES], drawn[ID_BYTES:])
+
+    def seal(self, private: bytes) -> bytes:
+        salt = os.urandom(SALT_BYTES)
+        key = self.mac.of(salt)
+        return b"".join((self.id, salt, _commitment(key), AESGCM(key).encrypt(_NONCE, private, None)))
+
+    def entry_key(self, sealed: bytes) -> bytes:
+        """The key of one entry of theirs alone."""
+        return self.mac.of(sealed[ID_BYTES : ID_BYTES + SALT_BYTES])
 
 
 def subject_of(sealed: bytes) -> bytes:
     return sealed[:ID_BYTES]
-
-
-def entry_key(sealed: bytes, key: bytes) -> bytes:
-    """The key of this entry alone, by the person's."""
-    return keyed(key, b"aibox/entry/v1\x00" + sealed[ID_BYTES : ID_BYTES + SALT_BYTES])
 
 
 def unseal(sealed: bytes, key: bytes) -> bytes:

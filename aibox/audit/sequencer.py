@@ -9,8 +9,9 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,11 @@ from aibox.audit import orphans
 from aibox.audit.ledger import Ledger
 from aibox.audit.receipt import Receipt
 from aibox.audit.receipts import make_receipt
-from aibox.audit.record import TERMINAL
+from aibox.audit.record import TERMINAL, Parts
 from aibox.audit.retention import Sweeper
 from aibox.audit.store import Conflict
 from aibox.errors import AIBoxError, ConfigError, IntegrityError, LimitError, StoreError
-from aibox.types import Scope
+from aibox.types import Entry, Scope
 
 BATCH = 1024
 LINGER_S = 0.05
@@ -34,16 +35,19 @@ TRIES = 20
 
 @dataclass(slots=True)
 class Job:
-    """What somebody wants written. `waiter` None: nobody waits. A seal ends its turn, with `proofs` for a receipt."""
+    """What somebody wants written: a body that was made where it came from; neither body nor end: all before it.
+
+    `waiter` None: nobody waits. An `ending` is the detail of a turn's last entry, whose body lists the others, and
+    `proofs` asks for a receipt.
+    """
 
     kind: str
     scope: Scope
     turn: str
-    detail: dict[str, Any]
-    seal: bool = False
+    parts: Parts | None = None
+    ending: Mapping[str, Any] | None = None
     proofs: bool = True
     waiter: asyncio.Future[Any] | None = None
-    loop: asyncio.AbstractEventLoop | None = None
 
 
 @dataclass(slots=True)
@@ -71,7 +75,10 @@ class Sequencer:
         self._ledger = ledger
         self._sweeper = sweeper
         self._queue: deque[Job | Call | None] = deque()
-        self._wake = threading.Event()
+        # Locked: nobody has rung since the last look. A lock costs half of what an event does, twice for each commit.
+        self._bell = threading.Lock()
+        self._bell.acquire()
+        self._taken: list[Job | Call | None] = []
         self._naps = False
         self._busy = False
         self._turns: OrderedDict[tuple[str, str], list[list[Any]]] = OrderedDict()
@@ -90,8 +97,9 @@ class Sequencer:
         self._queue.append(job)
         # Behind the append: a thread that stops napping looks at the queue once more.
         noted = isinstance(job, Job) and job.waiter is None
-        if not (noted and self._naps) and not self._wake.is_set():
-            self._wake.set()
+        if not (noted and self._naps) and self._bell.locked():
+            with suppress(RuntimeError):  # somebody else has rung between the look and the release
+                self._bell.release()
         if self._dead is not None:
             self._turn_away(self._dead)
 
@@ -102,6 +110,7 @@ class Sequencer:
             # A bug of ours. Whoever waits must hear of it, and nobody may go on without evidence.
             message = f"the writer of the evidence has stopped: {type(error).__name__}: {error}"
             self.failed = self._dead = StoreError(message, hint="open the log again; what was acknowledged is there")
+            self._queue.extendleft(reversed(self._taken))
             self._turn_away(self._dead)
             raise
 
@@ -113,13 +122,15 @@ class Sequencer:
             except IndexError:
                 return
             if isinstance(job, Call):
-                job.done.set_exception(error)
+                if not job.done.done():
+                    job.done.set_exception(error)
             elif job is not None:
                 self._refuse([job], error)
 
     def _run(self) -> None:
         while True:
             batch, call, last = self._take()
+            self._taken = [*batch, call]
             if batch:
                 self._write(batch)
             if call is not None:
@@ -149,13 +160,13 @@ class Sequencer:
                     break
                 # While there is work what is noted wakes nobody: it is found when a nap is over.
                 self._naps = bool(batch) or self._busy
-                self._wake.clear()
-                if self._queue:  # something came between the look and the clearing
+                self._bell.acquire(blocking=False)
+                if self._queue:  # something came between the look and the taking
                     continue
                 until = deadline if batch else quiet_until
                 left_s = until - time.monotonic()
-                nap_s = min(left_s, LINGER_S) if self._naps else left_s
-                if not self._wake.wait(max(0.0, nap_s)) and time.monotonic() >= until and not self._queue:
+                nap_s = max(0.0, min(left_s, LINGER_S) if self._naps else left_s)
+                if not self._bell.acquire(timeout=nap_s) and time.monotonic() >= until and not self._queue:
                     self._busy = bool(batch)
                     break
                 continue
@@ -190,9 +201,9 @@ class Sequencer:
                 raise
             self.failed = None
             for job in batch:
-                if job.seal:
+                if job.ending is not None:
                     self._turns.pop((job.scope.tenant, job.turn), None)
-            _tell([(job, value) for job, value in zip(batch, values, strict=True) if job.waiter is not None])
+            _tell(batch, values)
             return
         self._refuse(batch, StoreError("others write this log without a pause", retryable=True))
 
@@ -213,39 +224,41 @@ class Sequencer:
                 self.failed = failure
                 if job.turn:
                     self._broken.add((job.scope.tenant, job.turn))
-        _tell([(job, failure) for job in batch if job.waiter is not None])
+        _tell(batch, [failure] * len(batch))
 
     def _apply(self, job: Job) -> Any:
-        if not job.kind:
-            return None
-        key = (job.scope.tenant, job.turn)
-        if job.seal and key in self._broken:
-            return StoreError(f"an entry of turn {job.turn} could not be written; it cannot be sealed as a whole")
-        detail = job.detail
         try:
-            if job.seal:
-                head = self._ledger.head(job.scope.tenant)
-                if self._ledger.store.turn(head.log, job.turn) is not None or any(
-                    turn == job.turn for turn, _ in head.turns
-                ):
-                    return ConfigError(f"the turn {job.turn} has been sealed already")
-                detail = {**detail, "entries": [listed[:2] for listed in self._turns.get(key, [])]}
-            entry = self._ledger.add(
-                job.kind, scope=job.scope, turn=job.turn, detail=detail, flags=TERMINAL if job.seal else 0
-            )
+            if job.parts is not None:
+                entry = self._ledger.add_made(job.kind, job.parts, scope=job.scope)
+                if job.turn:
+                    self._list(job, entry)
+                return entry
+            return self._end(job, job.ending) if job.ending is not None else None
         except ConfigError as error:
             if job.waiter is None:
                 raise
             return error
-        if job.turn:
-            self._turns.setdefault(key, []).append([entry.seq, entry.leaf.hex(), job, entry.ts_us])
-            while len(self._turns) > OPEN_TURNS:
-                self._broken.add(self._turns.popitem(last=False)[0])
-        if job.seal:
-            self._ledger.head(job.scope.tenant).turns.append((job.turn, entry.seq))
-        if job.seal and job.proofs:
-            return _Sealed(job.scope.tenant, job.turn, [listed[0] for listed in self._turns[key]])
-        return entry
+
+    def _list(self, job: Job, entry: Entry) -> None:
+        key = (job.scope.tenant, job.turn)
+        self._turns.setdefault(key, []).append([entry.seq, entry.leaf.hex(), job, entry.ts_us])
+        while len(self._turns) > OPEN_TURNS:
+            self._broken.add(self._turns.popitem(last=False)[0])
+
+    def _end(self, job: Job, ending: Mapping[str, Any]) -> Any:
+        key = (job.scope.tenant, job.turn)
+        if key in self._broken:
+            return StoreError(f"an entry of turn {job.turn} could not be written; it cannot be sealed as a whole")
+        head = self._ledger.head(job.scope.tenant)
+        if self._ledger.store.turn(head.log, job.turn) is not None or any(turn == job.turn for turn, _ in head.turns):
+            return ConfigError(f"the turn {job.turn} has been sealed already")
+        detail = {**ending, "entries": [listed[:2] for listed in self._turns.get(key, [])]}
+        entry = self._ledger.add(job.kind, scope=job.scope, turn=job.turn, detail=detail, flags=TERMINAL)
+        self._list(job, entry)
+        head.turns.append((job.turn, entry.seq))
+        if not job.proofs:
+            return entry
+        return _Sealed(job.scope.tenant, job.turn, [listed[0] for listed in self._turns[key]])
 
     def _receipt(self, sealed: _Sealed) -> Receipt:
         """The proofs of a turn to one checkpoint over all that this transaction holds."""
@@ -254,6 +267,8 @@ class Sequencer:
         return make_receipt(self._ledger, head, sealed.turn, sealed.seqs, (head.size, note))
 
     def _call(self, call: Call) -> None:
+        if not call.done.set_running_or_notify_cancel():
+            return
         try:
             if call.own_transaction:
                 value = call.act(self._ledger)
@@ -312,13 +327,12 @@ def refuse_when_full(sequencer: Sequencer) -> None:
         )
 
 
-def _tell(results: list[tuple[Job, Any]]) -> None:
+def _tell(batch: list[Job], values: list[Any]) -> None:
     """One call into each event loop, however many wait there."""
     loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
-    for job, value in results:
-        assert job.loop is not None
-        assert job.waiter is not None
-        loops.setdefault(job.loop, []).append((job.waiter, value))
+    for job, value in zip(batch, values, strict=True):
+        if job.waiter is not None:
+            loops.setdefault(job.waiter.get_loop(), []).append((job.waiter, value))
     for loop, waiting in loops.items():
         try:
             loop.call_soon_threadsafe(_settle, waiting)
@@ -338,6 +352,7 @@ def _settle(waiting: list[tuple[asyncio.Future[Any], Any]]) -> None:
 
 
 def _again(error: AIBoxError) -> AIBoxError:
-    if isinstance(error, StoreError):
-        return StoreError(error.message, hint=error.hint, retryable=error.retryable)
-    return type(error)(error.message, hint=error.hint)
+    # By hand: classes of errors are made from different things, and a failure here would leave the others waiting.
+    fresh = type(error).__new__(type(error), *error.args)
+    fresh.__dict__.update(error.__dict__)
+    return fresh

@@ -37,6 +37,12 @@ _PRUNES = (
 )
 
 
+_ADD = "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)"
+_TOGETHER = 32
+# Half a step of SQLite's a row, and one of Python's for all of them.
+_ADD_TOGETHER = _ADD + ", (?, ?, ?, ?, ?, ?)" * (_TOGETHER - 1)
+
+
 class SqliteStore:
     """One database file with the logs of all tenants. `read_only` opens without making or changing anything.
 
@@ -46,7 +52,8 @@ class SqliteStore:
     def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
         self.path = str(path)
         self._version = -1
-        with self._mapped():
+        self._mapped = _Mapped(self.path)
+        with self._mapped:
             if read_only:
                 self._db = _open_read_only(Path(path))
             else:
@@ -81,16 +88,9 @@ class SqliteStore:
             raise StoreError(f"{self.path} is not an audit log of this version")
 
     @contextmanager
-    def _mapped(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OverflowError) as error:
-            raise StoreError(f"the audit log {self.path}: {error}", hint=_hint(str(error))) from error
-
-    @contextmanager
     def transaction(self) -> Iterator[None]:
         """Other writers wait until it ends."""
-        with self._mapped():
+        with self._mapped:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -102,12 +102,12 @@ class SqliteStore:
                 raise
 
     def changed(self) -> bool:
-        with self._mapped():
+        with self._mapped:
             before, self._version = self._version, self._db.execute("PRAGMA data_version").fetchone()[0]
         return before != self._version
 
     def meta(self, name: str) -> str | None:
-        with self._mapped():
+        with self._mapped:
             row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return row[0] if row else None
 
@@ -115,12 +115,12 @@ class SqliteStore:
         self._db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (name, value))
 
     def logs(self) -> list[LogName]:
-        with self._mapped():
+        with self._mapped:
             rows = self._db.execute("SELECT log, tenant, origin, public_key FROM logs ORDER BY tenant").fetchall()
         return [LogName(*row) for row in rows]
 
     def log_named(self, log: bytes) -> LogName | None:
-        with self._mapped():
+        with self._mapped:
             sql = "SELECT log, tenant, origin, public_key FROM logs WHERE log = ?"
             row = self._db.execute(sql, (log,)).fetchone()
         return LogName(*row) if row else None
@@ -130,33 +130,37 @@ class SqliteStore:
 
     def head(self, log: bytes) -> Row | None:
         sql = "SELECT seq, header, open, sealed, tag FROM entries WHERE log = ? ORDER BY seq DESC LIMIT 1"
-        with self._mapped():
+        with self._mapped:
             row = self._db.execute(sql, (log,)).fetchone()
         return Row(*row) if row else None
 
     def size(self, log: bytes) -> int:
-        with self._mapped():
+        with self._mapped:
             last = self._db.execute("SELECT max(seq) FROM entries WHERE log = ?", (log,)).fetchone()[0]
         return 0 if last is None else last + 1
 
     def entries(self, log: bytes, *, start: int = 0, limit: int = -1) -> Iterator[Row]:
         sql = "SELECT seq, header, open, sealed, tag FROM entries WHERE log = ? AND seq >= ? ORDER BY seq LIMIT ?"
-        with self._mapped():
+        with self._mapped:
             for row in self._db.execute(sql, (log, start, limit)):
                 yield Row(*row)
 
     def add_entries(self, log: bytes, size: int, rows: Sequence[Row]) -> None:
         if self.size(log) != size:
             raise Conflict
-        self._db.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", [(log, *row) for row in rows])
+        whole = len(rows) - len(rows) % _TOGETHER
+        for start in range(0, whole, _TOGETHER):
+            self._db.execute(_ADD_TOGETHER, [value for row in rows[start : start + _TOGETHER] for value in (log, *row)])
+        if whole < len(rows):
+            self._db.executemany(_ADD, [(log, *row) for row in rows[whole:]])
 
     def nodes(self, log: bytes, level: int, start: int, count: int) -> list[bytes]:
         sql = "SELECT hash FROM nodes WHERE log = ? AND level = ? AND idx >= ? AND idx < ? ORDER BY idx"
-        with self._mapped():
+        with self._mapped:
             return [row[0] for row in self._db.execute(sql, (log, level, start, start + count))]
 
     def all_nodes(self, log: bytes) -> Iterator[Node]:
-        with self._mapped():
+        with self._mapped:
             for row in self._db.execute("SELECT level, idx, hash FROM nodes WHERE log = ?", (log,)):
                 yield Node(*row)
 
@@ -164,12 +168,12 @@ class SqliteStore:
         self._db.executemany("INSERT INTO nodes VALUES (?, ?, ?, ?)", [(log, *node) for node in nodes])
 
     def checkpoints(self, log: bytes) -> list[tuple[int, str]]:
-        with self._mapped():
+        with self._mapped:
             return self._db.execute("SELECT size, note FROM checkpoints WHERE log = ? ORDER BY size", (log,)).fetchall()
 
     def checkpoint_from(self, log: bytes, size: int) -> tuple[int, str] | None:
         sql = "SELECT size, note FROM checkpoints WHERE log = ? AND size >= ? ORDER BY size LIMIT 1"
-        with self._mapped():
+        with self._mapped:
             found: tuple[int, str] | None = self._db.execute(sql, (log, size)).fetchone()
         return found
 
@@ -177,12 +181,12 @@ class SqliteStore:
         self._db.execute("INSERT OR IGNORE INTO checkpoints VALUES (?, ?, ?)", (log, size, note))
 
     def turn(self, log: bytes, turn: str) -> int | None:
-        with self._mapped():
+        with self._mapped:
             row = self._db.execute("SELECT seq FROM turns WHERE log = ? AND turn = ?", (log, turn)).fetchone()
         return row[0] if row else None
 
     def turns(self, log: bytes) -> dict[str, int]:
-        with self._mapped():
+        with self._mapped:
             return dict(self._db.execute("SELECT turn, seq FROM turns WHERE log = ?", (log,)).fetchall())
 
     def add_turns(self, log: bytes, turns: Sequence[tuple[str, int]]) -> None:
@@ -190,7 +194,7 @@ class SqliteStore:
 
     def acts(self, log: bytes) -> list[Act]:
         sql = "SELECT seq, kind, first, last FROM acts WHERE log = ? ORDER BY seq"
-        with self._mapped():
+        with self._mapped:
             return [Act(*row) for row in self._db.execute(sql, (log,))]
 
     def add_acts(self, log: bytes, acts: Sequence[Act]) -> None:
@@ -201,13 +205,13 @@ class SqliteStore:
         self._db.executemany(sql, [(log, seq) for seq in seqs])
 
     def subject(self, log: bytes, who: bytes) -> tuple[bytes, bytes] | None:
-        with self._mapped():
+        with self._mapped:
             sql = "SELECT id, wrapped FROM subjects WHERE log = ? AND who = ?"
             found: tuple[bytes, bytes] | None = self._db.execute(sql, (log, who)).fetchone()
         return found
 
     def subject_key(self, log: bytes, subject: bytes) -> bytes | None:
-        with self._mapped():
+        with self._mapped:
             sql = "SELECT wrapped FROM subjects WHERE log = ? AND id = ?"
             row = self._db.execute(sql, (log, subject)).fetchone()
         return row[0] if row else None
@@ -219,7 +223,7 @@ class SqliteStore:
         self._db.execute("DELETE FROM subjects WHERE log = ? AND id = ?", (log, subject))
 
     def scrub(self) -> bool:
-        with self._mapped():
+        with self._mapped:
             # A reader may take long, and whoever wants to write waits meanwhile.
             self._db.execute(f"PRAGMA busy_timeout = {round(SCRUB_S * 1000)}")
             (busy, *_) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -228,6 +232,22 @@ class SqliteStore:
 
     def close(self) -> None:
         self._db.close()
+
+
+class _Mapped:
+    """SQLite's errors as ours. A class, because each commit goes through it five times."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, sqlite3.Error | OverflowError):
+            raise StoreError(f"the audit log {self._path}: {error}", hint=_hint(str(error))) from error
 
 
 def _open_read_only(path: Path) -> sqlite3.Connection:

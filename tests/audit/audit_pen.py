@@ -9,7 +9,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from aibox.audit import kinds, sealed
+from aibox.audit import kinds
 from aibox.audit.epochs import EpochKey
 from aibox.audit.record import (
     GENESIS,
@@ -27,6 +27,7 @@ from aibox.audit.record import (
     tag,
 )
 from aibox.audit.rotation import statement
+from aibox.audit.sealed import Subject
 from aibox.audit.signer import KeySigner, public_key
 from aibox.audit.store import LogName
 from aibox.audit.walk import Walk
@@ -58,7 +59,7 @@ class Pen:
         parts = make_parts(kind, scope=Scope(tenant=tenant, user="eva"), turn="t", detail=detail or {})
         shown = parts.open if shown is None else shown
         if hidden is None:
-            hidden = sealed.seal(bytes(16), bytes(32), parts.private) if parts.private else b""
+            hidden = Subject.of(bytes(16), bytes(32)).seal(parts.private) if parts.private else b""
         if flags is None:
             flags = (
                 (SEALED if hidden else 0) | (KEY if kind in _KEYS else 0) | (TOMBSTONE if kind == kinds.ERASED else 0)

@@ -254,7 +254,7 @@ async def test_whoever_waits_hears_of_a_bug_in_the_writer(tmp_path: Path, monkey
             raise RuntimeError("a bug")
 
         with monkeypatch.context() as patch:
-            patch.setattr("aibox.audit.ledger.Ledger.add", broken)
+            patch.setattr("aibox.audit.ledger.Ledger.add_made", broken)
             with pytest.raises(StoreError, match="RuntimeError: a bug"):
                 await chain.append("memory.written", scope=scope, detail={})
         for _ in range(2):

@@ -17,6 +17,7 @@ from aibox.audit.record import (
     KNOWN_FLAGS,
     MAX_BODY_BYTES,
     Header,
+    Mac,
     body_commit,
     genesis_prev,
     keyed,
@@ -28,6 +29,7 @@ from aibox.audit.record import (
     read_private,
     tag,
 )
+from aibox.audit.sealed import Subject
 from aibox.errors import ConfigError
 from aibox.types import Scope
 
@@ -145,13 +147,13 @@ def test_who_it_was_and_what_is_not_for_everybody_lies_in_the_private_part(scope
 
 def test_the_sealed_part_is_frozen() -> None:
     """The layout of a sealed part and the key of one entry are those that are documented; another key opens nothing."""
-    blob = sealed.seal(b"s" * 16, b"k" * 32, b"private")
+    blob = Subject.of(b"s" * 16, b"k" * 32).seal(b"private")
     salt = blob[16:32]
     key = hmac.digest(b"k" * 32, b"aibox/entry/v1\x00" + salt, "sha256")
     assert blob[:16] == b"s" * 16
     assert blob[32:64] == hashlib.sha256(b"aibox/entry-key/v1\x00" + key).digest()
     assert AESGCM(key).decrypt(bytes(12), blob[64:], None) == b"private"
-    assert sealed.entry_key(blob, b"k" * 32) == key
+    assert Subject.of(b"s" * 16, b"k" * 32).entry_key(blob) == key
     assert sealed.unseal(blob, key) == b"private"
     for data, wrong in ((blob[:40], key), (blob, key[:31])):
         with pytest.raises(ValueError, match="not a sealed part"):
@@ -163,7 +165,7 @@ def test_the_sealed_part_is_frozen() -> None:
 
 def test_two_entries_of_one_fact_have_two_commitments() -> None:
     """Attack: whoever guesses what was recorded cannot confirm it by hashing: each sealed part is salted."""
-    one, two = (sealed.seal(b"s" * 16, b"k" * 32, b"private") for _ in range(2))
+    one, two = (Subject.of(b"s" * 16, b"k" * 32).seal(b"private") for _ in range(2))
     assert body_commit(b"open", one) != body_commit(b"open", two)
 
 
@@ -199,7 +201,11 @@ def test_the_schema_of_a_private_part_is_closed(data: bytes) -> None:
 @given(st.binary(max_size=64), st.binary(max_size=300))
 def test_the_quick_hmac_is_hmac(key: bytes, message: bytes) -> None:
     """RFC 2104 by hand and by OpenSSL give the same, for every key of up to a block."""
-    assert keyed(key, message) == hmac.digest(key, message, "sha256")
+    expected = hmac.digest(key, message, "sha256")
+    assert keyed(key, message) == expected
+    prepared = Mac(key, message[:7])
+    # Twice: what is prepared must not be used up.
+    assert [prepared.of(message[7:]) for _ in range(2)] == [expected] * 2
 
 
 def test_the_quick_hmac_has_the_published_values() -> None:
