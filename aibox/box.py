@@ -319,7 +319,13 @@ class Box:
     def sandbox(self) -> Sandbox:
         policy = self.policy
         sandbox: Sandbox = self._keep(
-            make_sandbox(self.settings.sandbox, limits=policy.sandbox, gpus=policy.gpus, audit=self.audit)
+            make_sandbox(
+                self.settings.sandbox,
+                limits=policy.sandbox,
+                gpus=policy.gpus,
+                audit=self.audit,
+                replica=self.settings.server.replica,
+            )
         )
         return sandbox
 

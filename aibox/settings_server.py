@@ -76,5 +76,7 @@ class ServerSettings(Section):
     log: Literal["json", "off"] = "json"
     """A JSON object a line on stderr for each request and each thing that goes wrong; never a text of anybody's."""
     limits: ServerLimits = ServerLimits()
+    replica: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
+    """This server's name among several: sandbox sessions begin with it, so that a proxy knows where each lives."""
     rates_url: SecretStr | None = None
     """A Redis or Valkey server that holds the rate limits for several servers. None: this process holds its own."""

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +136,16 @@ def _postgres_tables(postgres_server: str) -> str:
     return url.rpartition("?")[0].rpartition("/")[2]
 
 
+@pytest.fixture(scope="session")
+def postgres_copy(postgres_server: str, _postgres_tables: str) -> Callable[[], str]:
+    """Makes a database with all tables and nothing in them; its URL, as its owner."""
+    return lambda: new_database(postgres_server, template=_postgres_tables)
+
+
 @pytest.fixture
-def postgres_full(postgres_server: str, _postgres_tables: str) -> str:
+def postgres_full(postgres_copy: Callable[[], str]) -> str:
     """A database with all tables and nothing in them, as its owner."""
-    return new_database(postgres_server, template=_postgres_tables)
+    return postgres_copy()
 
 
 @pytest.fixture

@@ -15,7 +15,12 @@ from aibox.settings_parts import SandboxSettings
 
 
 def make_sandbox(
-    settings: SandboxSettings, *, limits: Limits, gpus: Mapping[str, int], audit: Recorder | None
+    settings: SandboxSettings,
+    *,
+    limits: Limits,
+    gpus: Mapping[str, int],
+    audit: Recorder | None,
+    replica: str | None = None,
 ) -> Sandbox:
     """Sessions of the driver that the settings name, within the policy's limits."""
     return Sandbox(
@@ -27,6 +32,7 @@ def make_sandbox(
         idle_s=settings.idle_s,
         sessions=settings.sessions,
         per_tenant=settings.per_tenant,
+        replica=replica,
     )
 
 

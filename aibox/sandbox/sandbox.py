@@ -38,6 +38,7 @@ class Sandbox:
     `pool` guests are kept ready, each for one session and never for a second; sessions that nobody used for `idle_s`
     end; at most `per_tenant` and in all `sessions` are open. With `audit` sessions, runs and artifacts are recorded.
     `gpus` says which tenants may ask for GPUs, and for how many in a session; nobody, when it does not say so.
+    Of several servers `replica` is this one's name, which the ids of its sessions begin with.
     Where no isolation can be had nothing is run: opening a session raises SandboxError with what to install.
     """
 
@@ -52,6 +53,7 @@ class Sandbox:
         idle_s: float = 600.0,
         sessions: int = 64,
         per_tenant: int = 16,
+        replica: str | None = None,
     ) -> None:
         self._driver = named_driver(driver) if isinstance(driver, str) else driver
         self.limits = limits or Limits()
@@ -59,6 +61,7 @@ class Sandbox:
         self._gpus = dict(gpus or {})
         self._pool, self._idle_s = pool, idle_s
         self._most, self._most_per_tenant = sessions, per_tenant
+        self._replica = replica
         self._held: dict[str, _Held] = {}
         self._opening: list[str] = []
         self._ready: list[Guest] = []
@@ -91,8 +94,19 @@ class Sandbox:
         return await self._new(scope, kept=False, gpus=gpus)
 
     async def attach(self, id: str, *, scope: Scope) -> Session:  # noqa: A002 - what it is
-        """An open session of the same tenant and user. AccessError for any other, whether it exists or not."""
+        """An open session of the same tenant and user. AccessError for any other, whether it exists or not.
+
+        ConfigError for one that names another replica.
+        """
         held = self._held.get(id)
+        elsewhere, dot, _ = id.partition(".")
+        if self._replica is not None and dot and elsewhere != self._replica:
+            # Said of every id that names another place, whether there is such a session or not.
+            raise ConfigError(
+                f"a session of {elsewhere!r} lives there, and this is {self._replica}",
+                hint="let the proxy send /v1/sandbox/REPLICA.* to that replica: deploy/nginx.conf",
+                code="config.other_replica",
+            )
         if held is None or (held.scope.tenant, held.scope.user) != (scope.tenant, scope.user):
             raise AccessError("there is no such sandbox session", hint="it may have ended; open another", absent=True)
         return held.session
@@ -145,10 +159,12 @@ class Sandbox:
         finally:
             self._opening.remove(scope.tenant)
         id_ = secrets.token_urlsafe(16)
+        shown = id_[:8]
+        id_ = f"{self._replica}.{id_}" if self._replica else id_
 
         def record(kind: str, detail: Mapping[str, object]) -> None:
             if self._audit is not None:
-                self._audit.note(kind, scope=scope, detail={"sandbox": id_[:8], **detail})
+                self._audit.note(kind, scope=scope, detail={"sandbox": shown, **detail})
 
         def ended(session: Session) -> None:
             self._held.pop(session.id, None)

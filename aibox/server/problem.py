@@ -46,6 +46,7 @@ CODES: dict[str, int] = {
     "upstream.store.missing": 404,
     "config.key_in_use": 409,
     "config.key_done": 409,
+    "config.other_replica": 409,
     "config.key_reused": 422,
     "policy.limit.body": 413,
     "policy.limit.headers": 431,

@@ -1,0 +1,195 @@
+"""Two replicas behind nginx, over one PostgreSQL and one Redis: requests of one caller land on both, in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+import pytest_socket
+from services import NGINX, REDIS, Platform, platform
+
+from aibox.audit.chain import AuditChain
+from aibox.audit.verify import verify
+
+pytestmark = [
+    pytest.mark.loopback,
+    pytest.mark.skipif(NGINX is None, reason="no nginx here: apt-get install nginx-light"),
+    pytest.mark.skipif(REDIS is None, reason="no redis-server here: apt-get install redis-server"),
+]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, postgres_copy: Callable[[], str]) -> Iterator[Platform]:
+    pytest_socket.enable_socket()  # for one that is made before a test says that it may
+    with platform(tmp_path_factory.mktemp("two replicas"), postgres_copy()) as made:
+        yield made
+        for name in ("a", "b"):
+            assert "Traceback" not in made.log(name)
+        asyncio.run(one_history(made))
+
+
+async def one_history(both: Platform) -> None:
+    """After all tests: both have written one log for each tenant, without a gap, and every log verifies."""
+    async with AuditChain(both.database, keys=both.keys) as chain:
+        assert (await chain.verify()).ok
+        found = [entry async for entry in chain.entries("acme")]
+    assert [entry.seq for entry in found] == list(range(len(found)))
+    assert verify(both.database, keys=chain.keys).ok
+
+
+@pytest.fixture(scope="module")
+def key(both: Platform) -> str:
+    return both.key("acme", "user", "tenant_admin")
+
+
+def ask(url: str, key: str, method: str, path: str, **more: Any) -> httpx2.Response:
+    headers = {"authorization": f"Bearer {key}", **more.pop("headers", {})}
+    return httpx2.request(method, url + path, headers=headers, timeout=60, **more)
+
+
+def at(both: Platform) -> Counter[str]:
+    """How many requests nginx has sent to each replica."""
+    lines = (both.folder / "nginx" / "at.log").read_text().splitlines()
+    return Counter(f"http://{place.strip()}" for line in lines for place in line.split(","))
+
+
+def test_the_official_client_is_served_by_both_in_turn(both: Platform, key: str) -> None:
+    """Models, answers, and a stream whose first word is here while the model still waits to say the second."""
+    before = at(both)
+    client = openai.OpenAI(base_url=both.url + "/v1", api_key=key, max_retries=0)
+    assert {model.id for model in client.models.list()} >= {"m", "agent:default"}
+    asked: Any = [{"role": "user", "content": "Hello."}]
+    for _ in range(4):
+        answer = client.chat.completions.create(model="m", messages=asked)
+        assert answer.choices[0].message.content == "I have read 1"
+    for _ in range(2):
+        both.model.goes_on.clear()
+        chunks = client.chat.completions.create(model="m", messages=asked, stream=True)
+        first = next(chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content)
+        both.model.goes_on.set()
+        rest = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert first + rest == "I have read 1"
+    assert all(at(both)[url] > before[url] for url in both.replicas)
+
+
+def test_a_key_made_at_one_works_at_the_other_until_it_is_ended_there(both: Platform, key: str) -> None:
+    """No replica remembers a key on its own: what one makes, renews or ends holds for both with the next request."""
+    one, other = both.replicas
+    body = {"user": "tom", "roles": ["user"], "days": 1}
+    made = ask(one, key, "POST", "/v1/admin/keys", json=body).json()
+    toms = made["key"]
+    assert ask(other, toms, "GET", "/v1/usage").status_code == 200
+    (listed,) = [k for k in ask(other, key, "GET", "/v1/admin/keys").json()["data"] if k["user"] == "tom"]
+    assert ask(other, key, "DELETE", f"/v1/admin/keys/{listed['id']}").status_code < 300
+    assert ask(one, toms, "GET", "/v1/usage").status_code == 401
+
+
+def test_a_conversation_goes_on_wherever_it_lands(both: Platform, key: str) -> None:
+    """Each turn knows those before it, of whichever replica; it is listed, titled and let go of at both."""
+    spread = cycle(both.replicas)
+    for number in range(1, 5):
+        said = ask(next(spread), key, "POST", "/v1/chat", json={"message": "Go on.", "session": "s1"}).json()
+        assert said["text"] == f"I have read {number}"
+    one, other = both.replicas
+    assert "s1" in [s["id"] for s in ask(one, key, "GET", "/v1/sessions").json()["data"]]
+    assert ask(other, key, "PATCH", "/v1/sessions/s1", json={"title": "Plans"}).status_code < 300
+    assert ask(one, key, "GET", "/v1/sessions/s1").json()["title"] == "Plans"
+    assert ask(one, key, "DELETE", "/v1/sessions/s1").status_code < 300
+    assert ask(other, key, "GET", "/v1/sessions/s1").status_code == 404
+
+
+def test_a_question_of_one_is_answered_at_the_other_and_done_once(both: Platform, key: str) -> None:
+    """The yes comes to the other replica, both are told to go on at once, and what was asked for happens once."""
+    one, other = both.replicas
+    ask(one, key, "POST", "/v1/chat", json={"message": "pay Acme", "session": "s2"})
+    (question,) = ask(other, key, "GET", "/v1/approvals").json()["data"]
+    shown = ask(other, key, "GET", f"/v1/approvals/{question['id']}").json()
+    said = ask(other, key, "POST", f"/v1/approvals/{question['id']}/approve", json={"digest": shown["digest"]})
+    assert said.status_code == 200
+    resume = f"/v1/runs/{shown['run']}/resume"
+    with ThreadPoolExecutor(4) as pool:
+        answers = [*pool.map(lambda url: ask(url, key, "POST", resume), [one, other, one, other])]
+    assert [answer.status_code for answer in answers].count(200) == 1
+    assert both.paid.read_text().split() == ["Acme"]
+
+
+def test_a_request_with_a_key_is_done_once_whoever_gets_it(both: Platform, key: str) -> None:
+    """Its repeats at either replica have the same answer to the byte; of eight at once one is done."""
+    one, other = both.replicas
+    body = {"model": "m", "messages": [{"role": "user", "content": "Once."}]}
+
+    def once(url: str, name: str) -> httpx2.Response:
+        return ask(url, key, "POST", "/v1/chat/completions", json=body, headers={"idempotency-key": name})
+
+    before = both.model.asked
+    first = once(one, "k1")
+    for url in (other, one, both.url):
+        again = once(url, "k1")
+        assert (again.status_code, again.content) == (first.status_code, first.content)
+        assert again.headers["idempotency-replayed"] == "true"
+    assert both.model.asked == before + 1
+    with ThreadPoolExecutor(8) as pool:
+        answers = [*pool.map(lambda url: once(url, "k2"), [one, other] * 4)]
+    assert {answer.status_code for answer in answers} <= {200, 409}
+    assert both.model.asked == before + 2
+
+
+def test_a_bound_holds_for_both_together(both: Platform) -> None:
+    """Six a minute, asked for fourteen times in turn: six go through, and what comes back in the meantime."""
+    few = both.key("few", "user")
+    began = time.monotonic()
+    told = [ask(url, few, "GET", "/v1/usage").status_code for url in both.replicas * 7]
+    assert {*told} == {200, 429}
+    assert 6 <= told.count(200) <= 6 + (time.monotonic() - began) / 10 + 1
+    assert told[:6] == [200] * 6
+
+
+def test_a_budget_that_was_spent_at_one_is_spent_at_the_other(both: Platform) -> None:
+    """Twenty tokens a day, ten a call: a replica that was idle looks before it lets a call through."""
+    poor = both.key("poor", "user")
+    one, other = both.replicas
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hello."}]}
+    assert ask(other, poor, "POST", "/v1/chat/completions", json=body).status_code == 200
+    until = time.monotonic() + 30
+    while ask(one, poor, "POST", "/v1/chat/completions", json=body).status_code == 200:
+        assert time.monotonic() < until
+    while ask(other, poor, "POST", "/v1/chat/completions", json=body).status_code != 429:
+        assert time.monotonic() < until
+    used = ask(other, poor, "GET", "/v1/usage").json()
+    assert used["user"]["day"]["tokens"] >= 20
+
+
+def test_a_sandbox_session_is_found_by_the_replica_in_its_id(both: Platform, key: str) -> None:
+    """Through nginx every request reaches its own; the other replica says where it lives, of any id that names one."""
+    opened = ask(both.url, key, "POST", "/v1/sandbox", json={"gpus": 0})
+    if opened.status_code == 503:
+        pytest.skip("no sandbox can be had here: " + opened.json()["detail"])
+    id_ = opened.json()["id"]
+    name, _, _ = id_.partition(".")
+    for number in range(4):
+        ran = ask(
+            both.url, key, "POST", f"/v1/sandbox/{id_}/run", json={"code": f"x = {number}\nx", "language": "python"}
+        )
+        assert ran.json()["value"] == str(number)
+    wrong = both.replicas[name == "a"]
+    for absent in (id_, f"{name}.nothing-like-it"):
+        answer = ask(wrong, key, "GET", f"/v1/sandbox/{absent}/files")
+        assert (answer.status_code, answer.json()["title"]) == (409, "config.other_replica")
+    assert ask(both.url, key, "GET", f"/v1/sandbox/{name}.nothing-like-it/files").status_code == 404
+    assert ask(both.url, key, "DELETE", f"/v1/sandbox/{id_}").status_code < 300
+
+
+def test_nobody_is_believed_about_who_they_are(both: Platform, key: str) -> None:
+    """Headers of identity change nothing, and the metrics, which name tenants, are not to be had through nginx."""
+    forged = {"x-tenant": "poor", "x-user-id": "boss", "x-forwarded-user": "boss", "remote-user": "boss"}
+    usage = ask(both.url, key, "GET", "/v1/usage", headers=forged).json()
+    assert usage["tenant_budget"]["tokens_per_day"] is None
+    assert ask(both.url, key, "GET", "/metrics").status_code == 404
