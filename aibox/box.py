@@ -35,6 +35,7 @@ from aibox.levels import load_levels, load_policy
 from aibox.memory.memory import Memory
 from aibox.memory.redis_buffer import RedisBuffer
 from aibox.outbound.traces import Traces
+from aibox.outbound.webhooks import Webhooks
 from aibox.policy.policy import Policy
 from aibox.postgres import check_url, shown
 from aibox.protocols import Tool
@@ -100,6 +101,8 @@ class Box:
         if self.traces is not None:
             self.audit.watcher = self.traces
             self.on_call.append(self.traces.called)
+        if self.webhooks is not None:
+            await self.webhooks.start()
         return self
 
     def __await__(self) -> Generator[Any, None, Self]:
@@ -309,6 +312,16 @@ class Box:
             return None
         traces: Traces = self._keep(Traces(wanted, rules=self.rules, recorder=self.audit))
         return traces
+
+    @cached_property
+    def webhooks(self) -> Webhooks | None:
+        """What delivers tenants' events; None where no tenant has an address for them."""
+        wanted = {name: table.webhooks for name, table in self.settings.tenants.items() if table.webhooks}
+        if not wanted:
+            return None
+        state = self.state  # closed after what delivers out of it
+        made: Webhooks = self._keep(Webhooks(wanted, audit=self.audit, store=lambda: state.store, rules=self.rules))
+        return made
 
     @cached_property
     def workflows(self) -> RunWorkflow | None:

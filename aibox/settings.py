@@ -21,7 +21,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from aibox.chat import Capability
 from aibox.errors import ConfigError
 from aibox.postgres import is_postgres
-from aibox.settings_outbound import TraceSettings
+from aibox.settings_outbound import TraceSettings, WebhookSettings
 from aibox.settings_parts import (
     AgentSettings,
     AuditSettings,
@@ -139,6 +139,15 @@ class TenantSettings(Section):
     """A profile or the path of a TOML file. It is joined with the box's, and so can only narrow it."""
     groups: dict[str, frozenset[str]] = Field(default_factory=dict)
     """Groups by name, each with its users: who may see documents that are restricted to some."""
+    webhooks: tuple[WebhookSettings, ...] = ()
+    """Addresses that hear of the tenant's events, such as a question to people."""
+
+    @field_validator("webhooks")
+    @classmethod
+    def _names(cls, webhooks: tuple[WebhookSettings, ...]) -> tuple[WebhookSettings, ...]:
+        if len({webhook.name for webhook in webhooks}) < len(webhooks):
+            raise ValueError("two webhooks of a tenant have one name")
+        return webhooks
 
 
 class Settings(Section):
@@ -211,6 +220,7 @@ class Settings(Section):
         """Where the configured services are, which a sealed process may connect to: urls, or host and port."""
         found = [backend.url for backend in self.backends if backend.url] + [app.url for app in self.workflows]
         found += [self.traces.url] if self.traces is not None else []
+        found += [webhook.url for table in self.tenants.values() for webhook in table.webhooks]
         places = [(self.memory.url, 6333)]
         places += [
             (url.get_secret_value() if url else None, 6379) for url in (self.memory.buffer_url, self.server.rates_url)
@@ -274,6 +284,9 @@ def _find(config: str | Path | None, home: Path) -> Path | None:
     return next((path for path in (Path("aibox.toml"), home / "aibox.toml") if path.is_file()), None)
 
 
+_FILES = ("path", "api_key_file", "ca_bundle", "client_certificate", "client_key", "key_file", "retiring_key_file")
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text("utf-8"))
@@ -283,15 +296,17 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}") from None
     # Relative paths in a file mean: relative to that file, wherever the program was started.
     base = path.parent
-    for table in (*values.get("backends", ()), *values.get("workflows", ()), values.get("traces")):
-        for key in ("path", "api_key_file", "ca_bundle", "client_certificate", "client_key", "key_file"):
+    tenants = values.get("tenants")
+    owned = [table for table in (tenants.values() if isinstance(tenants, dict) else ()) if isinstance(table, dict)]
+    hooks = [hook for table in owned for hook in table.get("webhooks", ())]
+    for table in (*values.get("backends", ()), *values.get("workflows", ()), values.get("traces"), *hooks):
+        for key in _FILES:
             if isinstance(table, dict) and isinstance(table.get(key), str):
                 table[key] = base / table[key]
     if isinstance(values.get("home"), str):
         values["home"] = (base / Path(values["home"]).expanduser()).absolute()
-    tenants = values.get("tenants")
-    for table in (values, *(tenants.values() if isinstance(tenants, dict) else ())):
-        for key in ("policy", "shadow_policy") if isinstance(table, dict) else ():
+    for table in (values, *owned):
+        for key in ("policy", "shadow_policy"):
             if isinstance(policy := table.get(key), str) and policy.endswith((".toml", ".yaml", ".yml")):
                 table[key] = str(base / policy)
     for key in ("policy_key", "keys"):

@@ -41,6 +41,10 @@ TABLES = {
     "votes": "tenant TEXT, approval TEXT, person TEXT, reason BLOB NOT NULL, at_us INTEGER NOT NULL, "
     "PRIMARY KEY (tenant, approval, person)",
     "calls": "tenant TEXT, key TEXT, tool TEXT NOT NULL, result BLOB, ok INTEGER, PRIMARY KEY (tenant, key)",
+    "webhooks": "tenant TEXT, endpoint TEXT, id TEXT, type TEXT NOT NULL, body BLOB NOT NULL, status TEXT NOT NULL, "
+    "attempts INTEGER NOT NULL, answered TEXT NOT NULL, created_us INTEGER NOT NULL, due_us INTEGER NOT NULL, "
+    "PRIMARY KEY (tenant, endpoint, id)",
+    "webhook_cursors": "tenant TEXT, seq INTEGER NOT NULL, PRIMARY KEY (tenant)",
     "tools_seen": "tenant TEXT, server TEXT, name TEXT, digest TEXT NOT NULL, PRIMARY KEY (tenant, server, name)",
 }
 """In the words of SQLite. The tenant is the first part of every key."""

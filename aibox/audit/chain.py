@@ -120,6 +120,11 @@ class AuditChain:
                 yield entry
             start = page[-1].seq + 1
 
+    async def size(self, tenant: str) -> int:
+        """How many entries the log of a tenant has, what was noted included."""
+        await self.flush()
+        return await self._do(lambda ledger: _size(ledger, tenant))
+
     async def receipt(self, turn: str, *, scope: Scope) -> Receipt:
         """The receipt of a turn that was sealed. Raises ConfigError where there is none."""
         return await self._do(lambda ledger: receipt_of(ledger, scope.tenant, turn))
@@ -270,6 +275,10 @@ def _job(kind: str, scope: Scope, turn: str, detail: Mapping[str, Any]) -> Job:
 def _correlated(detail: Mapping[str, Any], scope: Scope) -> Mapping[str, Any]:
     # Sealed with the person's part: a caller chooses it, and it ends with them.
     return {**detail, "correlation": scope.correlation} if scope.correlation else detail
+
+
+def _size(ledger: Ledger, tenant: str) -> int:
+    return 0 if ledger.store.log_named(ledger.log(tenant)) is None else ledger.head(tenant).size
 
 
 def _page(ledger: Ledger, tenant: str, start: int) -> list[ReceiptEntry]:

@@ -41,7 +41,7 @@ OPEN: Mapping[str, frozenset[str]] = {
     "egress.returned": _CAME,
     "approval.asked": frozenset({"tool", "label"}),
     "approval.given": frozenset({"tool", "label"}),
-    "approval.refused": frozenset({"tool", "label"}),
+    "approval.rejected": frozenset({"tool", "label"}),
     "skill.activated": frozenset({"skill", "digest", "subagent"}),
     "skill.installed": frozenset({"skill", "digest"}),
     "subagent.started": _HELP,

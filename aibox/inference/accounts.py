@@ -24,6 +24,8 @@ WRITE_S = 1.0
 """How long a spending may be in memory only. A crash forgets at most that much."""
 STALE_S = 2.0
 """How old a look at what other servers have spent may be before a call with a budget is let through."""
+SPENT, SPENT_BY_USER = "policy.limit.budget", "policy.limit.budget_user"
+"""Codes of a refusal: the tenant's budget is spent, or the user's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +79,9 @@ class Accounts:
             await self._look(self._ledger, scope.tenant)
         day, month = self._periods()
         now = datetime.fromtimestamp(self._now(), UTC)
-        for budget, user, who in (
-            (budgets.tenant, "", f"the tenant {scope.tenant}"),
-            (budgets.user, scope.user, "you"),
+        for budget, user, who, code in (
+            (budgets.tenant, "", f"the tenant {scope.tenant}", SPENT),
+            (budgets.user, scope.user, "you", SPENT_BY_USER),
         ):
             for period, tokens, usd, ends in _bounds(budget, day, month, now):
                 spent = self._spent((scope.tenant, user, period))
@@ -88,6 +90,7 @@ class Accounts:
                         f"the budget of {who} for {period} is spent",
                         hint="wait until it is renewed, or raise budgets in the policy",
                         retry_after_s=ends,
+                        code=code,
                     )
 
     def settle(self, call: Call) -> None:

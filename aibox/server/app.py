@@ -67,6 +67,9 @@ def create_app(
     if (traces := box.traces) is not None:
         gauges["aibox_trace_spans_waiting"] = ("Spans that wait to be sent.", lambda: traces.waiting)
         counts["aibox_trace_spans_total"] = ("Spans that were sent, or dropped and why.", traces.counts)
+    if (webhooks := box.webhooks) is not None:
+        about = "Attempts to deliver webhooks, by outcome, and deliveries that were given up."
+        counts["aibox_webhooks_total"] = (about, lambda: webhooks.counts)
     metrics = Metrics(gauges, counts=counts)
     api = InferenceAPI(box, agents=offered)
     parts = (

@@ -12,6 +12,8 @@ from aibox.agents.postgres import SCHEMA
 from aibox.agents.state import AgentState
 from aibox.agents.store import TABLES
 from aibox.errors import ConfigError, StoreError
+from aibox.outbound.events import Event
+from aibox.outbound.outbox import Outbox
 from aibox.settings import Settings
 from aibox.testing import ScriptedBackend, call
 from aibox.testing.agent_state_contract import EVA, KEY, AgentStateContract, keep, question, talk
@@ -44,6 +46,9 @@ async def filled(place: str) -> None:
         await state.approvals.ask(question("a1"), scope=scope)
         await state.approvals.reject("a1", "no", scope=Scope(tenant=tenant, user="boss"))
         await state.runs.begin("k", "pay", scope=scope)
+        outbox = Outbox(lambda: state.store)
+        await outbox.begin(tenant, 0)
+        await outbox.take(tenant, {"ops": [Event("msg_1", "turn.blocked", b"Quokka", 1, 0)]}, upto=1)
     await state.close()
 
 
