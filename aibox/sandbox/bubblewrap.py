@@ -6,12 +6,13 @@ disk, and when its first process ends, also because this one was killed, nothing
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
 import secrets
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cached_property, partial
 from io import FileIO
@@ -125,21 +126,18 @@ class Bubblewrap:
 
     async def _open(self, runtime: Runtime, limits: Limits) -> BubblewrapGuest:
         uid = _guest_uid() if chooses_user() else os.geteuid()
-        group: ControlGroup | None = None
+        new: Callable[[], ControlGroup] | None = None
         if self._groups is not None:
-            try:
-                new = partial(self._groups.new, memory_mib=limits.memory_mib, pids=limits.pids, cpus=limits.cpus)
-                group = await anyio.to_thread.run_sync(new)
-            except OSError as error:
-                raise SandboxError(f"no limits could be set: {error}") from None
-        guest = BubblewrapGuest(group)
+            new = partial(self._groups.new, memory_mib=limits.memory_mib, pids=limits.pids, cpus=limits.cpus)
+        guest = BubblewrapGuest(new)
         greeting = program.greeting(
             limits, count_processes=True, per_process_memory=not self._bounds_memory, count_files=True
         )
         async with starting(guest, within_s=_START_S):
             await guest.begin(self._command(runtime, limits, uid), uid=uid, filter_program=self._filter)
+            await guest.send(program.body(same=True))  # it reads that while it is bound, and does no more
             await guest.bound()
-            await Frames(guest).greet(program.body(same=True), greeting)
+            await Frames(guest).greet(greeting)
         return guest
 
     def _command(self, runtime: Runtime, limits: Limits, uid: int) -> partial[list[str]]:
@@ -149,8 +147,10 @@ class Bubblewrap:
 class BubblewrapGuest:
     """One process tree in its namespaces, held by its first process."""
 
-    def __init__(self, group: ControlGroup | None) -> None:
-        self._group = group
+    def __init__(self, make_group: Callable[[], ControlGroup] | None) -> None:
+        self._make_group = make_group
+        self._making: asyncio.Future[ControlGroup] | None = None
+        self._group: ControlGroup | None = None
         self._pipes: Pipes | None = None
         self._status: FileIO | None = None
         self._status_said = b""
@@ -159,7 +159,9 @@ class BubblewrapGuest:
         self._closed = False
 
     async def begin(self, make: partial[list[str]], *, uid: int, filter_program: bytes | None) -> None:
-        """Start it, and hold on to its first process."""
+        """Start it, and hold on to its first process; its control group is made meanwhile."""
+        if self._make_group is not None:
+            self._making = asyncio.ensure_future(anyio.to_thread.run_sync(self._make_group))
         with ExitStack() as given, ExitStack() as kept:
             status_r, status_w = pipe(kept, given, owner=None)
             passed, options = [status_w.fileno()], ["--json-status-fd", str(status_w.fileno())]
@@ -180,8 +182,9 @@ class BubblewrapGuest:
 
     async def bound(self) -> None:
         """Take its first process into the control group: before it is greeted, since then it forks."""
-        if self._group is not None:
+        if self._making is not None:
             try:
+                self._group = await asyncio.shield(self._making)
                 # The kernel waits for all processors here, which may take it milliseconds.
                 await anyio.to_thread.run_sync(self._group.add, self._pid)
             except OSError as error:
@@ -243,8 +246,10 @@ class BubblewrapGuest:
                     self._status.close()
                 if self._pidfd is not None:
                     os.close(self._pidfd)
-                if self._group is not None:
-                    await anyio.to_thread.run_sync(self._group.close)
+                if self._making is not None:
+                    await asyncio.wait([self._making])
+                    if self._making.exception() is None:
+                        await anyio.to_thread.run_sync(self._making.result().close)
         if not ended:
             raise SandboxError("processes of a session could not be ended", hint="look for processes in state D")
 

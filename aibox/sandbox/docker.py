@@ -175,7 +175,8 @@ class Docker:
         )
         async with starting(guest, within_s=_START_S):
             guest.begin(words)
-            await Frames(guest).greet(program.body(), greeting)
+            await guest.send(program.body())
+            await Frames(guest).greet(greeting)
         return guest
 
     async def _sweep(self) -> None:

@@ -6,6 +6,7 @@ An event loop may take sockets for pipes, which a guest cannot open by name, so 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -20,6 +21,8 @@ from aibox.protocols import Guest
 
 _CHUNK = 256 * 1024
 _SEND_S = 10.0
+_PIPE = 128 * 1024
+"""Bytes on their way to a guest: the program that it reads first fits, so that nobody waits for it to be read."""
 MAX_FRAME = 1024 * 1024
 """No frame of a guest is longer; one that says so is not ours any more."""
 
@@ -47,6 +50,8 @@ class Pipes:
             stdin_r, stdin_w = pipe(theirs, ours, owner=owner)
             stdout_r, stdout_w = pipe(ours, theirs, owner=owner)
             stderr_r, stderr_w = pipe(ours, theirs, owner=owner)
+            with contextlib.suppress(OSError):  # a user may not have so much in pipes
+                fcntl.fcntl(stdin_w, fcntl.F_SETPIPE_SZ, _PIPE)
             # Not the event loop's own way, which starts a thread for each process to wait for it.
             process = subprocess.Popen(  # noqa: S603 - words of ours
                 command,
@@ -70,8 +75,10 @@ class Pipes:
         try:
             with anyio.CancelScope(shield=True), anyio.fail_after(_SEND_S):
                 while rest:
-                    await anyio.wait_writable(self._stdin)
-                    rest = rest[self._stdin.write(rest[:_CHUNK]) or 0 :]
+                    # There is room as a rule; to be told so first would cost a turn of the loop for every frame.
+                    if (taken := self._stdin.write(rest[:_CHUNK])) is None:
+                        await anyio.wait_writable(self._stdin)
+                    rest = rest[taken or 0 :]
         except (OSError, ValueError, anyio.ClosedResourceError):  # TimeoutError is an OSError
             raise SandboxError("the sandbox session is over", hint="start another; files are lost") from None
 
@@ -165,9 +172,8 @@ class Frames:
                 raise SandboxError("the sandbox session broke", hint="start another; files are lost")
             self._buffer += chunk
 
-    async def greet(self, body: bytes, greeting: bytes) -> None:
-        """Send the program and the limits, and wait until they hold. Raises SandboxError when they do not."""
-        await self._guest.send(body)
+    async def greet(self, greeting: bytes) -> None:
+        """Send the limits, and wait until they hold. Raises SandboxError when they do not."""
         await self.send(b"H", greeting)
         kind, data = await self.receive()
         if (kind, facts(data).get("code")) != (b"x", "0"):

@@ -59,7 +59,7 @@ class UnsafeLocalDriver:
         told = program.greeting(limits, count_processes=False, per_process_memory=False, count_files=False)
         own = {"top": guest.folder, "packages": (), "env": {**program.ENVIRONMENT, "HOME": guest.folder}}
         async with starting(guest, within_s=_START_S):
-            await Frames(guest).greet(b"", marshal.dumps({**marshal.loads(told), **own}, 2))
+            await Frames(guest).greet(marshal.dumps({**marshal.loads(told), **own}, 2))
         return guest
 
     async def close(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # `signal` would import enum, which costs more than all the rest
 import _socket
-import builtins
 import marshal
 import os
 import resource
@@ -142,15 +141,12 @@ class Supervisor:
                 del sys.modules[name]
             version = f"{sys.version_info[0]}.{sys.version_info[1]}"
             places = [folder.format(version=version) for folder in self._limits["packages"]]
-            sys.path += filter(os.path.isdir, places)
+            sys.path += places  # where one is not there nothing inside can put it there
             sys.argv = [""]
-            sys.stdin = builtins.open(0, encoding="utf-8", closefd=False)
-            for name, place in (("stdout", 1), ("stderr", 2)):
-                stream = builtins.open(
-                    place, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
-                )
-                setattr(sys, name, stream)
-                setattr(sys, f"__{name}__", stream)
+            # Nothing has gone through these in the supervisor, so there is nothing in them.
+            sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # what every start of Python makes
+            for stream in (sys.stdout, sys.stderr):
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
             interpreter.serve(channel)
         finally:
             os._exit(0)
@@ -158,8 +154,9 @@ class Supervisor:
     def _bound(self) -> None:
         """What holds for the guest's own processes and not for the supervisor."""
         prctl(SET_DUMPABLE, 1)  # else its own /proc/self is not its own
-        with builtins.open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")  # when memory runs out, never the supervisor first
+        score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        os.write(score, b"1000")  # when memory runs out, never the supervisor first
+        os.close(score)
         if self._limits["address_bytes"]:
             limit(resource.RLIMIT_AS, self._limits["address_bytes"])
         if uid := self._limits["uid"]:
