@@ -7,10 +7,11 @@ PIP := $(PY) -m pip --disable-pip-version-check --no-input
 SERVED := .venv-vllm
 SCHEMA := .venv-schema
 NODE := .node
+CLIENTS := .venv-clients
 PEERS := .venv-peers
 NODE_PEERS := .node-peers
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs test test-live test-docker test-faults test-schema coverage mutate-verify train-guards check format lock bench bench-peers clean
+.PHONY: help setup demo docs test test-live test-docker test-faults test-clients test-schema coverage mutate-verify train-guards check format lock bench bench-peers clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -50,9 +51,22 @@ format: setup ## format and fix what can be fixed
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix .
 
-test-live: setup $(SERVED)/.ready $(NODE)/.ready ## against real servers: vLLM on this machine's CPU, an OpenID provider, an MCP server
+test-live: setup $(SERVED)/.ready $(NODE)/.ready $(CLIENTS)/.ready ## against real servers: vLLM on this machine's CPU, an OpenID provider, an MCP server
 	@AIBOX_TEST_VLLM_PYTHON="$(CURDIR)/$(SERVED)/bin/python" AIBOX_TEST_VLLM_MODEL="$(CURDIR)/$(SERVED)/smollm2" \
-		AIBOX_TEST_NODE_MODULES="$(CURDIR)/$(NODE)/node_modules" $(PY) -m pytest tests/live --force-enable-socket
+		AIBOX_TEST_NODE_MODULES="$(CURDIR)/$(NODE)/node_modules" AIBOX_TEST_CLIENTS="$(CURDIR)/$(CLIENTS)" $(PY) -m pytest tests/live --force-enable-socket
+
+test-clients: setup $(CLIENTS)/.ready ## clients that nobody here wrote, against a server: openai, LangChain, llm (a minute)
+	@AIBOX_TEST_CLIENTS="$(CURDIR)/$(CLIENTS)" $(PY) -m pytest tests/live/test_live_clients.py --force-enable-socket
+
+# As their users install them: each in an environment of its own.
+$(CLIENTS)/.ready: Makefile
+	@rm -rf $(CLIENTS)
+	@for client in openai==3.57.0 langchain-openai==1.7.4 llm==0.36; do \
+		name=$${client%%==*}; name=$${name%-openai}; \
+		$(PYTHON) -m venv $(CLIENTS)/$$name && $(CLIENTS)/$$name/bin/python -m pip --disable-pip-version-check install \
+			--quiet --only-binary :all: $$client || exit 1; \
+	done
+	@touch $@
 
 test-docker: setup ## the sandbox on a real Docker engine, installed and started for it (as root; minutes)
 	@$(PY) tests/docker/run_with_engine.py
@@ -112,4 +126,4 @@ lock: setup ## resolve the dependencies anew
 		--no-emit-index-url --no-strip-extras --all-extras --group dev pyproject.toml -o requirements.lock
 
 clean: ## remove what was built
-	rm -rf $(VENV) $(SCHEMA) $(SERVED) $(NODE) $(PEERS) $(NODE_PEERS) .venv-train build dist site .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache .pytest_cache
+	rm -rf $(VENV) $(CLIENTS) $(SCHEMA) $(SERVED) $(NODE) $(PEERS) $(NODE_PEERS) .venv-train build dist site .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache .pytest_cache
