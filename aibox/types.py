@@ -30,16 +30,18 @@ class Scope:
     """For whom something is done. Passed as `scope=` to everything that stores, finds or decides; never ambient.
 
     `tenant` is 1-128 characters of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit; `user`, `agent` and `session`
-    are up to 255 printable ASCII characters without spaces. `correlation` names the request that this is part of, in
-    8-64 characters of `A-Z a-z 0-9 _ -`: it goes into entries and calls. `trace` is where that request stands in a
-    trace (W3C Trace Context: trace and span in hex, `-` between), `-` alone for one that is not traced. Neither takes
-    part in comparison. Raises ConfigError otherwise.
+    are up to 255 printable ASCII characters without spaces, and so is `case`, a matter that the caller names: the
+    pseudonyms of one case are not those of another (no case is one of its own). `correlation` names the request that
+    this is part of, in 8-64 characters of `A-Z a-z 0-9 _ -`: it goes into entries and calls. `trace` is where that
+    request stands in a trace (W3C Trace Context: trace and span in hex, `-` between), `-` alone for one that is not
+    traced. Neither takes part in comparison. Raises ConfigError otherwise.
     """
 
     tenant: str
     user: str
     agent: str = ""
     session: str = ""
+    case: str = ""
     correlation: str = field(default="", compare=False, repr=False)
     trace: str = field(default="", compare=False, repr=False)
 
@@ -48,7 +50,7 @@ class Scope:
             raise ConfigError(f"not a tenant name: {self.tenant[:40]!r}", hint="1-128 letters, digits, '.', '_' or '-'")
         if not self.user:
             raise ConfigError("a scope needs a user", hint="Scope(tenant=..., user=...), or Scope.local() on a laptop")
-        for name in ("user", "agent", "session"):
+        for name in ("user", "agent", "session", "case"):
             value = getattr(self, name)
             if not _NAME.fullmatch(value):
                 raise ConfigError(
@@ -76,13 +78,15 @@ class Scope:
             session=self.session if session is None else session,
         )
 
-    def under(self, correlation: str, trace: str = "") -> Scope:
-        """The same, as part of the request of this id."""
+    def under(self, correlation: str, trace: str = "", *, case: str | None = None) -> Scope:
+        """The same, as part of the request of this id, and of this case where one is given."""
         if not _CORRELATION.fullmatch(correlation):
             raise ConfigError("not a correlation id", hint="8-64 letters, digits, '_' or '-'")
+        if case is not None:
+            return replace(self, correlation=correlation, trace=trace, case=case)
         # For every request: what was looked at once is copied, and not looked at again.
         made = object.__new__(Scope)
-        for name in ("tenant", "user", "agent", "session"):
+        for name in ("tenant", "user", "agent", "session", "case"):
             object.__setattr__(made, name, getattr(self, name))
         object.__setattr__(made, "correlation", correlation)
         object.__setattr__(made, "trace", trace)

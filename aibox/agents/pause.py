@@ -147,6 +147,7 @@ class Pause:
         saved = {
             "frame": turn.frame.as_dict(),
             "asked": self.message,
+            "case": turn.scope.case,
             "notes": turn.context.notes,
             "calls": budget.calls,
             "usage": asdict(budget.usage),
@@ -169,6 +170,7 @@ class Pause:
         assert isinstance(budget, Budget)
         self.resumed, self.message = True, saved["asked"]
         turn.run_id = run.id
+        turn.scope = replace(turn.scope, case=saved.get("case", ""))
         turn.context.notes = saved["notes"]
         budget.calls, budget.usage = saved["calls"], Usage(**saved["usage"])
         used = [

@@ -1,4 +1,4 @@
-"""Reversible pseudonyms such as `<PERSON_482139>`: equal values get equal tokens in a tenant, other ones in another.
+"""Reversible pseudonyms such as `<PERSON_482139>`: one value has one token in a case of a tenant, and others elsewhere.
 
 A token is restored only for a user whose own text, or a text shown to whom, held the value: nobody reads with somebody
 else's token. Restoring what `replace` made gives back the text as it was, character by character.
@@ -95,15 +95,17 @@ class Pseudonyms:
     ) -> list[str]:
         """The token, in its brackets, of each (entity type, value). The user of the scope becomes an owner of each.
 
+        A value has one token in a tenant's case (`scope.case`), whichever the turn, session, agent or tool.
         Of a type that the rules call irreversible nothing is kept, and its tokens are never turned back.
         """
         if not values:
             return []
         typed = [(_type(type_), value) for type_, value in values]
         kept = [pair for pair in typed if _kept(pair[0], rules)]
-        made = iter(await self._run(self._vault.tokens, scope.tenant, scope.user, kept) if kept else ())
+        made = iter(await self._run(self._vault.tokens, scope.tenant, scope.case, scope.user, kept) if kept else ())
+        tenant, case = scope.tenant, scope.case
         return [
-            f"<{next(made) if _kept(type_, rules) else self._vault.for_good(scope.tenant, type_, value)}>"
+            f"<{next(made) if _kept(type_, rules) else self._vault.for_good(tenant, case, type_, value)}>"
             for type_, value in typed
         ]
 

@@ -58,6 +58,10 @@ CREATE TABLE IF NOT EXISTS owners (
 _OWNED = 'pseudonyms JOIN owners USING (tenant, token) WHERE tenant = ? AND "user" = ?'
 
 
+_Place = tuple[str, str]
+"""A tenant, and a case of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Keys:
     digest: bytes
@@ -78,19 +82,19 @@ class Vault:
         self._keys: dict[str, _Keys] = {}
         self._proved = False
 
-    def tokens(self, tenant: str, user: str, values: Sequence[tuple[str, str]]) -> list[str]:
-        """The token of each (type, value), made where there is none; `user` becomes one of its owners."""
-        owner = self._digest(tenant, "user", user)
+    def tokens(self, tenant: str, case: str, user: str, values: Sequence[tuple[str, str]]) -> list[str]:
+        """The token of each (type, value) in a case, made where there is none; `user` becomes one of its owners."""
+        place, owner = (tenant, case), self._digest(tenant, "user", user)
         with self._rows(tenant, reads=True) as db:
-            known = [self._known(db, tenant, owner, type_, value) for type_, value in values]
+            known = [self._known(db, place, owner, typed) for typed in values]
         if None in known:
             with self._rows(tenant) as db:
-                known = [self._own(db, tenant, owner, type_, value) for type_, value in values]
+                known = [self._own(db, place, owner, typed) for typed in values]
         return [token for token in known if token is not None]
 
-    def for_good(self, tenant: str, type_: str, value: str) -> str:
-        """A token that nothing is kept of: the same for the same value in this tenant. Only a guess can be tried."""
-        canonical = f"{type_}|{_canonical(type_, value)}"
+    def for_good(self, tenant: str, case: str, type_: str, value: str) -> str:
+        """A token that nothing is kept of: the same for the same value in this case. Only a guess can be tried."""
+        canonical = _of_case(case, f"{type_}|{_canonical(type_, value)}")
         stem = int.from_bytes(self._digest(tenant, "for good", canonical)) % 10**FOR_GOOD_DIGITS
         return f"{type_}_{stem:0{FOR_GOOD_DIGITS}}{FOR_GOOD}"
 
@@ -139,22 +143,26 @@ class Vault:
     def close(self) -> None:
         self._tables.close()
 
-    def _known(self, db: Rows, tenant: str, owner: bytes, type_: str, value: str) -> str | None:
+    def _known(self, db: Rows, place: _Place, owner: bytes, typed: tuple[str, str]) -> str | None:
         row = db.execute(
             f"SELECT token FROM {_OWNED} AND exact = ?",  # noqa: S608 - a constant
-            (tenant, owner, self._digest(tenant, "exact", f"{type_}|{value}")),
+            (place[0], owner, self._exact(place, typed)),
         ).fetchone()
         return row[0] if row else None
 
-    def _own(self, db: Rows, tenant: str, owner: bytes, type_: str, value: str) -> str:
-        exact = self._digest(tenant, "exact", f"{type_}|{value}")
+    def _exact(self, place: _Place, typed: tuple[str, str]) -> bytes:
+        return self._digest(place[0], "exact", _of_case(place[1], "|".join(typed)))
+
+    def _own(self, db: Rows, place: _Place, owner: bytes, typed: tuple[str, str]) -> str:
+        tenant, exact = place[0], self._exact(place, typed)
         row = db.execute("SELECT token FROM pseudonyms WHERE tenant = ? AND exact = ?", (tenant, exact)).fetchone()
-        token: str = row[0] if row else self._make(db, tenant, type_, value, exact)
+        token: str = row[0] if row else self._make(db, place, typed, exact)
         db.execute("INSERT INTO owners VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (tenant, token, owner))
         return token
 
-    def _make(self, db: Rows, tenant: str, type_: str, value: str, exact: bytes) -> str:
-        canonical = f"{type_}|{_canonical(type_, value)}"
+    def _make(self, db: Rows, place: _Place, typed: tuple[str, str], exact: bytes) -> str:
+        (tenant, case), (type_, value) = place, typed
+        canonical = _of_case(case, f"{type_}|{_canonical(type_, value)}")
         same = self._digest(tenant, "same", canonical)
         # Two values may share a stem, and one value may be written in more ways than there are suffixes: either way the
         # next stem in line is tried. A stem is unique whatever its type, so a type and an id that a model has mixed
@@ -220,6 +228,11 @@ class Vault:
                 f"the pseudonyms in {self._tables.place} were written with another key",
                 hint="give the key file that belongs to them, or another path",
             )
+
+
+def _of_case(case: str, typed: str) -> str:
+    """A typed value as it is digested: apart in each case. A type has no digit in it, so no two cases read alike."""
+    return f"{len(case)}:{case}|{typed}" if case else typed
 
 
 def _canonical(type_: str, value: str) -> str:

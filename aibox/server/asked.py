@@ -25,6 +25,8 @@ KEY = "aibox.asked"
 """Where it stands in the ASGI scope."""
 CORRELATION = b"x-correlation-id"
 TRACEPARENT = b"traceparent"
+CASE = b"x-aibox-case"
+"""The case, or matter, that a request belongs to: what pseudonyms are one mapping in."""
 OTHER = "other"
 """The route of what has none: a path that somebody made up must not become a name in logs and metrics."""
 _SAFE = re.compile(rb"[A-Za-z0-9_-]{8,64}")
@@ -40,7 +42,7 @@ class Asked:
     """A request under way. `headers` are added to its answer; `ending` words the event that cuts its stream off."""
 
     __slots__ = (
-        *("authorization", "correlation", "ending", "given", "headers", "idempotency", "input_tokens"),
+        *("authorization", "correlation", "ending", "given", "headers", "idempotency", "input_tokens", "matter"),
         *("method", "output_tokens", "place", "principal", "route", "started", "status", "stopping", "task"),
         "traceparent",
     )
@@ -50,11 +52,14 @@ class Asked:
         self.route = OTHER
         self.authorization = self.idempotency = ""
         self.given = self.traceparent = b""
+        self.matter: str | None = None
         for name, value in scope["headers"]:
             if name == b"authorization":
                 self.authorization = value.decode("latin-1")
             elif name == CORRELATION:
                 self.given = value
+            elif name == CASE:
+                self.matter = value.decode("latin-1")
             elif name == b"idempotency-key":
                 self.idempotency = value.decode("latin-1")
             elif name == TRACEPARENT:
@@ -91,11 +96,12 @@ def asked(scope: Scope) -> Asked:
 async def proved(scope: Scope, callers: Callers) -> Principal:
     """Who asks, as proved by the `Authorization` header; looked at once a request. Raises as `Callers.principal`.
 
-    The principal's scope carries the request's correlation id.
+    The principal's scope carries the request's correlation id, and the case that it names.
     """
     request = asked(scope)
     if request.principal is None:
         principal = await callers.principal(request.authorization)
         place = request.place
-        request.principal = principal.under(request.correlation, UNTRACED if place is None else place.within)
+        trace = UNTRACED if place is None else place.within
+        request.principal = principal.under(request.correlation, trace, case=request.matter)
     return request.principal

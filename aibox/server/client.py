@@ -24,13 +24,22 @@ class Client:
 
     `key` is an API key or an access token. Errors come out as they were on the server, as classes of `aibox.errors`;
     a server that cannot be reached is UpstreamError. Connections are kept and used again. `https` only, but for
-    loopback. `timeout_s` is the longest silence to bear.
+    loopback. `case` names the matter that all its calls belong to: pseudonyms are one mapping in it. `timeout_s` is the
+    longest silence to bear.
     """
 
-    def __init__(self, url: str, key: str | SecretStr, *, timeout_s: float = SILENCE_S, transport: Any = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str | SecretStr,
+        *,
+        case: str = "",
+        timeout_s: float = SILENCE_S,
+        transport: Any = None,
+    ) -> None:
         secret = key.get_secret_value() if isinstance(key, SecretStr) else key
         self._url = url
-        self._to = Connection(url, secret, timeout_s=timeout_s, transport=transport)
+        self._to = Connection(url, secret, case=case, timeout_s=timeout_s, transport=transport)
         self.sessions = calls.Sessions(self._to)
         self.approvals = calls.Approvals(self._to)
         self.memory = calls.Memory(self._to)

@@ -25,10 +25,13 @@ MAX_EVENT_BYTES = 8 << 20
 class Connection:
     """Sends requests. `https` only, but for loopback; redirects and the environment's proxies are not followed."""
 
-    def __init__(self, url: str, key: str, *, timeout_s: float = SILENCE_S, transport: Any = None) -> None:
+    def __init__(
+        self, url: str, key: str, *, case: str = "", timeout_s: float = SILENCE_S, transport: Any = None
+    ) -> None:
         require_https(url)
         self._url = url.rstrip("/").removesuffix("/v1")
         self._key = key
+        self._case = case
         self._timeout_s = timeout_s
         self._transport = transport
         self._client: httpx2.AsyncClient | None = None
@@ -93,7 +96,7 @@ class Connection:
 
             self._client = httpx2.AsyncClient(
                 base_url=self._url,
-                headers={"authorization": f"Bearer {self._key}"},
+                headers={"authorization": f"Bearer {self._key}"} | ({"x-aibox-case": self._case} if self._case else {}),
                 timeout=httpx2.Timeout(self._timeout_s, connect=CONNECT_S),
                 follow_redirects=False,
                 trust_env=False,

@@ -34,10 +34,11 @@ class Principal:
         if self.scope.is_local:
             raise ConfigError("a server does not serve the local scope", hint="give the tenant another name")
 
-    def under(self, correlation: str, trace: str = "") -> Principal:
-        """The same caller, as the one who sent the request of this id."""
+    def under(self, correlation: str, trace: str = "", *, case: str | None = None) -> Principal:
+        """The same caller, as the one who sent the request of this id, in this case. Raises ConfigError for no case."""
         made = object.__new__(Principal)
-        for name, value in (("scope", self.scope.under(correlation, trace)), ("roles", self.roles), ("how", self.how)):
+        scope = self.scope.under(correlation, trace, case=case)
+        for name, value in (("scope", scope), ("roles", self.roles), ("how", self.how)):
             object.__setattr__(made, name, value)
         return made
 

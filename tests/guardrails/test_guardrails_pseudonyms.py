@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 from aibox.errors import ConfigError, IntegrityError, StoreError
 from aibox.guardrails.pii import scan
 from aibox.guardrails.pseudonyms import TOKEN_CHARS, Pseudonyms, Restorer
+from aibox.guardrails.vault import _of_case
+from aibox.policy.pseudonyms import PseudonymRules
 from aibox.types import Finding, Scope
 
 pytestmark = pytest.mark.anyio
@@ -301,3 +304,33 @@ async def test_values_that_share_a_stem_stay_apart(scope: Scope) -> None:
     first, second = await pseudonyms.tokens([one, other], scope=scope)
     assert first != second
     assert await pseudonyms.restore(f"{first} {second}", scope=scope) == "n756 n1135"
+
+
+async def test_cases_of_a_tenant_are_apart(scope: Scope) -> None:
+    """A value has one token in a case, whoever gives it, and another in every other case; both come back."""
+    pseudonyms = Pseudonyms()
+    one, two = replace(scope, case="17/2026"), replace(scope, case="18/2026")
+    hidden = {s.case: await hide(pseudonyms, TEXT, s) for s in (scope, one, two)}
+    tokens = [token for text in hidden.values() for token in TOKEN.findall(text)]
+    assert len(set(tokens)) == 6
+    assert await hide(pseudonyms, TEXT, Scope(tenant=scope.tenant, user="bob", case=one.case)) == hidden[one.case]
+    for other in (one, two):
+        assert await pseudonyms.restore(hidden[other.case], scope=other) == TEXT
+
+
+@given(*[st.text("0123456789:|ABC", max_size=4)] * 4)
+def test_no_case_reads_like_another(case: str, value: str, other: str, else_: str) -> None:
+    """Whatever a case is called, two pairs of case and value are digested alike only when they are equal."""
+    pairs = {(case, value), (other, else_)}
+    assert len({_of_case(of, f"PERSON|{what}") for of, what in pairs}) == len(pairs)
+
+
+async def test_what_is_not_kept_differs_by_case_too(scope: Scope) -> None:
+    """A pseudonym that nothing is kept of says in one case nothing about another."""
+    rules = PseudonymRules(irreversible=frozenset({"CARD"}))
+    card = [("CARD", "4111 1111 1111 1111")]
+    tokens = {
+        case: await Pseudonyms(key=KEY).tokens(card, scope=replace(scope, case=case), rules=rules)
+        for case in ("", "17/2026", "18/2026")
+    }
+    assert len({token for (token,) in tokens.values()}) == 3
