@@ -6,7 +6,11 @@ Without them a head learns that `ignore`, `previous`, `pretend` or `system promp
 from __future__ import annotations
 
 import itertools
+import random
+import re
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 _PATTERNS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
     (
@@ -153,13 +157,37 @@ _OTHERS = (
 )
 
 _PER_PATTERN = 220
+_SLOT = re.compile(r"\{(\w+)\}")
 
 
 def sentences() -> Iterator[str]:
     """All of them, always the same and in the same order."""
+    for family in families():
+        yield from family
+
+
+def families() -> Iterator[list[str]]:
+    """The sentences of each way to ask or to say something: what is held out together says how well a head knows it."""
     for pattern, slots in _PATTERNS:
         combinations = [dict(zip(slots, values, strict=True)) for values in itertools.product(*slots.values())]
         step = max(1, len(combinations) // _PER_PATTERN)
-        for filled in combinations[::step]:
-            yield pattern.format(**filled)
-    yield from _OTHERS
+        yield [pattern.format(**filled) for filled in combinations[::step]]
+    yield list(_OTHERS)
+    yield from _filled()
+
+
+def _filled() -> Iterator[list[str]]:
+    """The families of `benign.toml`: a slot is filled from the family's list, or from the shared one."""
+    patterns = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+    for number, family in enumerate(patterns["family"]):
+        chance = random.Random(number)
+        slots = {**patterns["shared"], **family}
+        found: set[str] = set()
+        for _ in range(3 * _PER_PATTERN):
+            text = family["text"]
+            while slot := _SLOT.search(text):
+                text = text[: slot.start()] + chance.choice(slots[slot[1]]) + text[slot.end() :]
+            found.add(text)
+            if len(found) == _PER_PATTERN:
+                break
+        yield sorted(found)

@@ -14,6 +14,7 @@ import sys
 import tomllib
 from array import array
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import sklearn
-from benign import sentences
+from benign import families
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
@@ -70,7 +71,7 @@ def matrix(texts: list[list[str]]) -> Any:
 def fit(texts: list[list[str]], labels: list[int], groups: list[str], *, strength: float) -> LogisticRegression:
     """Groups weigh as the square root of their size, so that the largest source does not decide alone."""
     count = Counter(groups)
-    weights = np.array([count[group] ** -0.5 for group in groups])
+    weights = np.array([count[group] ** -0.5 * (EMPHASIS if group.startswith("family") else 1.0) for group in groups])
     model = LogisticRegression(C=strength, solver="liblinear", random_state=0)
     return model.fit(matrix(texts), labels, sample_weight=weights * len(weights) / weights.sum())
 
@@ -106,6 +107,15 @@ def folded(text: str) -> str:
     return normalise(text).text
 
 
+FOLDS = 3
+"""A third of the families of harmless sentences is left out at a time, to see how often others raise an alarm."""
+EMPHASIS = 8.0
+"""How much more such a family weighs than a source of its size.
+
+Chosen by the alarms on families left out (at 1, 3 and 8 times 3.3 %, 2.6 %, 1.4 %) and by what it costs of the attacks
+of sources left out (88 %, 88 %, 84 % found)."""
+
+
 def direct(sources: list[Source], card: dict[str, Any]) -> None:
     """User text: attacks against benign text, harmful requests and documents, none of which is an injection."""
     texts: list[list[str]] = []
@@ -124,17 +134,42 @@ def direct(sources: list[Source], card: dict[str, Any]) -> None:
                 label = 0 if source.role in ROLES_BENIGN else row["label"]
                 if source.role != "indirect" or label == 0:
                     add(row["text"], label, source.name)
-    for sentence in sentences():
-        add(sentence, 0, "patterns")
-    model = fit(texts, labels, groups, strength=8)
+    known = len(texts)
+    family_of: list[int] = []
+    for number, family in enumerate(families()):
+        for sentence in family:
+            add(sentence, 0, f"family {number}")
+            family_of += [number] * (len(texts) - known - len(family_of))
     held = [s for s in sources if not s.train and s.role in ("benign", "topic", "harm")]
-    benign = [
-        max(model.decision_function(matrix([words for _, _, words in windows(folded(row["text"]))])))
-        for source in held
-        for row in source.rows
-    ]
-    card["heads"]["direct"] = {"windows": len(texts), "calibrated_on": [s.name for s in held], "texts": len(benign)}
-    save("direct", model, np.array(benign), card)
+
+    def margins(model: LogisticRegression, some: Iterable[str]) -> np.ndarray[Any, Any]:
+        return np.array(
+            [max(model.decision_function(matrix([words for _, _, words in windows(folded(text))]))) for text in some]
+        )
+
+    def without(fold: int | None) -> LogisticRegression:
+        """The model, of a fold without its families."""
+        some = [at for at in range(len(texts)) if fold is None or at < known or family_of[at - known] % FOLDS != fold]
+        chosen = ([each[at] for at in some] for each in (texts, labels, groups))
+        return fit(*chosen, strength=8)  # type: ignore[arg-type]
+
+    calm = [row["text"] for source in held for row in source.rows]
+    alarms: list[float] = []
+    for fold in range(FOLDS):
+        model = without(fold)
+        limit = float(np.quantile(margins(model, calm), 0.99))
+        left_out = [texts[known + at] for at, number in enumerate(family_of) if number % FOLDS == fold]
+        alarms += list(model.decision_function(matrix(left_out)) > limit)
+    model = without(None)
+    benign = margins(model, calm)
+    card["heads"]["direct"] = {
+        "windows": len(texts),
+        "calibrated_on": [s.name for s in held],
+        "texts": len(benign),
+        "alarms_on_families_left_out": round(float(np.mean(alarms)), 4),
+        "sentences_made": len(family_of),
+    }
+    save("direct", model, benign, card)
 
 
 def sentences_of(text: str) -> list[list[str]]:
