@@ -120,6 +120,7 @@ train-guards: setup ## the guardrail's heads anew, from the labelled text in DAT
 	@.venv-train/bin/python -m pip install --quiet --only-binary :all: scikit-learn==1.9.1 scipy==1.17.1 numpy==2.4.6
 	@PYTHONPATH=. .venv-train/bin/python training/guards.py --data $(DATA)
 	@PYTHONPATH=. .venv-train/bin/python training/content.py --data $(DATA)
+	@PYTHONPATH=. .venv-train/bin/python training/grounding.py --data $(DATA)
 
 lock: setup ## resolve the dependencies anew
 	@$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

@@ -24,7 +24,19 @@ from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
 
 MIN_WORDS = 3
 """A sentence with fewer words that mean something claims nothing."""
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
+_WORD = re.compile(r"\d+(?:\.\d+)?(?=(?:st|nd|rd|th|s)?(?![^\W_]))|[^\W_]+(?:['’][^\W_]+)?")
+_ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th|s)(?![^\W_])")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_DAY = re.compile(r"(?<!\d)(\d{4})-(\d\d)-(\d\d)(?!\d)")
+_MONTHS = (
+    *("january", "february", "march", "april", "may", "june"),
+    *("july", "august", "september", "october", "november", "december"),
+)
+_COUNTED = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("", "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"),
+)
+_NUMBERS = {word: str(at % 13) for at, word in enumerate(_COUNTED) if word}
 _NAME = re.compile(r"(?<![.!?\"“(]\s)(?<!^)\b[A-Z][^\W\d_]+")
 _CITED = re.compile(r"\[(\d{1,3})\]")
 _STEM_CHARS = 6
@@ -145,35 +157,35 @@ class _Known:
 
     def features(self, claim: str) -> tuple[list[float], int]:
         """What the head weighs, each the more the less of the claim is there; and which source is the nearest."""
-        content = _content(claim)
         special = {_stem(name.casefold()) for name in _NAME.findall(claim)}
-        weights = {word: self._weight(word, special) for word in content}
-        total = sum(map(weights.__getitem__, content)) or 1.0
+        weights = {word: self._weight(word, special) for word in _content(claim)}
+        total = sum(weights.values()) or 1.0
         one, nearest = self._left(weights, 1)
         three, _ = self._left(weights, 3)
-        parts = [part for part in map(_content, _CLAUSE.split(claim)) if len(part) >= 2] or [content]
-        missing = [self._left({word: weights[word] for word in part}, 1)[0] for part in parts]
-        shares = [
-            left / (sum(weights[word] for word in set(part)) or 1.0) for left, part in zip(missing, parts, strict=True)
-        ]
+        six, _ = self._left(weights, 6)
+        parts = [set(part) for part in map(_content, _CLAUSE.split(claim)) if len(part) >= 2] or [set(weights)]
+        known = ({word: self._weight(word, special) for word in part} for part in parts)
+        shares = [sum(self._left(part, 1)[0].values()) / (sum(part.values()) or 1.0) for part in known]
         pairs = _pairs(_stems(claim))
         values = [
-            one / total,
-            three / total,
-            math.log(1 + three),
+            sum(one.values()) / total,
+            sum(three.values()) / total,
+            math.log(1 + sum(three.values())),
+            math.log(1 + sum(six.values())),
+            math.log(1 + sum(word[0].isdigit() for word in three)),
+            1 - len(pairs & self._pairs) / (len(pairs) or 1),
             max(shares),
             sum(shares) / len(shares),
-            1 - len(pairs & self._pairs) / (len(pairs) or 1),
         ]
         return values, nearest
 
     def _weight(self, word: str, special: set[str]) -> float:
         """Rare words weigh more; a name or a number more again: that is what an answer gets wrong."""
         rare = math.log(1 + (len(self._sentences) + 1) / (1 + self._counts[word]))
-        return rare * (SPECIAL if word in special or any(char.isdigit() for char in word) else 1.0)
+        return rare * (SPECIAL if word in special or word[0].isdigit() else 1.0)
 
-    def _left(self, weights: Mapping[str, float], sentences: int) -> tuple[float, int]:
-        """The weight of the words that stand in none of the few sentences that hold most; the source of the first."""
+    def _left(self, weights: Mapping[str, float], sentences: int) -> tuple[dict[str, float], int]:
+        """The words that stand in none of the few sentences that hold most, weighed; the source of the first."""
         left, nearest = dict(weights), -1
         for _ in range(sentences):
             gains = (
@@ -185,7 +197,7 @@ class _Known:
             number, words = self._sentences[-at]
             nearest = number if nearest < 0 else nearest
             left = {word: weight for word, weight in left.items() if word not in words}
-        return sum(left.values()), nearest
+        return left, nearest
 
 
 def _numbered(number: int, others: Sequence[str]) -> bool:
@@ -198,12 +210,25 @@ def _stem(word: str) -> str:
     return word if word.isdigit() else word[:_STEM_CHARS].rstrip("s") or word
 
 
+def _words(text: str) -> list[str]:
+    """Words in order; a number reads the same however it is written: 1,200, 2nd and second, 5.0, 2016-08-25."""
+    text = _THOUSANDS.sub("", normalise(text).text)
+    text = _DAY.sub(_spelled, text)
+    found = [_NUMBERS.get(word, word) for word in _WORD.findall(_ORDINAL.sub("", text))]
+    return [word.rstrip("0").rstrip(".") if "." in word else word for word in found]
+
+
+def _spelled(day: re.Match[str]) -> str:
+    month = int(day[2])
+    return f"{day[1]} {_MONTHS[month - 1]} {int(day[3])}" if 1 <= month <= 12 else day[0]
+
+
 def _stems(text: str) -> list[str]:
-    return [_stem(word) for word in _WORD.findall(normalise(text).text)]
+    return [_stem(word) for word in _words(text)]
 
 
 def _content(text: str) -> list[str]:
-    return [_stem(word) for word in _WORD.findall(normalise(text).text) if word not in _STOP]
+    return [_stem(word) for word in _words(text) if word not in _STOP]
 
 
 def _pairs(words: Sequence[str]) -> set[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,21 @@ def test_a_wrong_name_or_number_weighs_more_than_another_word() -> None:
     name = score("The clinic was founded in 1921 by Petra Malá.", [SOURCE])
     assert kept < word < number
     assert score(TRUE, [SOURCE]) < name
+
+
+@pytest.mark.parametrize(
+    ("said", "stands"),
+    [
+        ("It has 1200 beds in all.", "It has 1,200 beds in all."),
+        ("It was the 2nd clinic of Brno.", "It was the second clinic of Brno."),
+        ("It opened on 25 August 2016.", "It opened: 2016-08-25."),
+        ("It grew by 5 % in the 1980s.", "It grew by 5.0 % in the 1980s."),
+    ],
+)
+def test_a_number_is_the_same_however_it_is_written(said: str, stands: str) -> None:
+    """Separators, ordinals, days and trailing zeros do not make another number of it; another number does."""
+    other = re.sub(r"\d+", "77", said, count=1)
+    assert score(said, [stands]) < 0.2 < score(other, [stands])
 
 
 async def test_no_source_is_a_result_of_its_own(scope: Scope) -> None:
