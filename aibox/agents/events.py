@@ -82,7 +82,7 @@ class ArtifactMade:
 
     `data` are its bytes as they are handed out, `sha256` in hex and `size` are theirs. Where something is held back
     `data` is None, `sha256` is empty, `size` is what was made, and `withheld` says why. `label` is the turn's when it
-    was made. `checked` is False for what no check could read, such as an image. `tool` made it, in the call `call_id`.
+    was made. `checked` is False for what no check has read, such as an image. `tool` made it, in the call `call_id`.
     """
 
     name: str

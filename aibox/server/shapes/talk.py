@@ -50,7 +50,7 @@ class Artifact(Answer):
 
     `data` is what it holds, in base64; `sha256` and `size` are those bytes'. It is null where `withheld` says why
     nothing is handed out, and in the reply that ends a stream, whose events have brought it. `checked` is false for
-    what no check could read, such as an image.
+    what no check has read, such as an image.
     """
 
     name: str
