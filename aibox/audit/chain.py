@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -125,6 +126,21 @@ class AuditChain:
         await self.flush()
         return await self._do(lambda ledger: _size(ledger, tenant))
 
+    async def entries_of(self, tenant: str, kind: str) -> list[ReceiptEntry]:
+        """Entries whose kind begins so (`egress.`), what was noted included: their open parts alone, without proofs.
+
+        The database finds them, beside the writer: it reads the whole log, and hands on no more than these.
+        """
+        await self.flush()
+        log = await self._do(lambda ledger: ledger.log(tenant))
+
+        def read() -> list[ReceiptEntry]:
+            with closing(open_store(self.url, read_only=True)) as store:
+                rows = store.entries(log, kind=kind)
+                return [ReceiptEntry(row.header, row.open or b"", row.sealed or b"", b"", ()) for row in rows]
+
+        return await asyncio.to_thread(read)
+
     async def receipt(self, turn: str, *, scope: Scope) -> Receipt:
         """The receipt of a turn that was sealed. Raises ConfigError where there is none."""
         return await self._do(lambda ledger: receipt_of(ledger, scope.tenant, turn))
@@ -144,13 +160,10 @@ class AuditChain:
         log = await self._do(lambda ledger: ledger.log(tenant))
 
         def write() -> int:
-            store = open_store(self.url, read_only=True)
-            try:
+            with closing(open_store(self.url, read_only=True)) as store:
                 name = store.log_named(log)
                 assert name is not None
                 return bundle.write(Path(path), store, name, note)
-            finally:
-                store.close()
 
         return await asyncio.to_thread(write)
 

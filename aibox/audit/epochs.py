@@ -101,4 +101,6 @@ class EpochKeys:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
         finally:
+            # Not by closing alone: a process that was forked meanwhile holds the file too, and with it the lock.
+            fcntl.flock(handle, fcntl.LOCK_UN)
             os.close(handle)

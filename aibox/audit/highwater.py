@@ -81,6 +81,8 @@ class HighWater:
                     os.fsync(file.fileno())
                 fresh.replace(self.path)
             finally:
+                # Not by closing alone: a process that was forked meanwhile holds the file too, and with it the lock.
+                fcntl.flock(lock, fcntl.LOCK_UN)
                 os.close(lock)
         except OSError as error:
             raise StoreError(f"the high-water mark {self.path} cannot be written: {why(error)}") from None

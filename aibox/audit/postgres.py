@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from aibox.audit.record import Row
-from aibox.audit.store import FORMAT, Act, Conflict, LogName, Node
+from aibox.audit.store import FORMAT, Act, Conflict, LogName, Node, opening
 from aibox.errors import StoreError
 from aibox.postgres import connect, driver, host
 
@@ -122,11 +122,13 @@ class PostgresStore:
         row = self._one("SELECT size FROM heads WHERE log = %s FOR UPDATE", (log,), log=log)
         return row[0] if row else 0
 
-    def entries(self, log: bytes, *, start: int = 0, limit: int = -1) -> Iterator[Row]:
-        sql = "SELECT seq, header, open, sealed, tag FROM entries WHERE log = %s AND seq >= %s ORDER BY seq LIMIT %s"
+    def entries(self, log: bytes, *, start: int = 0, limit: int = -1, kind: str = "") -> Iterator[Row]:
+        sql = "SELECT seq, header, open, sealed, tag FROM entries WHERE log = %s AND seq >= %s "
+        kinds: tuple[bytes, ...] = opening(kind) if kind else ()
+        sql += ("AND open >= %s AND open < %s " if kind else "") + "ORDER BY seq LIMIT %s"
         left = limit if limit >= 0 else 2**62
         while left > 0:
-            rows = self._all(sql, (log, start, min(left, 10_000)), log=log)
+            rows = self._all(sql, (log, start, *kinds, min(left, 10_000)), log=log)
             yield from (Row(*row) for row in rows)
             if len(rows) < min(left, 10_000):
                 return

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aibox._wal import write_ahead
 from aibox.audit.record import Row
-from aibox.audit.store import FORMAT, Act, Conflict, LogName, Node
+from aibox.audit.store import FORMAT, Act, Conflict, LogName, Node, opening
 from aibox.errors import StoreError
 
 BUSY_S = 30.0
@@ -139,10 +139,12 @@ class SqliteStore:
             last = self._db.execute("SELECT max(seq) FROM entries WHERE log = ?", (log,)).fetchone()[0]
         return 0 if last is None else last + 1
 
-    def entries(self, log: bytes, *, start: int = 0, limit: int = -1) -> Iterator[Row]:
-        sql = "SELECT seq, header, open, sealed, tag FROM entries WHERE log = ? AND seq >= ? ORDER BY seq LIMIT ?"
+    def entries(self, log: bytes, *, start: int = 0, limit: int = -1, kind: str = "") -> Iterator[Row]:
+        kinds = opening(kind) if kind else ()
+        sql = "SELECT seq, header, open, sealed, tag FROM entries WHERE log = ? AND seq >= ? "
+        sql += ("AND open >= ? AND open < ? " if kind else "") + "ORDER BY seq LIMIT ?"
         with self._mapped:
-            for row in self._db.execute(sql, (log, start, limit)):
+            for row in self._db.execute(sql, (log, start, *kinds, limit)):
                 yield Row(*row)
 
     def add_entries(self, log: bytes, size: int, rows: Sequence[Row]) -> None:

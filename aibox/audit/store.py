@@ -81,8 +81,8 @@ class Store(Protocol):
         """How many entries there are; inside a transaction, others who would write this log wait."""
         ...
 
-    def entries(self, log: bytes, *, start: int = 0, limit: int = -1) -> Iterator[Row]:
-        """In order of seq."""
+    def entries(self, log: bytes, *, start: int = 0, limit: int = -1, kind: str = "") -> Iterator[Row]:
+        """In order of seq. With the beginning of a `kind`: of those alone, where retention has left their open part."""
         ...
 
     def add_entries(self, log: bytes, size: int, rows: Sequence[Row]) -> None:
@@ -140,6 +140,12 @@ class Store(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def opening(kind: str) -> tuple[bytes, bytes]:
+    """From which bytes, and before which, an open part lies whose kind begins so: canonically, `action` is first."""
+    first = b'{"action":"' + kind.encode("ascii")
+    return first, first[:-1] + bytes([first[-1] + 1])
 
 
 def open_store(url: str | Path, *, read_only: bool = False) -> Store:

@@ -82,10 +82,7 @@ def _attempts(path: str, tenant: str | None) -> Iterator[Attempt]:
         for name in store.logs():
             if tenant not in (None, name.tenant):
                 continue
-            for row in store.entries(name.log):
-                if not row.open:
-                    continue  # past its retention: that it was there is known, what it said is not
-                kind = read_open(row.open).action
-                if kind.startswith("egress."):
-                    header = Header.unpack(row.header)
-                    yield Attempt(name.tenant, header.seq, header.ts_us, kind, read_detail(row.open))
+            # What is past its retention is passed over: that it was there is known, what it said is not.
+            for row in store.entries(name.log, kind="egress."):
+                header, shown = Header.unpack(row.header), row.open or b""
+                yield Attempt(name.tenant, row.seq, header.ts_us, read_open(shown).action, read_detail(shown))

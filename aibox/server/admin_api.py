@@ -147,8 +147,7 @@ class AdminAPI:
         tenant = tenant_of(who, query)
         attempts = [
             Attempt(tenant, entry.seq, entry.ts_us, entry.kind, entry.detail)
-            async for entry in self._box.audit.entries(tenant)
-            if entry.open and entry.kind.startswith("egress.")
+            for entry in await self._box.audit.entries_of(tenant, "egress.")
         ]
         return shapes.FlowList(data=[shapes.Flow.model_validate(flow.as_dict()) for flow in flows(attempts)])
 

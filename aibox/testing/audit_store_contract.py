@@ -57,6 +57,18 @@ class AuditStoreContract:
         with store.transaction():
             assert store.size(log) == 30
 
+    def test_rows_of_a_kind_are_found_by_the_beginning_of_their_open_part(self, store: Store) -> None:
+        """Of all kinds that begin so, from any start and to any limit; a name that is longer or higher is another."""
+        log = log_id("acme")
+        kinds = ["egress.allowed", "egress", "egressor.made", "egress.denied", "tool.called", "egress/x", "egress.zz"]
+        shown = [b'{"action":"%s","v":1}' % kind.encode() for kind in kinds]
+        rows = [_row(n)._replace(open=data) for n, data in enumerate(shown)]
+        with store.transaction():
+            store.add_entries(log, 0, rows)
+        assert [row.seq for row in store.entries(log, kind="egress.")] == [0, 3, 6]
+        assert list(store.entries(log, kind="egress.", start=1, limit=1)) == [rows[3]]
+        assert list(store.entries(log_id("rival"), kind="egress.")) == []
+
     def test_an_entry_goes_only_behind_the_last_one(self, store: Store) -> None:
         """Who has read an older head writes nothing, and is told so: there is no fork."""
         log = log_id("acme")

@@ -77,6 +77,24 @@ async def test_what_was_noted_is_there_with_the_next_that_waits(tmp_path: Path) 
         assert [e.detail["n"] async for e in chain.entries("acme")] == list(range(7))
 
 
+async def test_entries_of_a_kind_are_those_of_all_entries(tmp_path: Path) -> None:
+    """What the database finds by kind is what reading the whole log finds, with what was noted a moment ago."""
+    async with AuditChain(tmp_path / "audit.db") as chain:
+        assert await chain.entries_of("acme", "egress.") == []
+        for n in range(7):
+            for kind in ("egress.allowed", "egress.denied", "tool.called"):
+                chain.note(kind, scope=ACME, detail={"host": "h", "bytes": n, "who": "eva"})
+        chain.note("egress.allowed", scope=RIVAL, detail={"host": "h"})
+        found = await chain.entries_of("acme", "egress.")
+        everything = [entry async for entry in chain.entries("acme")]
+    assert [(e.seq, e.ts_us, e.kind) for e in found] == [
+        (e.seq, e.ts_us, e.kind) for e in everything if e.kind.startswith("egress.")
+    ]
+    assert len(found) == 14
+    assert found[0].detail == {"host": "h", "bytes": 0}
+    assert found[0].actor is None
+
+
 async def test_a_turn_is_sealed_once(tmp_path: Path) -> None:
     """A second end is refused, in the same process and after a restart; the first stays the turn's only one."""
     async with AuditChain(tmp_path / "a.db") as chain:

@@ -8,6 +8,7 @@ limit on the size of files, at which the kernel itself takes the first part of a
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import os
 import random
@@ -23,7 +24,9 @@ from pathlib import Path
 import pytest
 
 from aibox.audit.chain import AuditChain
-from aibox.audit.keys import overwrite, write_new
+from aibox.audit.epochs import EpochKeys
+from aibox.audit.highwater import HighWater
+from aibox.audit.keys import Keyring, overwrite, write_new
 from aibox.audit.record import leaf_hash
 from aibox.audit.verify import verify
 
@@ -225,6 +228,31 @@ def test_a_key_is_overwritten_whole_by_a_disk_that_takes_a_byte_at_a_time(
         monkeypatch.setattr(os, "write", lambda handle, data: real(handle, data[:1]))
         overwrite(os.open(tmp_path / "x.key", os.O_WRONLY))
         assert set(held.read()) == {0}
+
+
+def test_a_process_that_was_forked_meanwhile_does_not_keep_the_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever holds a copy of a lock's file, as a child of a fork does, keeps nobody from the mark or the keys."""
+    copies: list[int] = []
+    real = fcntl.flock
+
+    def copying(handle: int, operation: int) -> None:
+        real(handle, operation)
+        if operation == fcntl.LOCK_EX:
+            copies.append(os.dup(handle))
+
+    monkeypatch.setattr(fcntl, "flock", copying)
+    HighWater(tmp_path / "mark").add_erased(bytes(32), bytes(16))
+    keys = EpochKeys(Keyring(tmp_path))
+    log = bytes(32)
+    keys.keep(log, keys.first(log).next(log))
+    assert len(copies) == 2
+    for name in ("mark.lock", ".lock"):
+        with (tmp_path / name).open() as file:
+            real(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for copy in copies:
+        os.close(copy)
 
 
 async def read(path: Path) -> dict[int, str]:
