@@ -140,7 +140,9 @@ async def recall(report: Report, sizes: Sequence[int], rounds: int, folder: Path
     report.row(
         f"growth from {smallest:,} to {largest:,} records",
         f"{growth:.2f} times",
-        f"p50 {medians[smallest]:.2f} and {medians[largest]:.2f} ms, measured in turn",
+        f"p50 {medians[smallest]:.2f} and {medians[largest]:.2f} ms, measured in turn; CPU "
+        f"{CPU_MS[str(smallest)]:.2f} and {CPU_MS[str(largest)]:.2f} ms: "
+        f"{CPU_MS[str(largest)] / CPU_MS[str(smallest)]:.2f} times",
     )
     for store in opened:
         await store.close()
@@ -164,13 +166,15 @@ async def recall(report: Report, sizes: Sequence[int], rounds: int, folder: Path
 async def in_blocks(calls: dict[int, Callable[[int], Awaitable[Any]]]) -> dict[int, float]:
     """Median milliseconds of each call, in turn in blocks: none loses the processor's cache to another at each call."""
     taken: dict[int, list[float]] = {size: [] for size in calls}
+    CPU_MS.clear()
     for block in range(5):
         for size, call in calls.items():
             for number in range(20):
-                started = time.perf_counter()
+                started, cpu = time.perf_counter(), time.process_time()
                 await call(block * 20 + number)
                 if number >= 5:
                     taken[size].append((time.perf_counter() - started) * 1e3)
+                    CPU_MS[str(size)] = CPU_MS.get(str(size), 0.0) + (time.process_time() - cpu) * 1e3 / 75
     return {size: p(times, 50) for size, times in taken.items()}
 
 
