@@ -63,7 +63,7 @@ async def recall(report: Report, sizes: Sequence[int], rounds: int, folder: Path
     """
     import qdrant_edge as edge
 
-    from aibox.memory.vector_index import _LOOKED_AT, hashed
+    from aibox.memory.vector_index import _COMPARED_AGAIN, _LOOKED_AT, hashed
 
     queries = [vector(f"query {i}") for i in range(rounds + 5)]
     stores: dict[int, Callable[[int], Awaitable[Any]]] = {}
@@ -81,7 +81,8 @@ async def recall(report: Report, sizes: Sequence[int], rounds: int, folder: Path
         raw = edge.EdgeShard.load(str(folder / f"raw-{size}"))
         wanted = edge.Filter(must=[edge.FieldCondition("user", match=edge.MatchAny([hashed("b")]))])
         params = edge.SearchParams(
-            hnsw_ef=_LOOKED_AT, quantization=edge.QuantizationSearchParams(rescore=True, oversampling=2.0)
+            hnsw_ef=_LOOKED_AT,
+            quantization=edge.QuantizationSearchParams(rescore=True, oversampling=_COMPARED_AGAIN),
         )
 
         async def ours(number: int, store: EmbeddedStore = store) -> None:

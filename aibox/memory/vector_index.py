@@ -19,7 +19,7 @@ from aibox.errors import StoreError
 from aibox.memory.graph import GraphBuild
 from aibox.memory.terms import Terms, unpack_terms
 
-_FORMAT = 3
+_FORMAT = 4
 _BATCH = 1000
 GRAPH_FROM = 10_000
 """Rows outside of the graph from which on one is built, anew when they are a third of those inside."""
@@ -27,8 +27,8 @@ GRAPH_FROM = 10_000
 _EDGES, _EDGES_CHOSEN_FROM = 32, 200
 # How many rows are looked at for one question. More finds more of the nearest and takes longer, in proportion.
 _LOOKED_AT = 192
-# In the graph rows are compared by bytes in place of floats; so many more than asked for are compared again exactly.
-_COMPARED_AGAIN = 2.0
+# In the graph rows are compared by half bytes in place of floats; so many times more are compared again exactly.
+_COMPARED_AGAIN = 3.0
 # The index is memory-mapped: a page that the disk has no room for ends the process instead of raising an error.
 _SPARE_BYTES = 128 * 1024 * 1024
 _STATES_KNOWN = 1_000
@@ -213,13 +213,13 @@ class VectorIndex:
         edge = _edge()
         self.delete()
         self._shard_folder.mkdir(mode=0o700, parents=True)
-        # No log of its own: what it holds can be had again from the rows. Bytes in place of floats are for the graph.
+        # No log of its own: what it holds can be had again from the rows. Half bytes for floats are for the graph.
         config = edge.EdgeConfig(
             vectors={"": edge.EdgeVectorParams(size=self._dimensions, distance=edge.Distance.Cosine)},
             hnsw_config=edge.HnswIndexConfig(
                 _EDGES, _EDGES_CHOSEN_FROM, full_scan_threshold=10_000, max_indexing_threads=2
             ),
-            quantization_config=edge.ScalarQuantizationConfig(edge.ScalarType.Int8),
+            quantization_config=edge.TurboQuantQuantizationConfig(bits=edge.TurboQuantBitSize.Bits4),
             sparse_vectors={"words": edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)} if self._words else None,
             max_search_threads=1,
             wal_enabled=False,
