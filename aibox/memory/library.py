@@ -10,11 +10,11 @@ from pathlib import Path
 from aibox.errors import AIBoxError, ConfigError, StoreError
 from aibox.memory.chunks import Chunk, chunks
 from aibox.memory.document import Document, Documents, Progress
-from aibox.memory.document_store import DocumentStore
 from aibox.memory.parsing import KINDS, extract
 from aibox.memory.reader import NewPassage, Reader
 from aibox.memory.record import Visibility, new_id, now_us
 from aibox.memory.situate import Situate
+from aibox.memory.store import DocumentStore
 from aibox.protocols import Embedder
 from aibox.types import Label, Scope
 

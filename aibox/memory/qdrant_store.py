@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from aibox.chat import Health
-from aibox.errors import AIBoxError, ConfigError, MissingExtraError, StoreError
+from aibox.errors import AIBoxError, ConfigError, StoreError
 from aibox.memory.cipher import SubjectKey
-from aibox.memory.qdrant_keys import COLLECTION, QdrantKeys, any_of, collection, create, equal, is_uuid, of_user
+from aibox.memory.qdrant_keys import QdrantKeys, any_of, collection, equal, is_collection, is_uuid, of_user
+from aibox.memory.qdrant_server import QdrantServer
 from aibox.memory.record import Hit, Record, RecordType, Within, now_us
 from aibox.memory.rows import Wanted, seal, unseal
 from aibox.memory.vector_index import hashed
@@ -26,8 +25,6 @@ from aibox.types import Label, Scope
 _PAGE = 1_000
 _ROUNDING = 1e-6
 """Of a cosine that a server works out in floats of 32 bits."""
-IN_PROCESS = ":memory:"
-"""The client's own engine in place of a server: slow, forgotten at the end, and without indexes."""
 _CLEAR = ("id", "type", "confidence", "created_us", "valid_from_us", "valid_until_us", "supersedes")
 _INDEXED = ("user", "type", "digest", "superseded", "embedder", "agent", "session", "supersedes")
 
@@ -46,7 +43,7 @@ class QdrantStore:
 
     def __init__(
         self,
-        url: str,
+        url: str | QdrantServer,
         *,
         key: bytes,
         embedder: str,
@@ -54,25 +51,14 @@ class QdrantStore:
         api_key: str | None = None,
         timeout_s: float = 10.0,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("qdrant", "qdrant+https") or not parts.netloc or parts.password is not None:
-            raise ConfigError(
-                "a memory on a server is at qdrant://host:6333 or qdrant+https://host", hint="the key goes in api_key"
-            )
-        self._where = parts.netloc
-        self._https = parts.scheme == "qdrant+https"
+        self._server = url if isinstance(url, QdrantServer) else QdrantServer(url, api_key=api_key, timeout_s=timeout_s)
         self._keys = QdrantKeys(key)
         self._embedder = embedder
         self._dimensions = dimensions
-        self._api_key = api_key
-        self._timeout_s = timeout_s
-        self._client: Any = None
-        self._known: set[str] = set()
         self._writing = asyncio.Lock()
-        self._closed = False
 
     def __repr__(self) -> str:
-        return f"QdrantStore({self._where})"
+        return f"QdrantStore({self._server.where})"
 
     # What MemoryStore asks for.
 
@@ -80,9 +66,9 @@ class QdrantStore:
         if len(vector) != self._dimensions:
             raise ConfigError(f"a vector of {len(vector)} numbers, where {self._embedder} has {self._dimensions}")
         scope = Scope(tenant=record.tenant, user=record.user)
-        async with self._writing, self._server() as (client, models):
-            await self._make(client, models, record.tenant)
-            name, key = (await self._keys.of(client, models, scope, draw=True))[0]
+        async with self._writing, self._server.asked() as (client, models):
+            await self._make(record.tenant)
+            name, key = (await self._keys.of(client, models, hashed(scope.tenant), hashed(scope.user), draw=True))[0]
             if (kept := await self._find(client, models, record.text, record.type, scope)) is not None:
                 met = replace(kept, label=kept.label | record.label, confidence=max(kept.confidence, record.confidence))
                 if met != kept:
@@ -101,7 +87,7 @@ class QdrantStore:
         return record
 
     async def find(self, text: str, *, type: RecordType, scope: Scope) -> Record | None:  # noqa: A002 - the field's name
-        async with self._server() as (client, models):
+        async with self._server.asked() as (client, models):
             return await self._find(client, models, text, type, scope)
 
     async def search(
@@ -117,10 +103,10 @@ class QdrantStore:
     ) -> list[Hit]:
         if limit <= 0:
             return []
-        async with self._server() as (client, models):
+        async with self._server.asked() as (client, models):
             if not await self._exists(client, scope.tenant):
                 return []
-            keys = dict(await self._keys.of(client, models, scope))
+            keys = dict(await self._keys_of(client, models, scope))
             wanted, hits, asked = Wanted(types, ceiling, within), [], limit
             conditions = self._findable(models, wanted, scope, [*keys.values()])
             while True:
@@ -143,17 +129,17 @@ class QdrantStore:
             ]
 
     async def all(self, *, scope: Scope, types: Sequence[RecordType] | None = None) -> list[Record]:
-        async with self._server() as (client, models):
+        async with self._server.asked() as (client, models):
             conditions = [*equal(models, superseded=False), *any_of(models, "type", types)]
             return await self._read(client, models, scope, conditions)
 
     async def get(self, id: str, *, scope: Scope) -> Record | None:  # noqa: A002 - the field's name
-        async with self._server() as (client, models):
+        async with self._server.asked() as (client, models):
             found = await self._read(client, models, scope, [], ids=[id])
             return found[0] if found else None
 
     async def remove(self, ids: Sequence[str], *, scope: Scope) -> int:
-        async with self._writing, self._server() as (client, models):
+        async with self._writing, self._server.asked() as (client, models):
             gone: dict[str, Record] = {}
             wanted = [*ids]
             while wanted:
@@ -165,13 +151,13 @@ class QdrantStore:
             return len(gone)
 
     async def remove_all(self, *, tenant: str, user: str | None) -> int:
-        async with self._writing, self._server() as (client, models):
+        async with self._writing, self._server.asked() as (client, models):
             if not await self._exists(client, tenant):
                 return 0
             if user is None:
                 count: int = (await client.count(collection(tenant), exact=True)).count
                 await client.delete_collection(collection(tenant))
-                self._known.discard(tenant)
+                self._server.unmade(collection(tenant))
             else:
                 scope = Scope(tenant=tenant, user=user)
                 count = await self._count(client, models, scope)
@@ -181,12 +167,12 @@ class QdrantStore:
             return count
 
     async def foreign(self, *, scope: Scope, limit: int) -> list[Record]:
-        async with self._server() as (client, models):
+        async with self._server.asked() as (client, models):
             ours = equal(models, embedder=self._embedder)
             return await self._read(client, models, scope, equal(models, superseded=False), but=ours, limit=limit)
 
     async def revector(self, vectors: Mapping[str, Sequence[float]], *, scope: Scope) -> None:
-        async with self._writing, self._server() as (client, models):
+        async with self._writing, self._server.asked() as (client, models):
             mine = await self._read(client, models, scope, [], ids=[*vectors])
             points = [models.PointVectors(id=record.id, vector=[*vectors[record.id]]) for record in mine]
             if points:
@@ -196,25 +182,23 @@ class QdrantStore:
 
     async def health(self) -> Health:
         try:
-            async with self._server() as (client, _):
+            async with self._server.asked() as (client, _):
                 named = [c.name for c in (await client.get_collections()).collections]
         except AIBoxError as error:
             return Health(ok=False, detail=error.message)
-        tenants = sum(name.startswith("aibox_") and name != COLLECTION for name in named)
-        return Health(ok=True, detail=f"Qdrant at {self._where}, {tenants} tenants")
+        tenants = sum(is_collection(name) for name in named)
+        return Health(ok=True, detail=f"Qdrant at {self._server.where}, {tenants} tenants")
 
     async def close(self) -> None:
-        client, self._client, self._closed = self._client, None, True
         self._keys.clear()
-        if client is not None:
-            await client.close()
+        await self._server.close()
 
     # Points, and the server.
 
     async def _find(self, client: Any, models: Any, text: str, kind: RecordType, scope: Scope) -> Record | None:
         if not await self._exists(client, scope.tenant):
             return None
-        digests = [key.digest(text).hex() for _, key in await self._keys.of(client, models, scope)]
+        digests = [key.digest(text).hex() for _, key in await self._keys_of(client, models, scope)]
         same = [*equal(models, superseded=False, type=kind), *any_of(models, "digest", digests)]
         found = await self._read(client, models, scope, same, limit=1)
         return found[0] if found else None
@@ -238,7 +222,7 @@ class QdrantStore:
             if not named:
                 return []
             conditions = [*conditions, models.HasIdCondition(has_id=named)]
-        keys = dict(await self._keys.of(client, models, scope))
+        keys = dict(await self._keys_of(client, models, scope))
         found: list[Record] = []
         offset = None
         while True:
@@ -301,56 +285,13 @@ class QdrantStore:
         clear = {field: payload[field] for field in _CLEAR} | {"tenant": scope.tenant, "user": scope.user}
         return unseal(clear, payload["label"], base64.b64decode(payload["sealed"]), key)
 
+    async def _keys_of(self, client: Any, models: Any, scope: Scope) -> list[tuple[str, SubjectKey]]:
+        return await self._keys.of(client, models, hashed(scope.tenant), hashed(scope.user))
+
+    async def _make(self, tenant: str) -> None:
+        indexed = dict.fromkeys(_INDEXED, "keyword") | {"superseded": "bool"}
+        made_for: dict[str, Any] = {"dimensions": self._dimensions, "embedder": self._embedder}
+        await self._server.make(collection(tenant), indexed=indexed, **made_for)
+
     async def _exists(self, client: Any, tenant: str) -> bool:
         return bool(await client.collection_exists(collection(tenant)))
-
-    async def _make(self, client: Any, models: Any, tenant: str) -> None:
-        """The tenant's collection, with what is filtered by indexed."""
-        name = collection(tenant)
-        if not await client.collection_exists(name):
-            size = models.VectorParams(size=self._dimensions, distance=models.Distance.COSINE)
-            await create(client, name, size)
-            for field in _INDEXED if self._where != IN_PROCESS else ():
-                kind = models.PayloadSchemaType.BOOL if field == "superseded" else models.PayloadSchemaType.KEYWORD
-                await client.create_payload_index(name, field, kind, wait=True)
-            self._known.discard(tenant)
-        if tenant not in self._known:
-            has = (await client.get_collection(name)).config.params.vectors.size
-            if has != self._dimensions:
-                raise ConfigError(
-                    f"the collection has vectors of {has} numbers, and {self._embedder} makes {self._dimensions}",
-                    hint="export with the former embedder, erase, and import with this one",
-                )
-            self._known.add(tenant)
-
-    @contextlib.asynccontextmanager
-    async def _server(self) -> AsyncIterator[tuple[Any, Any]]:
-        client, models = await self._open()
-        try:
-            yield client, models
-        except AIBoxError:
-            raise
-        except Exception as error:  # the client raises its own, httpx2's, httpx's and ValueError
-            said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise StoreError(
-                f"Qdrant at {self._where} failed: {said}", hint="is it running, and is api_key right?", retryable=True
-            ) from error
-
-    async def _open(self) -> tuple[Any, Any]:
-        if self._closed:
-            raise StoreError("the memory is closed", hint="open it again, or do this before closing")
-        try:
-            from qdrant_client import AsyncQdrantClient, models
-        except ImportError:
-            raise MissingExtraError("a memory on a Qdrant server", extra="qdrant") from None
-        if self._client is None:
-            if self._where == IN_PROCESS:
-                self._client = AsyncQdrantClient(IN_PROCESS)
-            else:
-                self._client = AsyncQdrantClient(
-                    url=f"http{'s' if self._https else ''}://{self._where}",
-                    api_key=self._api_key,
-                    timeout=round(self._timeout_s),
-                    check_compatibility=False,
-                )
-        return self._client, models

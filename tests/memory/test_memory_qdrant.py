@@ -61,7 +61,7 @@ class TestOnAServer(MemoryStoreContract):
 async def test_the_server_sees_no_word_and_no_name(store: QdrantStore) -> None:
     """The server has numbers, types, labels and times; not the text, nor names of tenant, user, agent or session."""
     kept = await store.add(make("The CANARY sings.", source="turn-77"), vector(1))
-    client, _ = await store._open()
+    client, _ = await store._server.open()
     everything = ""
     for listed in (await client.get_collections()).collections:
         everything += f"{listed.name} {await client.scroll(listed.name, limit=100)}"
@@ -75,7 +75,7 @@ async def test_a_point_that_was_moved_does_not_open(store: QdrantStore) -> None:
     """A payload that was given to another user, or a lower label, is an IntegrityError and never somebody's memory."""
     mine = await store.add(make("fact", label=EVA_LABEL), vector(1))
     await store.add(make("other", TOM), vector(1))
-    client, _ = await store._open()
+    client, _ = await store._server.open()
     await client.set_payload(collection("acme"), {"label": "public"}, [mine.id])
     with pytest.raises(IntegrityError):
         await store.get(mine.id, scope=EVA)
@@ -88,7 +88,7 @@ async def test_a_point_that_was_moved_does_not_open(store: QdrantStore) -> None:
 async def test_with_everything_of_a_user_the_key_goes(store: QdrantStore) -> None:
     """A copy of a point that was taken before opens no more once the user was erased, whatever is put back."""
     mine = await store.add(make("fact"), vector(1))
-    client, models = await store._open()
+    client, models = await store._server.open()
     [copy] = await client.retrieve(collection("acme"), [mine.id], with_vectors=True)
     assert await store.remove_all(tenant="acme", user="eva") == 1
     await client.upsert(collection("acme"), [models.PointStruct(id=copy.id, vector=copy.vector, payload=copy.payload)])
@@ -101,7 +101,7 @@ async def test_another_master_key_opens_nothing(store: QdrantStore) -> None:
     """Who has the server and not the key reads nothing."""
     await store.add(make("fact"), vector(1))
     stranger = QdrantStore("qdrant://:memory:", key=bytes(32), embedder="test", dimensions=DIMENSIONS)
-    stranger._client = store._client
+    stranger._server = store._server
     with pytest.raises(IntegrityError):
         await stranger.all(scope=EVA)
 
@@ -110,12 +110,12 @@ async def test_another_master_key_opens_nothing(store: QdrantStore) -> None:
 async def test_two_keys_drawn_at_once_both_open(store: QdrantStore) -> None:
     """Where two processes drew a user's key at the same moment, what was kept under either is read."""
     await store.add(make("first"), vector(1))
-    client, models = await store._open()
+    client, models = await store._server.open()
     keys = store._keys._wrapping
     payload = {
         "tenant": hashed("acme"),
         "user": hashed("eva"),
-        "wrapped": base64.b64encode(keys.draw("acme", "eva")).decode(),
+        "wrapped": base64.b64encode(keys.draw(hashed("acme"), hashed("eva"))).decode(),
     }
     early = str(uuid.UUID(int=7))
     await client.upsert("aibox_keys", [models.PointStruct(id=early, vector={}, payload=payload)])
@@ -130,13 +130,13 @@ async def test_vectors_of_another_embedder_are_not_compared(store: QdrantStore) 
     """Of the same length they are found again once they were made anew; of another length they are refused."""
     kept = await store.add(make("fact"), vector(1))
     other = a_store(embedder="other")
-    other._client = store._client
+    other._server = store._server
     assert await other.search(vector(1), scope=EVA, limit=5, minimum=-1.0) == []
     assert [r.id for r in await other.foreign(scope=EVA, limit=9)] == [kept.id]
     await other.revector({kept.id: vector(0, 1)}, scope=EVA)
     assert [h.record.id for h in await other.search(vector(0, 1), scope=EVA, limit=5)] == [kept.id]
     longer = QdrantStore("qdrant://:memory:", key=KEY, embedder="long", dimensions=8)
-    longer._client = store._client
+    longer._server = store._server
     with pytest.raises(ConfigError, match="vectors of 4 numbers"):
         await longer.add(make("more"), [1.0] * 8)
 
@@ -157,14 +157,16 @@ async def test_a_server_that_does_not_answer_is_a_store_error(socket_enabled: No
 
 @pytest.mark.anyio
 async def test_a_memory_at_a_url_is_on_the_server(tmp_path: Path, scope: Scope) -> None:
-    """`Memory("qdrant://...")` remembers, recalls and forgets; documents and a missing key are clear errors."""
+    """`Memory("qdrant://...")` remembers, recalls and forgets, documents too; a missing key is a clear error."""
     async with Memory("qdrant://:memory:", key=KEY, embedder=WordEmbedder()) as memory:
         await memory.remember("The heron nests in March.", scope=scope)
         [hit] = await memory.recall("heron", scope=scope)
         assert hit.record.text == "The heron nests in March."
-        with pytest.raises(ConfigError, match="keeps no documents"):
-            await memory.add(b"x", name="x.txt", scope=scope)
-        assert await memory.forget(scope=scope, subject=scope.user) == 1
+        await memory.add(b"The heron eats frogs.", name="x.txt", scope=scope)
+        assert len(await memory.recall("heron", scope=scope)) == 2
+        assert "documents of 1 tenants" in (await memory.health()).detail
+        assert await memory.forget(scope=scope, subject=scope.user) == 2
+        assert await memory.recall("heron", scope=scope) == []
     with pytest.raises(ConfigError, match="needs a key"):
         Memory("qdrant://127.0.0.1:6333", embedder=WordEmbedder())
     for wrong in ("qdrant://", "qdrant://user:secret@host", "mem0://host"):
