@@ -86,7 +86,8 @@ class AuditChain:
     def note(self, kind: str, *, scope: Scope, detail: Mapping[str, Any], turn: str = "") -> None:
         """Put an entry in order now; it is durable when the next `append` or `seal` of this tenant returns.
 
-        Raises StoreError when something noted earlier could not be written, LimitError when too much waits.
+        Raises ConfigError for a bad detail, StoreError when something noted earlier could not be written, LimitError
+        when too much waits.
         """
         sequencer = self._ready()
         if sequencer.failed is not None:

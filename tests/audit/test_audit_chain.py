@@ -8,7 +8,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,8 @@ from audit_parts import ACME, RIVAL, sealed_turns, write_log
 
 import aibox
 from aibox.audit.chain import AuditChain
-from aibox.errors import ConfigError, StoreError
+from aibox.audit.sequencer import Call
+from aibox.errors import ConfigError, MissingExtraError, StoreError
 from aibox.types import Scope
 
 pytestmark = pytest.mark.anyio
@@ -283,3 +286,74 @@ async def test_whoever_waits_hears_of_a_bug_in_the_writer(tmp_path: Path, monkey
     async with AuditChain(tmp_path / "audit.db") as chain:
         await chain.append("memory.written", scope=scope, detail={})
         assert (await chain.verify()).entries == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_what_the_writer_had_taken_hears_of_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator's act that was taken together with entries is not left waiting when writing them ends the writer."""
+    async with AuditChain(tmp_path / "audit.db") as chain:
+        await chain.append("memory.written", scope=ACME, detail={})
+        held, free = threading.Event(), threading.Event()
+
+        def hold(_: object) -> None:
+            held.set()
+            free.wait(30)
+
+        def broken(*_: object, **__: object) -> None:
+            raise RuntimeError("a bug")
+
+        tasks = [asyncio.ensure_future(chain._do(hold))]
+        await asyncio.to_thread(held.wait, 30)
+        # What comes while the writer is busy is taken together.
+        tasks += [asyncio.ensure_future(chain.append("memory.written", scope=ACME, detail={})) for _ in range(2)]
+        tasks.append(asyncio.ensure_future(chain._do(lambda ledger: ledger.log("acme"))))
+        await asyncio.sleep(0)
+        monkeypatch.setattr("aibox.audit.ledger.Ledger.add_made", broken)
+        free.set()
+        async with asyncio.timeout(60):
+            first, *others = await asyncio.gather(*tasks, return_exceptions=True)
+    assert first is None
+    assert [type(error) for error in others] == [StoreError] * 3
+    assert "has stopped" in str(others[-1])
+
+
+async def test_each_of_many_who_wait_gets_an_error_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the class of an error is made from: nobody is left waiting because it could not be made again."""
+    missing = MissingExtraError("a signer", extra="pkcs11")
+
+    def refused(*_: object, **__: object) -> None:
+        raise missing
+
+    async with AuditChain(tmp_path / "audit.db") as chain:
+        await chain.append("memory.written", scope=ACME, detail={})
+        monkeypatch.setattr("aibox.audit.ledger.Ledger.add_made", refused)
+        waiting = [chain.append("memory.written", scope=ACME, detail={}) for _ in range(3)]
+        async with asyncio.timeout(60):
+            found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(error) for error in found] == [MissingExtraError] * 3
+    assert len({id(error) for error in found}) == 3
+    assert {str(error) for error in found} == {str(missing)}
+
+
+async def test_an_act_that_nobody_waits_for_any_more_is_not_done(tmp_path: Path) -> None:
+    """A call that was taken back before its turn neither runs nor harms the writer."""
+    ran: list[object] = []
+    async with AuditChain(tmp_path / "audit.db") as chain:
+        done: Future[None] = Future()
+        done.cancel()
+        chain._ready().put(Call(ran.append, done))
+        await chain.append("memory.written", scope=ACME, detail={})
+    assert ran == []
+
+
+async def test_a_detail_is_recorded_as_it_was_when_it_was_handed_in(tmp_path: Path) -> None:
+    """What a caller changes afterwards does not change the evidence; a bad detail is told to whoever notes it."""
+    detail = {"model": "one", "list": [1]}
+    async with AuditChain(tmp_path / "audit.db") as chain:
+        chain.note("model.called", scope=ACME, turn="t", detail=detail)
+        detail["model"], detail["list"] = "two", [2]
+        with pytest.raises(ConfigError, match="float has no canonical form"):
+            chain.note("model.called", scope=ACME, turn="t", detail={"cost": 0.5})
+        receipt = await chain.seal("t", scope=ACME, detail={"outcome": "answered"})
+    assert [entry.kind for entry in receipt.entries] == ["model.called", "turn.sealed"]
+    assert receipt.entries[0].detail == {"model": "one", "list": [1]}
