@@ -38,7 +38,7 @@ from aibox.memory.redis_buffer import RedisBuffer
 from aibox.outbound.traces import Traces
 from aibox.outbound.webhooks import Webhooks
 from aibox.policy.policy import Policy
-from aibox.postgres import check_url, shown
+from aibox.postgres import check_url, is_postgres, shown
 from aibox.protocols import Tool
 from aibox.sandbox.configured import make_sandbox
 from aibox.sandbox.sandbox import Sandbox
@@ -173,10 +173,6 @@ class Box:
         """Close somebody else's part with the box."""
         self._keep(part)
 
-    def _place(self, url: str | None, default: str) -> str | Path:
-        """A URL as it is; a path, relative to the data folder."""
-        return url if url and "://" in url else self.settings.home / (url or default)
-
     @cached_property
     def keys(self) -> Keyring:
         return Keyring(self.settings.key_folder, signer=self.settings.audit.signer)
@@ -192,8 +188,8 @@ class Box:
         # Whoever erases a person erases them in every store of this box, made by then or not.
         chain.register("pseudonyms", Lazily(lambda: self.pseudonyms))
         chain.register("conversations", Lazily(lambda: self.state))
-        place = self._place(self.settings.memory.url, "memory")
-        if self.settings.memory.enabled or (isinstance(place, Path) and place.exists()):
+        place = self.settings.place(self.settings.memory.url, "memory")
+        if self.settings.memory.enabled or is_postgres(place) or (isinstance(place, Path) and place.exists()):
             chain.register("memory", Lazily(lambda: self.memory))
         return chain
 
@@ -272,12 +268,13 @@ class Box:
 
     @cached_property
     def memory(self) -> Memory:
-        place = self._place(self.settings.memory.url, "memory")
+        place = self.settings.place(self.settings.memory.url, "memory")
         wanted = self.settings.memory
         url = wanted.buffer_url.get_secret_value() if wanted.buffer_url is not None else None
         memory: Memory = self._keep(
             Memory(
                 place,
+                folder=self.settings.home / "memory",
                 key=self.keys.secret("memory"),
                 api_key=read_secret(wanted.api_key, wanted.api_key_file),
                 model=self.router if wanted.model is not None else None,
@@ -379,7 +376,7 @@ class Box:
         rows = [
             ("models", backends or "llama.cpp in this process, demo model", "vLLM servers: [[backends]]"),
             ("policy", f"{self.policy.name} {self.policy.digest[:19]}", "a file of your own: policy"),
-            ("memory", settings.memory.where, ""),
+            ("memory", settings.remembers, ""),
             ("sandbox", settings.sandbox.driver, ""),
             ("audit", shown(settings.place(settings.audit.url, "audit.db")), ""),
         ]

@@ -7,9 +7,10 @@ not there. `aibox db upgrade` makes the tables (`aibox.migrations`); a schema of
 from __future__ import annotations
 
 import functools
+import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -18,7 +19,7 @@ from aibox.errors import ConfigError, MissingExtraError, StoreError
 if TYPE_CHECKING:
     from psycopg import Connection as Connection  # noqa: PLC0414 - handed on
 
-REVISION = "0003"
+REVISION = "0004"
 """Of the schema that this version works with; the newest in `aibox/migrations/versions`."""
 VERSIONS = "aibox.schema_version"
 SILENT_S = 15.0
@@ -28,6 +29,8 @@ _BEGIN = (
     "set_config('synchronous_commit', %s, true), "
     "CASE WHEN %s THEN pg_advisory_xact_lock(hashtextextended(current_schema() || '/' || %s, 0)) END"
 )
+
+_NAME = re.compile(r"(?<![:\w]):([a-z_]+)")
 
 
 class Rows(Protocol):
@@ -73,16 +76,19 @@ class Postgres:
         self._closed = False
 
     @contextmanager
-    def begun(self, tenant: str, *, durable: bool = True, alone: str = "", key: str = "") -> Iterator[Statements]:
+    def begun(
+        self, tenant: str, *, durable: bool = True, alone: str = "", key: str = "", snapshot: bool = False
+    ) -> Iterator[Statements]:
         """All or nothing. Transactions on this schema with the same word in `alone` go one after another.
 
-        `durable`: on the disk when it ends. `key` names one row that may be read by who knows its name. A connection
-        that was lost before anything was done is made anew.
+        `durable`: on the disk when it ends. `key` names one row that may be read by who knows its name.
+        `snapshot`: all that is read is of one moment. A connection that was lost before anything was done is made anew.
         """
         psycopg = driver()
         with self._slots:
             try:
-                db = self._begin((tenant, key, "on" if durable else "off", bool(alone), alone))
+                begin = _BEGIN.replace("BEGIN", "BEGIN ISOLATION LEVEL REPEATABLE READ", 1) if snapshot else _BEGIN
+                db = self._begin(begin, (tenant, key, "on" if durable else "off", bool(alone), alone))
                 try:
                     yield Statements(db)
                     db.execute("COMMIT")
@@ -95,12 +101,12 @@ class Postgres:
                 lost = isinstance(error, psycopg.OperationalError)
                 raise StoreError(f"{self._what} at {self.place}: {error}", retryable=lost) from error
 
-    def _begin(self, named: Sequence[Any]) -> Connection[Any]:
+    def _begin(self, begin: str, named: Sequence[Any]) -> Connection[Any]:
         """A connection inside a transaction that has said whose it is."""
         while True:
             db, fresh = self._take()
             try:
-                db.execute(_BEGIN, named)
+                db.execute(begin.encode(), named)
             except driver().OperationalError:
                 db.close()
                 if fresh:
@@ -154,18 +160,18 @@ def _roll_back(db: Connection[Any]) -> None:
 
 
 class Statements:
-    """Statements with `?`, as SQLite has them."""
+    """Statements with `?` or `:name`, as SQLite has them."""
 
     def __init__(self, db: Connection[Any]) -> None:
         self._db = db
 
-    def execute(self, sql: str, values: Sequence[Any] = (), /) -> Any:
+    def execute(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = (), /) -> Any:
         return self._db.execute(_translated(sql), values)
 
 
 @functools.cache
 def _translated(sql: str) -> bytes:
-    return sql.replace("%", "%%").replace("?", "%s").encode()
+    return _NAME.sub(r"%(\1)s", sql.replace("%", "%%").replace("?", "%s")).encode()
 
 
 def check(db: Connection[Any], place: str) -> None:

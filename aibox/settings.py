@@ -20,7 +20,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 
 from aibox.chat import Capability
 from aibox.errors import ConfigError
-from aibox.postgres import is_postgres
+from aibox.postgres import is_postgres, shown
 from aibox.settings_outbound import TraceSettings, WebhookSettings
 from aibox.settings_parts import (
     AgentSettings,
@@ -210,9 +210,16 @@ class Settings(Section):
         return self.database.get_secret_value()
 
     @property
+    def remembers(self) -> str:
+        """What keeps memories, for people."""
+        place = self.place(self.memory.url, "memory")
+        return shown(place) if self.memory.enabled and is_postgres(place) else self.memory.where
+
+    @property
     def databases(self) -> list[str]:
         """Every PostgreSQL server that is configured, each once."""
-        places = (self.place(None, ""), self.place(self.audit.url, ""), self.place(self.agents.url, ""))
+        urls = (None, self.audit.url, self.agents.url, self.memory.url)
+        places = (self.place(url, "") for url in urls)
         return [*dict.fromkeys(place for place in places if isinstance(place, str) and is_postgres(place))]
 
     @property

@@ -13,7 +13,7 @@ from aibox.settings_server import Section
 
 class MemorySettings(Section):
     url: str | None = None
-    """A folder, or `qdrant://host:6333`, a server. Default: `memory` in the data folder."""
+    """A folder, `qdrant://host:6333` or `postgresql://...`. Default: `database`, else `memory` in the data folder."""
     api_key: SecretStr | None = None
     """The server's."""
     api_key_file: Path | None = None

@@ -15,13 +15,18 @@ from aibox.cli.app import app
 from aibox.errors import ConfigError, StoreError
 from aibox.guardrails import vault
 from aibox.inference import ledger
+from aibox.memory import document_schema
+from aibox.memory import rows as memory_rows
 from aibox.migrations.run import current, downgrade, revisions, upgrade
 from aibox.postgres import REVISION, check_url
 from aibox.server import answers, api_keys
 from aibox.settings import Settings
 
-OF_THE_BOX = {"aibox.schema_version", "aibox_audit.meta", "aibox_pseudonyms.keys"}
+OF_THE_BOX = {"aibox.schema_version", "aibox_audit.meta", "aibox_pseudonyms.keys", "aibox_memory.proofs"}
+OF_THE_BOX |= {"aibox_documents.proofs"}
 """Tables that hold nothing of any tenant: which format and version it is, and the proof of a key."""
+NAMES = "('aibox_audit.logs', 'aibox_memory.tenants', 'aibox_documents.tenants')"
+"""Tables that say which tenants there are, to whoever keeps logs and indexes."""
 
 
 def rows(url: str, sql: str) -> list[tuple[Any, ...]]:
@@ -59,7 +64,7 @@ def test_the_role_that_writes_sees_nothing_without_a_tenant(postgres_url: str) -
         postgres_url,
         "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
         "JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'tenant' "
-        "WHERE c.relkind = 'r' AND n.nspname LIKE 'aibox%' AND c.oid <> 'aibox_audit.logs'::regclass",
+        "WHERE c.relkind = 'r' AND n.nspname LIKE 'aibox%' AND c.oid::regclass::text NOT IN " + NAMES,
     )
     with psycopg.connect(postgres_url, autocommit=True) as db:
         db.execute("SET enable_seqscan = on")
@@ -71,6 +76,8 @@ def test_the_role_that_writes_sees_nothing_without_a_tenant(postgres_url: str) -
 MADE = {
     "aibox_agents": [f"CREATE TABLE {name} ({columns})" for name, columns in TABLES.items()],
     "aibox_pseudonyms": vault._SCHEMA,
+    "aibox_memory": memory_rows._SCHEMA.statements,
+    "aibox_documents": document_schema.SCHEMA.statements,
     "aibox_server": [api_keys._KEYS, answers._SCHEMA, ledger._SPENT],
 }
 """What makes the tables of each schema where they are in a file."""
@@ -82,7 +89,10 @@ def test_both_databases_have_the_same_columns(postgres_full: str, schema: str) -
     made = sqlite3.connect(":memory:")
     for statement in MADE[schema]:
         made.execute(statement)
-    names = [row[0] for row in made.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    names = [
+        row[0]
+        for row in made.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'")
+    ]
     ours = {name: [row[1] for row in made.execute(f"PRAGMA table_info({name})")] for name in names}
     made.close()
     theirs: dict[str, list[str]] = {}

@@ -19,7 +19,7 @@ def folder(url: str | Path | None) -> Path | None:
     if isinstance(url, str) and "://" in url:
         raise ConfigError(
             f"a memory at {url.split('://', 1)[0]}:// is not in this version",
-            hint="name a folder, such as ./memory, or qdrant://host:6333",
+            hint="name a folder, such as ./memory, qdrant://host:6333, or postgresql://host/name",
         )
     if url == "":
         raise ConfigError("a memory needs a folder", hint="name one, or None for a temporary one")

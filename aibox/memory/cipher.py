@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-import sqlite3
-from pathlib import Path
+from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -93,14 +92,15 @@ class SubjectKeys:
     opens a copy of a row that was left somewhere. Raises ConfigError for a master that is not the file's.
     """
 
-    def __init__(self, db: sqlite3.Connection, path: Path, *, master: bytes) -> None:
+    def __init__(self, db: Any, place: str, *, master: bytes) -> None:
         self._wrapping = Wrapping(master)
         self._db = db
         proof = hmac.digest(master, b"aibox memory key", hashlib.sha256)
-        db.execute("INSERT INTO proofs SELECT ? WHERE NOT EXISTS (SELECT 1 FROM proofs)", (proof,))
+        first = "INSERT INTO proofs (proof) SELECT ? WHERE NOT EXISTS (SELECT 1 FROM proofs) ON CONFLICT DO NOTHING"
+        db.execute(first, (proof,))
         if db.execute("SELECT proof FROM proofs").fetchone()[0] != proof:
             raise ConfigError(
-                f"the memory in {path} was written with another key",
+                f"the memory in {place} was written with another key",
                 hint="give the key that belongs to it, or name another folder",
             )
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,8 +74,9 @@ class Database:
         return version
 
     @contextlib.contextmanager
-    def transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
-        """All or nothing; `kind` DEFERRED is for several reads that must agree."""
+    def transaction(self, kind: str = "IMMEDIATE", *, tenant: str = "") -> Iterator[None]:
+        """All or nothing, for one tenant; `kind` DEFERRED is for several reads that must agree."""
+        del tenant  # which is in every statement
         with self.errors():
             self.db.execute(f"BEGIN {kind}")
             try:
@@ -83,6 +85,11 @@ class Database:
             finally:
                 if self.db.in_transaction:
                     self.db.execute("ROLLBACK")
+
+    def reading(self, tenant: str) -> AbstractContextManager[None]:
+        """Reads of a tenant's rows, inside a transaction or not."""
+        del tenant
+        return self.errors()
 
     def scrub(self) -> None:
         """Empty the log beside the file: it still holds the pages from before a deletion."""

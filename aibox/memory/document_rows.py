@@ -20,7 +20,7 @@ from aibox.memory.document_schema import SCHEMA
 from aibox.memory.reader import VISIBLE, Candidate, NewPassage, Reader, readers
 from aibox.memory.record import Passage
 from aibox.memory.rows import pack
-from aibox.memory.sealed_database import SealedDatabase
+from aibox.memory.shared_database import opened
 from aibox.memory.terms import Termer, Terms, pack_terms, unpack_terms
 from aibox.memory.vector_index import Change
 from aibox.types import Label, Scope
@@ -34,11 +34,14 @@ def _sql(template: str) -> str:
 
 
 class DocumentRows:
-    """The open file `documents.db` for vectors of one embedder. Raises StoreError, also when it cannot be opened."""
+    """The open file `documents.db`, or the database that servers share, for vectors of one embedder.
 
-    def __init__(self, path: Path, *, embedder: str, key: bytes) -> None:
+    Raises StoreError, also when it cannot be opened.
+    """
+
+    def __init__(self, place: Path | str, *, embedder: str, key: bytes) -> None:
         self._embedder = embedder
-        self._file = SealedDatabase(path, SCHEMA, key=key)
+        self._file = opened(place, SCHEMA, key=key, schema="aibox_documents")
         self._db, self._keys, self._epochs = self._file.db, self._file.keys, self._file.epochs
         self._termers: dict[bytes, Termer] = {}
         self.transaction = self._file.transaction
@@ -47,7 +50,7 @@ class DocumentRows:
 
     def unchanged(self, source: str, content: bytes, scope: Scope) -> bool:
         """Whether the user's document from this source is kept with this content already."""
-        with self._file.errors():
+        with self._file.reading(scope.tenant):
             key = self._keys.find(scope.tenant, "")
             if key is None:
                 return False
@@ -59,7 +62,7 @@ class DocumentRows:
 
     def label_of(self, source: str, scope: Scope) -> Label | None:
         """The label that the user's document from this source is kept with."""
-        with self._file.errors():
+        with self._file.reading(scope.tenant):
             key = self._keys.find(scope.tenant, "")
             row = (
                 key
@@ -72,7 +75,7 @@ class DocumentRows:
 
     def put(self, document: Document, content: bytes, passages: Sequence[NewPassage], scope: Scope) -> None:
         """Keep a document in place of the user's former one from the same source."""
-        with self.transaction():
+        with self.transaction(tenant=scope.tenant):
             tenant = self._keys.get(scope.tenant, "")
             key = self._keys.get(scope.tenant, scope.user) if document.visibility == "private" else tenant
             source = tenant.digest(document.source)
@@ -123,7 +126,7 @@ class DocumentRows:
 
     def documents(self, reader: Reader) -> list[Document]:
         """Every document that the reader may see, oldest first."""
-        with self._file.errors():
+        with self._file.reading(reader.scope.tenant):
             rows = self._db.execute(
                 _sql("SELECT {head} FROM documents d WHERE {visible} ORDER BY d.n"), reader.bound
             ).fetchall()
@@ -144,14 +147,15 @@ class DocumentRows:
     def candidates(self, numbers: Iterable[int], reader: Reader) -> dict[int, Candidate]:
         """The rows among `numbers` that the reader may see. CROSS JOIN binds SQLite to begin with the numbers."""
         query = _sql(
-            "SELECT p.n, p.number, p.sealed, p.vector, p.terms, {head} FROM (SELECT value FROM json_each(:numbers)) "
+            "SELECT p.n, p.number, p.sealed, p.vector, p.terms, {head} FROM "
+            "(SELECT CAST(value AS BIGINT) AS value FROM json_each(:numbers)) AS given "
             "CROSS JOIN passages p ON p.n = value CROSS JOIN documents d ON d.id = p.document "
             "WHERE p.gone = 0 AND {visible}"
         )
         return self._candidates(query, reader, {"numbers": json.dumps(list(numbers))})
 
     def _candidates(self, query: str, reader: Reader, more: Mapping[str, Any]) -> dict[int, Candidate]:
-        with self._file.errors():
+        with self._file.reading(reader.scope.tenant):
             rows = self._db.execute(query, {**reader.bound, **more}).fetchall()
             found = {}
             for n, number, sealed, vector, terms, *head in rows:
@@ -166,13 +170,13 @@ class DocumentRows:
             "SELECT p.n, p.vector, p.terms, d.label FROM documents d JOIN passages p ON p.document = d.id "
             "WHERE {visible} AND p.gone = 0 ORDER BY p.n"
         )
-        with self._file.errors():
+        with self._file.reading(reader.scope.tenant):
             rows = self._db.execute(query, reader.bound)
             return [(n, vector, unpack_terms(terms)) for n, vector, terms, label in rows if reader.admits(label)]
 
     def query_terms(self, text: str, tenant: str) -> Terms:
         """The words of a question, as the tenant's passages have them."""
-        with self._file.errors():
+        with self._file.reading(tenant):
             key = self._keys.find(tenant, "")
             return self._termer(tenant, key).query(text) if key else {}
 
@@ -190,7 +194,7 @@ class DocumentRows:
             return self._remove(tenant, "tenant = :tenant", {"tenant": tenant}, destroy=None)
         private = "tenant = :tenant AND user = :user AND visibility = 'private'"
         count = self._remove(tenant, private, {"tenant": tenant, "user": user}, destroy=user)
-        with self.transaction():
+        with self.transaction(tenant=tenant):
             rows = self._db.execute(
                 _sql("SELECT {head} FROM documents d WHERE d.tenant = ? AND d.user = ?"), (tenant, user)
             ).fetchall()
@@ -223,7 +227,7 @@ class DocumentRows:
             )
 
     def _remove(self, tenant: str, which: str, values: Mapping[str, Any], **destroy: str | None) -> int:
-        with self.transaction():
+        with self.transaction(tenant=tenant):
             ids = [row[0] for row in self._db.execute(f"SELECT id FROM documents WHERE {which}", values)]  # noqa: S608 - constants
             if ids:
                 gone = "SELECT value FROM json_each(?)"
@@ -246,7 +250,7 @@ class DocumentRows:
             "SELECT p.n, p.gone, p.vector, p.terms, d.user, d.visibility, d.groups FROM passages p "
             "LEFT JOIN documents d ON p.document = d.id WHERE p.tenant = ? AND p.change > ? ORDER BY p.change, p.n"
         )
-        with self._file.errors():
+        with self._file.reading(tenant):
             cursor = self._db.execute(query, (tenant, since))
             while batch := cursor.fetchmany(size):
                 yield [
@@ -256,14 +260,14 @@ class DocumentRows:
 
     def foreign(self, tenant: str) -> list[tuple[str, str]]:
         """Id and embedder of the tenant's documents whose vectors are another embedder's."""
-        with self._file.errors():
+        with self._file.reading(tenant):
             return self._db.execute(
                 "SELECT id, embedder FROM documents WHERE tenant = ? AND embedder <> ?", (tenant, self._embedder)
             ).fetchall()
 
     def texts(self, document: str, tenant: str) -> list[tuple[int, str]]:
         """Row number and text with headings of a document's passages, for whoever keeps the tenant's index."""
-        with self._file.errors():
+        with self._file.reading(tenant):
             head = self._db.execute(
                 _sql("SELECT {head} FROM documents d WHERE d.id = ? AND d.tenant = ?"), (document, tenant)
             ).fetchone()
@@ -277,7 +281,7 @@ class DocumentRows:
 
     def revector(self, document: str, vectors: Mapping[int, Sequence[float]], tenant: str) -> None:
         """Give a document's passages vectors of this embedder."""
-        with self.transaction():
+        with self.transaction(tenant=tenant):
             change = self._epochs.next_change(tenant)
             self._db.executemany(
                 "UPDATE passages SET vector = ?, change = ? WHERE n = ? AND document = ?",
@@ -285,8 +289,10 @@ class DocumentRows:
             )
             self._db.execute("UPDATE documents SET embedder = ? WHERE id = ?", (self._embedder, document))
 
-    def counts(self) -> tuple[int, int]:
-        """How many documents and passages."""
+    def counts(self) -> tuple[int, int] | None:
+        """How many documents and passages; None where only each tenant's can be seen."""
+        if self._file.shared:
+            return None
         with self._file.errors():
             row = self._db.execute("SELECT count(*), coalesce(sum(passages), 0) FROM documents").fetchone()
             return row[0], row[1]

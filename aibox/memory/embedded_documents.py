@@ -26,14 +26,19 @@ from aibox.types import Label, Scope
 class EmbeddedDocuments:
     """A DocumentStore: `documents.db` and `passages/` in the folder of a memory. Raises StoreError.
 
+    With a `database`, at `postgresql://...`, its tables are in the place of the file.
+
     What is said of EmbeddedStore about removal, other processes and threads holds here too.
     """
 
-    def __init__(self, folder: Folder, *, embedder: str, dimensions: int, open_indexes: int = 32) -> None:
+    def __init__(
+        self, folder: Folder, *, embedder: str, dimensions: int, open_indexes: int = 32, database: str | None = None
+    ) -> None:
         self._folder = folder
         self._embedder = embedder
         self._dimensions = dimensions
         self._open_indexes = open_indexes
+        self._database = database
         self._worker = Worker("aibox-documents")
         self._opened: tuple[DocumentRows, Indexes] | None = None
         self._without_index = ""
@@ -42,7 +47,8 @@ class EmbeddedDocuments:
     def exists(self) -> bool:
         """Whether there is anything to search: a memory without documents opens no file."""
         given = self._folder.given
-        return self._opened is not None or (given is not None and (given / "documents.db").exists())
+        shared = self._opened is not None or self._database is not None
+        return shared or (given is not None and (given / "documents.db").exists())
 
     async def unchanged(self, source: str, content: bytes, *, scope: Scope) -> bool:
         """Whether the user's document from this source is kept already, with this content."""
@@ -96,12 +102,13 @@ class EmbeddedDocuments:
         if not self.exists:
             return Health(ok=True, detail="no documents")
         try:
-            documents, passages = await self._worker.do(lambda: self._rows().counts())
+            counts = await self._worker.do(lambda: self._rows().counts())
         except AIBoxError as error:
             return Health(ok=False, detail=str(error))
         how = f", searched exactly: {self._without_index}" if self._without_index else ""
         more = self._opened[1].complaints if self._opened is not None else ""
-        return Health(ok=True, detail=f"{documents} documents in {passages} passages{how}{more}")
+        held = "documents" if counts is None else f"{counts[0]} documents in {counts[1]} passages"
+        return Health(ok=True, detail=f"{held}{how}{more}")
 
     async def close(self) -> None:
         await self._worker.close(self._close)
@@ -111,7 +118,9 @@ class EmbeddedDocuments:
     def _open(self) -> tuple[DocumentRows, Indexes]:
         if self._opened is None:
             folder = self._folder.make()
-            rows = DocumentRows(folder / "documents.db", embedder=self._embedder, key=self._folder.key())
+            rows = DocumentRows(
+                self._database or folder / "documents.db", embedder=self._embedder, key=self._folder.key()
+            )
             indexes = Indexes(
                 folder / "passages",
                 embedder=self._embedder,
@@ -130,7 +139,7 @@ class EmbeddedDocuments:
     def _search(self, text: str, vector: Sequence[float], reader: Reader, limit: int, minimum: float) -> list[Hit]:
         rows = self._rows()
         tenant = reader.scope.tenant
-        with rows.transaction("DEFERRED"):
+        with rows.transaction("DEFERRED", tenant=reader.scope.tenant):
             if rows.position(tenant) is None:
                 return []
             if foreign := rows.foreign(tenant):

@@ -26,6 +26,9 @@ MOST_PROPOSED = 2_000
 class EmbeddedStore:
     """A MemoryStore in `folder`: `memory.db` and `vectors/`. None is a private temporary folder, removed by `close`.
 
+    With a `database`, at `postgresql://...`, its tables are in the place of the file, and several servers, each with a
+    folder of its own for `vectors/`, remember together.
+
     Vectors are those of the embedder called `embedder`, of `dimensions` numbers. `key` is the master key that the
     subjects' keys are wrapped under, see `Folder`. At most `open_indexes` tenants have their index open at a time. Two
     processes may use one folder: the second one searches the rows of a user exactly, which takes longer with many
@@ -44,11 +47,13 @@ class EmbeddedStore:
         dimensions: int,
         key: bytes | None = None,
         open_indexes: int = 32,
+        database: str | None = None,
     ) -> None:
         self._folder = folder if isinstance(folder, Folder) else Folder(folder, key=key)
         self._embedder = embedder
         self._dimensions = dimensions
         self._open_indexes = open_indexes
+        self._database = database
         self._worker = Worker("aibox-memory")
         self._opened: tuple[Rows, Indexes] | None = None
         self._without_index = ""
@@ -105,9 +110,10 @@ class EmbeddedStore:
             records, tenants = await self._worker.do(lambda: self._rows().counts())
         except AIBoxError as error:
             return Health(ok=False, detail=str(error))
+        held = "memories" if records is None else f"{records} memories"
         how = f"searched exactly: {self._without_index}" if self._without_index else "indexed by qdrant-edge"
         more = self._opened[1].complaints if self._opened is not None else ""
-        return Health(ok=True, detail=f"{records} memories of {tenants} tenants, {how}{more}")
+        return Health(ok=True, detail=f"{held} of {tenants} tenants, {how}{more}")
 
     async def close(self) -> None:
         await self._worker.close(self._close)
@@ -124,7 +130,7 @@ class EmbeddedStore:
     def _open(self) -> tuple[Rows, Indexes]:
         if self._opened is None:
             folder = self._folder.make()
-            rows = Rows(folder / "memory.db", embedder=self._embedder, key=self._folder.key())
+            rows = Rows(self._database or folder / "memory.db", embedder=self._embedder, key=self._folder.key())
             indexes = Indexes(
                 folder / "vectors",
                 embedder=self._embedder,
@@ -142,7 +148,7 @@ class EmbeddedStore:
     def _search(self, vector: Sequence[float], scope: Scope, limit: int, minimum: float, wanted: Wanted) -> list[Hit]:
         rows = self._rows()
         # One transaction, so that the index and the rows that confirm it are of the same moment.
-        with rows.transaction("DEFERRED"):
+        with rows.transaction("DEFERRED", tenant=scope.tenant):
             if rows.position(scope.tenant) is None:
                 return []
             try:

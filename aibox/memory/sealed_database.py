@@ -16,15 +16,20 @@ class SealedDatabase(Database):
         super().__init__(path, schema)
         try:
             with self.errors():
-                self.keys = SubjectKeys(self.db, path, master=key)
+                self.keys = SubjectKeys(self.db, str(path), master=key)
         except BaseException:
             self.close()
             raise
         self.epochs = Epochs(self.db)
 
+    @property
+    def shared(self) -> bool:
+        """Whether other machines write here too."""
+        return False
+
     def position(self, tenant: str) -> tuple[str, int] | None:
         """Epoch and latest change of the tenant; None for one that has no rows."""
-        with self.errors():
+        with self.reading(tenant):
             return self.epochs.position(tenant)
 
     def every_epoch(self) -> dict[str, str]:

@@ -14,18 +14,25 @@ from aibox.memory.qdrant_documents import QdrantDocuments
 from aibox.memory.qdrant_server import QdrantServer
 from aibox.memory.qdrant_store import QdrantStore
 from aibox.memory.store import DocumentStore, MemoryStore
+from aibox.postgres import is_postgres
 from aibox.protocols import Embedder
 
 
 def stores(
-    url: str | Path | None, *, key: bytes | None, api_key: str | None, embedder: Embedder
+    url: str | Path | None, *, key: bytes | None, api_key: str | None, embedder: Embedder, folder: Path | None = None
 ) -> tuple[MemoryStore, DocumentStore]:
-    """Where memories go, and documents. Raises ConfigError for any other url."""
+    """Where memories go, and documents; `folder` is for indexes of a database. Raises ConfigError for any other url."""
     made_for: dict[str, Any] = {"embedder": embedder.name, "dimensions": embedder.dimensions}
     if isinstance(url, str) and url.startswith(("qdrant://", "qdrant+https://")):
         if key is None:
             raise ConfigError("a memory on a server needs a key of 32 bytes", hint="key=...; a box has one")
         server = QdrantServer(url, api_key=api_key)
         return QdrantStore(server, key=key, **made_for), QdrantDocuments(server, key=key, **made_for)
-    folder = Folder(accept.folder(url), key=key)
-    return EmbeddedStore(folder, **made_for), EmbeddedDocuments(folder, **made_for)
+    if isinstance(url, str) and is_postgres(url):
+        if key is None:
+            raise ConfigError("a memory in a database needs a key of 32 bytes", hint="key=...; a box has one")
+        made_for["database"] = url
+        place = Folder(folder, key=key)
+    else:
+        place = Folder(accept.folder(url), key=key)
+    return EmbeddedStore(place, **made_for), EmbeddedDocuments(place, **made_for)

@@ -49,12 +49,15 @@ async def memory(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterato
     if getattr(request, "param", "") == "on a server":
         pytest.importorskip("qdrant_client")
         url, key = "qdrant://:memory:", bytes(range(32))
-    async with Memory(url, embedder=embedder, groups=groups, key=key) as memory:
+    if getattr(request, "param", "") == "in a database":
+        url, key = request.getfixturevalue("postgres_url"), bytes(range(32))
+    folder = tmp_path / "indexes"
+    async with Memory(url, folder=folder, embedder=embedder, groups=groups, key=key) as memory:
         yield memory
 
 
-everywhere = pytest.mark.parametrize("memory", ["in a folder", "on a server"], indirect=True)
-"""For a server the client's own engine."""
+everywhere = pytest.mark.parametrize("memory", ["in a folder", "on a server", "in a database"], indirect=True)
+"""For a Qdrant server the client's own engine."""
 
 
 async def found(memory: Memory, query: str, scope: Scope) -> list[Passage]:

@@ -16,6 +16,7 @@ import pytest
 
 from aibox.errors import ConfigError, IntegrityError, StoreError
 from aibox.memory.embedded_store import EmbeddedStore
+from aibox.memory.folder import Folder
 from aibox.memory.rows import Wanted
 from aibox.memory.vector_index import hashed
 from aibox.testing.memory_contract import DIMENSIONS, EVA, RIVAL, TOM, MemoryStoreContract, make, vector
@@ -24,6 +25,11 @@ from aibox.types import Label, Scope
 
 def open_store(folder: Path | None, embedder: str = "test", **options: int) -> EmbeddedStore:
     return EmbeddedStore(folder, embedder=embedder, dimensions=DIMENSIONS, **options)
+
+
+def shared_store(folder: Path, url: str) -> EmbeddedStore:
+    folder = Folder(folder, key=bytes(32))  # type: ignore[assignment]  # with the key that all servers have
+    return EmbeddedStore(folder, embedder="test", dimensions=DIMENSIONS, database=url)
 
 
 async def texts(store: EmbeddedStore) -> list[str]:
@@ -45,6 +51,25 @@ class TestWithoutAnIndex(MemoryStoreContract):
     ) -> AsyncIterator[EmbeddedStore]:
         monkeypatch.setitem(sys.modules, "qdrant_edge", None)
         store = open_store(tmp_path / "memory")
+        yield store
+        await store.close()
+
+
+class TestInADatabase(MemoryStoreContract):
+    @pytest.fixture
+    async def store(self, tmp_path: Path, postgres_url: str) -> AsyncIterator[EmbeddedStore]:  # type: ignore[override]
+        store = shared_store(tmp_path / "memory", postgres_url)
+        yield store
+        await store.close()
+
+
+class TestInADatabaseWithoutAnIndex(MemoryStoreContract):
+    @pytest.fixture
+    async def store(  # type: ignore[override]
+        self, tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[EmbeddedStore]:
+        monkeypatch.setitem(sys.modules, "qdrant_edge", None)
+        store = shared_store(tmp_path / "memory", postgres_url)
         yield store
         await store.close()
 
