@@ -82,9 +82,19 @@ def read_request(api: Api, data: bytes) -> ChatRequest:
             raise ConfigError("the body needs `messages`, a list that is not empty")
         if not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in body["messages"]):
             raise ConfigError("each message is an object with a `role`")
+        if not all(_readable(m.get("content")) for m in body["messages"]):
+            raise ConfigError("the `content` of a message is a text, a list of parts, or null")
     if not isinstance(body.setdefault("model", "embedding" if api == "embeddings" else "default"), str):
         raise ConfigError("`model` is a name")
+    if not isinstance(body.get("stream"), bool | None):
+        raise ConfigError("`stream` is true or false")
     return request
+
+
+def _readable(content: object) -> bool:
+    if content is None or isinstance(content, str):
+        return True
+    return isinstance(content, list) and all(isinstance(part, dict) for part in content)
 
 
 async def _told(agent: Agent, request: ChatRequest, *, scope: Scope) -> AsyncGenerator[list[Chunk], None]:

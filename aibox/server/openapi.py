@@ -125,18 +125,19 @@ def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
     elif route.answer is not None:
         good["content"] = {route.media: {"schema": schemas.of(route.answer)}}
         if route.openai and route.body is not None:
-            good["content"]["text/event-stream"] = {"schema": _event({})}
+            good["content"]["text/event-stream"] = {"schema": _event({}, done=True)}
     shape = OpenAIError if route.openai else Problem
     told = {str(status): _fault(shape, status) for status in _TOLD if _may(status, route)}
     return {str(route.status): good, **told, "default": _fault(shape, 0)}
 
 
-def _event(data: dict[str, Any]) -> dict[str, Any]:
-    """A server-sent event, whose data is JSON of this schema."""
+def _event(data: dict[str, Any], *, done: bool = False) -> dict[str, Any]:
+    """A server-sent event, whose data is JSON of this schema; with `done` the last one is OpenAI's word for the end."""
+    written: dict[str, Any] = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
     fields = {
         "id": {"type": "string"},
         "event": {"type": "string"},
-        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": data},
+        "data": {"anyOf": [{"const": "[DONE]"}, written]} if done else written,
     }
     return {"type": "object", "properties": fields, "required": ["data"]}
 
