@@ -7,8 +7,7 @@ off, and nobody's. Who may see a passage is decided by the document's point, of 
 from __future__ import annotations
 
 import asyncio
-import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,7 +18,7 @@ from aibox.memory.cipher import SubjectKey
 from aibox.memory.document import Document
 from aibox.memory.fusion import PROPOSED, fuse, rarity
 from aibox.memory.qdrant_keys import QdrantKeys, any_of, equal, is_uuid
-from aibox.memory.qdrant_points import PLACE, bound, collection, may_see, point_id, seal, without_owner
+from aibox.memory.qdrant_points import PLACE, bound, collection, may_see, point_id, seal, unseal, without_owner
 from aibox.memory.qdrant_server import QdrantServer
 from aibox.memory.reader import Candidate, NewPassage, Reader, readers
 from aibox.memory.record import Hit, Passage
@@ -29,6 +28,8 @@ from aibox.types import Label, Scope
 
 KEYS = "aibox_document_keys"
 _PAGE = 256
+_AT_ONCE = 16
+Opener = Callable[[Mapping[str, Any]], Awaitable[list[Any]]]
 _TENANT = ""
 """Whose key is the tenant's as a whole."""
 _INDEXED = ("kind", "document", "user", "visibility", "reader", "source", "embedder")
@@ -151,8 +152,9 @@ class QdrantDocuments:
         async with self._server.asked() as (client, models):
             visible = [*equal(models, kind="document"), *any_of(models, "reader", reader.names)]
             heads = await self._scroll(client, models, reader.scope.tenant, visible)
+            opened = self._opener(client, models, reader.scope.tenant)
             return [
-                await self._document(client, models, head.payload, reader)
+                _document(head.payload, await opened(head.payload), reader)
                 for head in sorted(heads, key=lambda head: str(head.id))
                 if may_see(head.payload, reader)
             ]
@@ -202,7 +204,8 @@ class QdrantDocuments:
     async def texts(self, document: str, *, tenant: str) -> list[tuple[int, str]]:
         async with self._server.asked() as (client, models):
             points = await self._passages(client, models, tenant, document)
-            said = [(p.payload["number"], await self._open(client, models, tenant, p.payload)) for p in points]
+            opened = self._opener(client, models, tenant)
+            said = [(p.payload["number"], await opened(p.payload)) for p in points]
             return [(n, "\n".join(filter(None, [about, heading, text]))) for n, (text, heading, _, _, _, about) in said]
 
     async def revector(self, document: str, vectors: Mapping[int, Sequence[float]], *, tenant: str) -> None:
@@ -261,8 +264,11 @@ class QdrantDocuments:
             number: int = counted.count
             return number
 
-        every, *holding = await asyncio.gather(count(), *(count(*equal(models, terms=term)) for term in terms))
-        return {term: rarity(every, n) for term, n in zip(terms, holding, strict=True) if n}
+        every, holding, words = await count(), [], [*terms]
+        for start in range(0, len(words), _AT_ONCE):
+            some = words[start : start + _AT_ONCE]
+            holding += await asyncio.gather(*(count(*equal(models, terms=term)) for term in some))
+        return {term: rarity(every, n) for term, n in zip(words, holding, strict=True) if n}
 
     async def _proposed(  # noqa: PLR0917 - a part of `search`
         self, client: Any, models: Any, tenant: str, vector: Sequence[float], rare: Terms, visible: Any, limit: int
@@ -285,14 +291,16 @@ class QdrantDocuments:
         ids = {point.payload["document"] for point in listed}
         heads = {str(h.id): h.payload for h in await client.retrieve(collection(tenant), [*ids])} if ids else {}
         shown = {id_: head for id_, head in heads.items() if may_see(head, reader)}
-        about = {id_: await self._open(client, models, tenant, head) for id_, head in shown.items()}
+        opened = self._opener(client, models, tenant)
+        about = {id_: await opened(head) for id_, head in shown.items()}
         found = {}
         for point in listed:
             payload = point.payload
             if (id_ := payload["document"]) in shown:
-                if any(payload[field] != shown[id_][field] for field in PLACE):
+                # The name of who shared it goes from the passages first, see `_disown`.
+                if any(payload[field] != shown[id_][field] for field in PLACE if field != "user"):
                     raise IntegrityError("a passage of a document was changed or moved behind our back")
-                text, heading, page, start, end, _ = await self._open(client, models, tenant, payload)
+                text, heading, page, start, end, _ = await opened(payload)
                 passage = Passage(
                     id=f"{id_}:{payload['number']}",
                     document=id_,
@@ -307,40 +315,31 @@ class QdrantDocuments:
                 found[str(point.id)] = Candidate(passage, b"", dict.fromkeys(payload["terms"], 0.0))
         return found
 
-    async def _open(self, client: Any, models: Any, tenant: str, payload: Mapping[str, Any]) -> list[Any]:
-        """What the point of a passage or document says. Raises IntegrityError where it was changed or moved."""
-        whose = payload["user"] if payload["visibility"] == "private" else hashed(_TENANT)
-        key = dict(await self._keys.of(client, models, hashed(tenant), whose)).get(payload["key"])
-        if key is None:
-            raise StoreError("a document's key is gone from the server", hint="forget it: nobody can read it any more")
-        number = payload["number"] if payload["kind"] == "passage" else None
-        opened = key.open(base64.b64decode(payload["sealed"]), bound(hashed(tenant), payload, number))
-        said: list[Any] = msgspec.json.decode(opened)
-        return said
+    def _opener(self, client: Any, models: Any, tenant: str) -> Opener:
+        """What points of the tenant say; keys are asked for once a call."""
+        tenant_ = hashed(tenant)
+        known: dict[str, dict[str, SubjectKey]] = {}
 
-    async def _document(self, client: Any, models: Any, head: Mapping[str, Any], reader: Reader) -> Document:
-        name, source, pages, size, added_us, groups = await self._open(client, models, reader.scope.tenant, head)
-        return Document(
-            id=head["document"],
-            name=name,
-            source=source,
-            visibility=head["visibility"],
-            groups=tuple(groups),
-            label=Label.parse(head["label"]),
-            pages=pages,
-            passages=head["passages"],
-            size=size,
-            added_us=added_us,
-            mine=head["user"] == hashed(reader.scope.user),
-        )
+        async def opened(payload: Mapping[str, Any]) -> list[Any]:
+            whose = payload["user"] if payload["visibility"] == "private" else hashed(_TENANT)
+            if whose not in known:
+                known[whose] = dict(await self._keys.of(client, models, tenant_, whose))
+            key = known[whose].get(payload["key"])
+            if key is None:
+                hint = "forget it: nobody can read it any more"
+                raise StoreError("a document's key is gone from the server", hint=hint)
+            return unseal(payload, key, tenant_)
+
+        return opened
 
     async def _disown(self, client: Any, models: Any, tenant: str, head: Mapping[str, Any]) -> None:
         """A shared document outlives who added it, without the name, and without the path, which often tells it."""
-        name, _, *rest = await self._open(client, models, tenant, head)
+        opened = self._opener(client, models, tenant)
+        name, _, *rest = await opened(head)
         [(_, key), *_] = await self._keys.of(client, models, hashed(tenant), hashed(_TENANT))
         for point in await self._passages(client, models, tenant, head["document"]):
             nobodys = {**point.payload, "user": ""}
-            said = await self._open(client, models, tenant, point.payload)
+            said = await opened(point.payload)
             nobodys["sealed"] = seal(said, key, bound(hashed(tenant), nobodys, nobodys["number"]))
             await client.overwrite_payload(collection(tenant), without_owner(nobodys, key), [point.id], wait=True)
         nobodys = {**head, "user": ""}
@@ -376,3 +375,20 @@ class QdrantDocuments:
             found += points
             if offset is None:
                 return found
+
+
+def _document(head: Mapping[str, Any], said: Sequence[Any], reader: Reader) -> Document:
+    name, source, pages, size, added_us, groups = said
+    return Document(
+        id=head["document"],
+        name=name,
+        source=source,
+        visibility=head["visibility"],
+        groups=tuple(groups),
+        label=Label.parse(head["label"]),
+        pages=pages,
+        passages=head["passages"],
+        size=size,
+        added_us=added_us,
+        mine=head["user"] == hashed(reader.scope.user),
+    )

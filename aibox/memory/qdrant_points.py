@@ -30,6 +30,13 @@ def seal(said: Sequence[Any], key: SubjectKey, place: str) -> str:
     return base64.b64encode(key.seal(msgspec.json.encode(said), place)).decode()
 
 
+def unseal(payload: Mapping[str, Any], key: SubjectKey, tenant: str) -> list[Any]:
+    """What the point of a passage or document says. Raises IntegrityError where it was changed or moved."""
+    number = payload["number"] if payload["kind"] == "passage" else None
+    said: list[Any] = msgspec.json.decode(key.open(base64.b64decode(payload["sealed"]), bound(tenant, payload, number)))
+    return said
+
+
 def may_see(head: Mapping[str, Any], reader: Reader) -> bool:
     """By what is authenticated with the document, whatever the server filtered by."""
     member = {hashed(f"group|{group}") for group in reader.groups} & {*head["groups"]}
