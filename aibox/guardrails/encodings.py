@@ -133,6 +133,8 @@ def _spelled(text: str) -> str | None:
     return re.sub(r"(?<=\w)[ ._*-](?=\w\b)", "", re.sub(r"[ ._*-]{2,4}", "\0", text)).replace("\0", " ")
 
 
+_AGAIN = re.compile(r"%(?:25){1,4096}+(?=[0-9a-fA-F]{2})")
+
 # How it is called, the signs of which one must stand in a text (none: a word of 16 characters), what it looks like, how
 # it is read.
 _PARTS: tuple[tuple[str, str, re.Pattern[str], Callable[[str], str | None]], ...] = (
@@ -143,8 +145,11 @@ _PARTS: tuple[tuple[str, str, re.Pattern[str], Callable[[str], str | None]], ...
     (
         "percent signs",
         "%",
-        re.compile(r"(?<![^\s\"'(=])[^\s%]{0,200}(?:%[0-9a-fA-F]{2}[^\s%]{0,200}){2,2000}"),
-        unquote,
+        # `%252520` is a space encoded three times: such a run of 25s is one sign, however long it is.
+        re.compile(
+            r"(?<![^\s\"'(=])[^\s%]{0,200}(?:%(?:(?:25){1,4096}+(?=[0-9a-fA-F]{2})|)[0-9a-fA-F]{2}[^\s%]{0,200}){2,2000}"
+        ),
+        lambda text: unquote(_AGAIN.sub("%", text)),
     ),
     ("escapes", "\\u", re.compile(r"(?:\\u[0-9a-fA-F]{4} ?){6,8192}"), _escapes),
     ("entities", "&#", re.compile(r"(?:&#x?[0-9a-fA-F]{2,6}; ?){6,8192}"), unescape),

@@ -159,7 +159,8 @@ _letter = lru_cache(maxsize=4096)(_form)
 
 @lru_cache(maxsize=4096)
 def _invisible(char: str) -> bool:
-    return char in _INVISIBLE or unicodedata.category(char) in ("Cf", "Cc")
+    # Half a surrogate pair is no character: whoever shows or reads the text drops it, or puts a sign for it.
+    return char in _INVISIBLE or unicodedata.category(char) in ("Cf", "Cc", "Cs")
 
 
 def _continues(char: str) -> bool:
