@@ -32,6 +32,10 @@ _BEGIN = (
 
 _NAME = re.compile(r"(?<![:\w]):([a-z_]+)")
 
+_FIT: set[str] = set()
+"""Databases that this process has begun to work with. One that is upgraded meanwhile is worked with to the end: a step
+adds and does not take away, so that servers can be replaced one after the other."""
+
 
 class Rows(Protocol):
     """A transaction on the tables, of one tenant."""
@@ -72,7 +76,6 @@ class Postgres:
         self._free: list[Connection[Any]] = []
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(connections)
-        self._checked = False
         self._closed = False
 
     @contextmanager
@@ -125,9 +128,9 @@ class Postgres:
                 return self._free.pop(), False
         db = connect(self._url)
         try:
-            if not self._checked:
+            if self._url not in _FIT:
                 check(db, self.place)
-                self._checked = True
+                _FIT.add(self._url)
             db.execute(f"SET search_path = {self._schema}".encode())
         except BaseException:
             db.close()
@@ -200,6 +203,7 @@ def check_url(url: str) -> None:
     """Whether the database is fit to be used. Raises as `check`, StoreError when it is not reached."""
     with connect(url) as db:
         check(db, host(url))
+    _FIT.add(url)
 
 
 def _unfit(found: str | None, place: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +192,19 @@ def test_a_role_that_could_pass_the_guards_is_not_prepared(postgres_owner: str) 
         with pytest.raises(ConfigError, match="row-level security"):
             upgrade(postgres_owner, role=role)
     assert current(postgres_owner) is None
+
+
+@pytest.mark.anyio
+async def test_a_server_that_runs_goes_on_when_the_schema_is_upgraded(
+    postgres_full: str, postgres_url: str, tmp_path: Path
+) -> None:
+    """Parts that it makes only then work too; a server that starts then, of the version before, is refused."""
+    import psycopg
+
+    code = "import sys; from aibox.postgres import check_url; check_url(sys.argv[1])"
+    async with aibox.open(settings=Settings(home=tmp_path, database=postgres_url)) as box:
+        with psycopg.connect(postgres_full, autocommit=True) as db:
+            db.execute("UPDATE aibox.schema_version SET version_num = '9999'")
+        assert await box.state.sessions.list(scope=aibox.Scope(tenant="acme", user="eva")) == []
+        done = subprocess.run([sys.executable, "-c", code, postgres_url], capture_output=True, text=True, check=False)
+    assert "a newer schema" in done.stderr
