@@ -11,7 +11,7 @@ CLIENTS := .venv-clients
 PEERS := .venv-peers
 NODE_PEERS := .node-peers
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs test test-live test-docker test-faults test-clients test-schema coverage mutate-verify train-guards check format lock bench bench-peers clean
+.PHONY: help setup demo docs test test-live test-docker test-faults test-clients test-schema idle-streams coverage mutate-verify train-guards check format lock bench bench-peers clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -88,6 +88,9 @@ $(SCHEMA)/.ready: Makefile
 	@$(PYTHON) -m venv --clear $(SCHEMA)
 	@$(SCHEMA)/bin/python -m pip install --quiet --only-binary :all: schemathesis==4.32.5
 	@touch $@
+
+idle-streams: setup ## ten thousand streams that say nothing, and what each costs the server (minutes)
+	@$(PY) tests/server/idle_run.py $(ARGS)
 
 mutate-verify: setup ## take out the verifier's checks one at a time: a test must fail each time (minutes)
 	@$(PY) tools/mutate_verify.py $(ARGS)
