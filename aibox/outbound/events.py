@@ -21,9 +21,9 @@ _TOLD: Mapping[str, tuple[EventType, tuple[str, ...]]] = {
     "approval.asked": ("approval.asked", ("approval", "run", "tool", "people", "label")),
     "approval.given": ("approval.given", ("approval", "run", "tool")),
     "approval.rejected": ("approval.rejected", ("approval", "run", "tool")),
-    "egress.denied": ("egress.denied", ("host", "model", "label")),
+    "egress.denied": ("egress.denied", ("model", "label")),
 }
-"""Kinds of entries, and which of their fields are told."""
+"""Kinds of entries, and which of their fields are told. A refused host is not: a model may have made it up of a text."""
 _BUDGETS = {SPENT: "tenant", SPENT_BY_USER: "user"}
 
 

@@ -11,6 +11,7 @@ from aibox.outbound.span import Span, Value
 MEDIA = "application/x-protobuf"
 _KINDS = {"internal": 1, "server": 2, "client": 3}
 _ERROR = 2
+_INT = 1 << 63
 
 
 def require() -> None:
@@ -29,12 +30,12 @@ def encode(spans: Sequence[Span], *, resource: Mapping[str, Value]) -> bytes:
     def value(of: Value) -> AnyValue:
         if isinstance(of, bool):
             return AnyValue(bool_value=of)
-        if isinstance(of, int):
-            return AnyValue(int_value=of)
+        if isinstance(of, int):  # what does not fit 64 bits, as a caller's seed may not, is written out
+            return AnyValue(int_value=of) if abs(of) < _INT else AnyValue(string_value=str(of)[:64])
         if isinstance(of, float):
             return AnyValue(double_value=of)
         if isinstance(of, str):
-            return AnyValue(string_value=of.encode("utf-8", "replace").decode())
+            return AnyValue(string_value=clean(of))
         return AnyValue(array_value=ArrayValue(values=[value(one) for one in of]))
 
     def pairs(of: Mapping[str, Any]) -> list[KeyValue]:
@@ -50,7 +51,7 @@ def encode(spans: Sequence[Span], *, resource: Mapping[str, Value]) -> bytes:
             trace_id=bytes.fromhex(span.place.trace),
             span_id=bytes.fromhex(span.place.span),
             parent_span_id=bytes.fromhex(span.place.parent),
-            name=span.name,
+            name=clean(span.name),
             kind=_KINDS[span.kind],
             start_time_unix_nano=span.start_ns,
             end_time_unix_nano=span.end_ns,
@@ -60,6 +61,11 @@ def encode(spans: Sequence[Span], *, resource: Mapping[str, Value]) -> bytes:
             made.status.code = _ERROR
     data: bytes = request.SerializeToString()
     return data
+
+
+def clean(text: str) -> str:
+    """Without what no UTF-8 can hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def rejected(data: bytes) -> int:

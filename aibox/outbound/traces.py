@@ -45,6 +45,7 @@ CLOSE_S = 3.0
 """How long the last spans may take when everything stops."""
 SYSTEM = "aibox"
 """In whose name what is nobody's turn is recorded."""
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"})
 _RETRYABLE = (429, 502, 503, 504)
 
 
@@ -95,6 +96,7 @@ class Traces:
     ) -> None:
         """A request is over."""
         ends = time.time_ns()
+        method = method if method in _METHODS else "_OTHER"  # as the conventions have it: a caller may send any word
         span = Span(place, f"{method} {route}", tenant, "server", ends - round(took_s * 1e9), ends)
         span.attributes = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
         if not self.external:
@@ -220,6 +222,9 @@ class Traces:
         except asyncio.CancelledError:
             self.dropped["failed"] += len(batch)
             raise
+        except Exception:  # noqa: BLE001 - one batch that cannot be sent must not be the last; /metrics counts it
+            self.dropped["bug"] += len(batch)
+            return
         self.dropped["failed"] += 0 if taken else len(batch)
 
     async def _taken(self, batch: Sequence[Span]) -> bool:

@@ -45,16 +45,17 @@ class TurnTrace:
         # So that steps of one turn stand in order, whatever is done to the clock meanwhile.
         self._epoch_ns = time.time_ns() - round(self._began * 1e9)
         self._open: dict[float, Span] = {}
+        self._asked: dict[float, str] = {}
 
     @harmless
     def called(self, began: float, request: ChatRequest, *, scope: Scope, api: str) -> Scope:
         """A model is about to be asked; the scope to ask it with."""
         body, operation = request.body, _OPERATIONS.get(api, api)
-        span = self._span(f"{operation} {request.model}", began, kind="client")
+        # Which model was asked for is told when one has answered by that name: until then it is a caller's word.
+        span = self._span(operation, began, kind="client")
         told: dict[str, Value] = {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": PROVIDER,
-            "gen_ai.request.model": request.model,
             "aibox.label": str(request.label),
             "aibox.turn": self._turn,
         }
@@ -67,7 +68,7 @@ class TurnTrace:
         span.attributes |= told
         if self._tells(request.label):
             span.texts["gen_ai.input.messages"] = messages.asked(body)
-        self._open[began] = span
+        self._open[began], self._asked[began] = span, request.model
         self._traces.calls[span.place.span] = span
         return replace(scope, trace=span.place.within)
 
@@ -77,8 +78,10 @@ class TurnTrace:
         span = self._open.pop(began, None)
         if span is None:
             return
-        usage = completion.usage
+        usage, asked = completion.usage, self._asked.pop(began, "")
+        span.name = f"{span.name} {asked}"
         span.attributes |= {
+            "gen_ai.request.model": asked,
             "gen_ai.response.model": completion.model,
             "gen_ai.response.id": str(completion.body.get("id", "")),
             "gen_ai.response.finish_reasons": [completion.finish_reason],
@@ -120,11 +123,11 @@ class TurnTrace:
             "gen_ai.operation.name": "execute_tool",
             "gen_ai.tool.name": tool,
             "gen_ai.tool.type": "function",
-            "gen_ai.tool.call.id": call,
             "aibox.outcome": outcome,
             "aibox.label": str(label),
         }
         if self._tells(label):
+            span.texts["gen_ai.tool.call.id"] = messages.short(call)
             span.texts["gen_ai.tool.call.arguments"] = messages.short(arguments)
             span.texts["gen_ai.tool.call.result"] = messages.short(result)
         span.error = "" if outcome == "returned" else outcome
@@ -153,6 +156,7 @@ class TurnTrace:
             span.error = code or outcome
             self._close(span)
         self._open.clear()
+        self._asked.clear()
         if not self._agent:
             return
         span = self._span(f"invoke_agent {self._agent}", self._began)

@@ -368,6 +368,20 @@ async def test_a_failed_call_says_so_in_its_span(tmp_path: Path, collector: Rece
     assert (request.status.code, told(request)["http.response.status_code"]) == (2, 502)
 
 
+async def test_no_word_of_a_caller_is_told_in_a_name(tmp_path: Path, collector: Receiver) -> None:
+    """A model that is not there, a made-up method, a number that fits nowhere: no span has them, and none is lost."""
+    async with world(tmp_path, collector) as w:
+        asked = {"model": CANARY, "messages": [{"role": "user", "content": "hi"}]}
+        assert (await w.http.post("/v1/chat/completions", json=asked)).status_code == 400
+        assert (await w.http.request("CANARY", "/v1/models")).status_code == 405
+        asked = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "seed": 10**30}
+        assert (await w.http.post("/v1/chat/completions", json=asked)).status_code == 200
+    assert len(spans(collector)) == 5
+    assert CANARY not in str(spans(collector))
+    assert "CANARY" not in str(spans(collector))
+    assert w.traces.counts() == {"sent": 5}
+
+
 @given(st.binary(max_size=70))
 def test_no_header_makes_a_parent_of_nothing(data: bytes) -> None:
     """Whatever is sent as traceparent is a place in a trace or is passed by."""
