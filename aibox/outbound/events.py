@@ -23,7 +23,7 @@ _TOLD: Mapping[str, tuple[EventType, tuple[str, ...]]] = {
     "approval.rejected": ("approval.rejected", ("approval", "run", "tool")),
     "egress.denied": ("egress.denied", ("model", "label")),
 }
-"""Kinds of entries, and which of their fields are told. A refused host is not: a model may have made it up of a text."""
+"""Kinds of entries, and which of their fields are told. Not a refused host: a model may have made it up of a text."""
 _BUDGETS = {SPENT: "tenant", SPENT_BY_USER: "user"}
 
 
