@@ -61,8 +61,9 @@ def _decoded(text: str) -> Iterator[tuple[str, tuple[int, int], str]]:
                 inner = decode(match[0])
                 if inner is not None and len(inner) >= _MIN_CHARS and inner != match[0]:
                     yield inner, match.span(), how
+    bare = [word.strip(".,:;!?") for word in words]
     for how, turned, whole in _WHOLE:
-        if sum(turned(word) for word in words) >= 2:
+        if sum(map(turned, bare)) >= 2:
             for at in range(0, len(text), VIEW_CHARS):
                 piece = text[at : at + VIEW_CHARS]
                 yield whole(piece), (at, at + len(piece)), how
@@ -166,11 +167,11 @@ _REVERSED = frozenset({"eht", "dna", "uoy", "snoitcurtsni", "erongi", "suoiverp"
 _LEET = str.maketrans("01345789@$!|", "oieastbgasil")
 _LEET_WORD = re.compile(r"(?=[^0-9@$]{0,20}[013457@$])(?=[^a-z]{0,20}[a-z])[a-z0-9@$!]{3,20}")
 _WHOLE: tuple[tuple[str, Callable[[str], bool], Callable[[str], str]], ...] = (
-    ("ROT13", lambda word: word.strip(".,:;!?") in _ROT13, lambda text: codecs.encode(text, "rot13")),
-    ("reversed letters", lambda word: word.strip(".,:;!?") in _REVERSED, lambda text: text[::-1]),
+    ("ROT13", _ROT13.__contains__, lambda text: codecs.encode(text, "rot13")),
+    ("reversed letters", _REVERSED.__contains__, lambda text: text[::-1]),
     (
         "leetspeak",
-        lambda word: not word.isalpha() and _LEET_WORD.fullmatch(word.strip(".,:;!?")) is not None,
+        lambda word: not word.isalpha() and _LEET_WORD.fullmatch(word) is not None,
         lambda text: text.translate(_LEET),
     ),
 )

@@ -26,8 +26,12 @@ SEGMENT_CHARS = 1_000
 """A sentence or line longer than this is weighed in pieces."""
 
 
-def features(words: list[str]) -> set[int]:
-    """The places, below 2^BITS, of the features of a text, given as its words in order."""
+def features(words: list[str], parts: dict[bytes, list[int]] | None = None) -> set[int]:
+    """The places, below 2^BITS, of the features of a text, given as its words in order.
+
+    `parts` remembers those of the parts of words, for windows of one text that overlap.
+    """
+    known = {} if parts is None else parts
     mask = (1 << BITS) - 1
     encoded = [word.encode("utf-8", "surrogatepass")[:_WORD_BYTES] for word in words]
     # Lists, not generators: this is the hottest loop of all checks.
@@ -35,10 +39,14 @@ def features(words: list[str]) -> set[int]:
     found.update([crc32(b"%b %b" % pair) & mask for pair in pairwise(encoded)])
     found.update([crc32(b"%b %b %b" % three) & mask for three in zip(encoded, encoded[1:], encoded[2:], strict=False)])
     for word in set(encoded):
-        edged = b"^%b$" % word
-        for size in _PARTS:
+        of_word = known.get(word)
+        if of_word is None:
+            edged = b"^%b$" % word
             # The size seeds the sum: a part and a whole word of the same letters are two features.
-            found.update([crc32(edged[at : at + size], size) & mask for at in range(len(edged) - size + 1)])
+            of_word = known[word] = [
+                crc32(edged[at : at + size], size) & mask for size in _PARTS for at in range(len(edged) - size + 1)
+            ]
+        found.update(of_word)
     return found
 
 

@@ -32,17 +32,17 @@ class Head:
     bias: float
     curve: tuple[tuple[float, float], ...]
 
-    def margin(self, words: list[str]) -> float:
+    def margin(self, words: list[str], parts: dict[bytes, list[int]] | None = None) -> float:
         """The raw decision value; 0 for no words."""
-        found = features(words)
+        found = features(words, parts)
         if not found:
             return self.curve[0][0]
         weights = self.weights
         return self.bias + self.scale * sum(weights[place] for place in found) / sqrt(len(found))
 
-    def score(self, words: list[str]) -> float:
-        """From 0 to 1; see the module."""
-        return self.calibrated(self.margin(words))
+    def score(self, words: list[str], parts: dict[bytes, list[int]] | None = None) -> float:
+        """From 0 to 1; see the module, and `features` for `parts`."""
+        return self.calibrated(self.margin(words, parts))
 
     def calibrated(self, margin: float) -> float:
         """The score of a margin: straight lines between the points of the curve."""

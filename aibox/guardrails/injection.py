@@ -63,11 +63,13 @@ def scan(text: str, *, foreign: bool = False, floor: float = FLOOR) -> tuple[Fin
 
 
 def _weighed(text: str, *, foreign: bool) -> Iterator[tuple[int, int, str, float]]:
+    # It grows with the different words of one text, and is gone with it.
+    parts: dict[bytes, list[int]] = {}
     if foreign:
         indirect = head("indirect")
         for start, end in segments(text):
-            yield start, end, "indirect", indirect.score(words_of(text[start:end]))
+            yield start, end, "indirect", indirect.score(words_of(text[start:end]), parts)
         return
     direct = head("direct")
     for start, end, words in windows(text):
-        yield start, end, "direct", direct.score(words)
+        yield start, end, "direct", direct.score(words, parts)
