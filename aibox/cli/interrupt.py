@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
+def run(main: Coroutine[Any, Any, T], *, loop: Callable[[], asyncio.AbstractEventLoop] | None = None) -> T:
     """As `asyncio.run`: Ctrl-C cancels `main`, which cleans up, and KeyboardInterrupt comes out.
+
+    `loop` makes an event loop of another kind.
 
     There, a signal only sets a flag that the main thread reads between two bytecodes. One that arrives after the last
     of them and before the loop sleeps, or in another thread, stays unseen until something else wakes the loop: at a
@@ -24,16 +26,17 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         before = signal.getsignal(signal.SIGINT)
         if before is None or threading.current_thread() is not threading.main_thread():
             return await main  # a handler that is not Python's, or a thread that may set none
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, lambda: None)  # sets the descriptor for us
+        running = asyncio.get_running_loop()
+        running.add_signal_handler(signal.SIGINT, lambda: None)  # sets the descriptor for us
         signal.signal(signal.SIGINT, before)  # and the handler of asyncio.run stays the one that is called
         try:
             return await main
         finally:
-            loop.remove_signal_handler(signal.SIGINT)
+            running.remove_signal_handler(signal.SIGINT)
             signal.signal(signal.SIGINT, before)
 
-    return asyncio.run(awake())
+    with asyncio.Runner(loop_factory=loop) as runner:
+        return runner.run(awake())
 
 
 @contextmanager

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
-import asyncio, signal, threading, time
+import asyncio, signal, sys, threading, time, uvloop
 from aibox.cli import interrupt
 
 async def main():
@@ -22,13 +24,14 @@ async def main():
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
-    interrupt.run(main())
+    interrupt.run(main(), loop=uvloop.new_event_loop if sys.argv[1] == "uvloop" else None)
 except KeyboardInterrupt:
     print("interrupted")
 """
 
 
-def test_a_signal_that_another_thread_gets_wakes_the_loop() -> None:
-    """A SIGINT that does not interrupt the loop's own wait ends the command, after its clean-up."""
-    ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_signal_that_another_thread_gets_wakes_the_loop(loop: str) -> None:
+    """A SIGINT that does not interrupt the loop's own wait ends the command, after its clean-up, on either loop."""
+    ran = subprocess.run([sys.executable, "-c", PROGRAM, loop], capture_output=True, text=True, timeout=120)
     assert (ran.stdout, ran.stderr) == ("cleaned up\ninterrupted\n", "")
