@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -173,10 +173,15 @@ class ChatRequest:
         messages: list[dict[str, Any]] = self.body.get("messages", [])
         return messages
 
+    def with_body(self, body: dict[str, Any]) -> ChatRequest:
+        """The same request with another body."""
+        # For every call, several times: `replace` costs five times as much.
+        return ChatRequest(body, self.label, self.came, self.agreed)
+
     def with_fields(self, **fields: Any) -> ChatRequest:
         """The same request with some fields of the body replaced; a field given as None is removed."""
         body = {**self.body, **fields}
-        return replace(self, body={k: v for k, v in body.items() if not (k in fields and v is None)})
+        return self.with_body({k: v for k, v in body.items() if not (k in fields and v is None)})
 
 
 @dataclass(frozen=True, slots=True)

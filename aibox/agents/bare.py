@@ -117,8 +117,9 @@ class BareCall:
         if prompt := bodies.instructions(self._request.body):
             self._guardrail = self._guardrail.about(prompt=prompt)
         body = await bodies.asked(self._api, self._request.body, self._check, checked=checked)
-        self._enforce(await self._guardrail.together(bodies.users(body), scope=self._scope, label=self._label))
-        request = replace(self._request, body=body)
+        if self._guardrail.looks("input"):
+            self._enforce(await self._guardrail.together(bodies.users(body), scope=self._scope, label=self._label))
+        request = self._request.with_body(body)
         data = request.encoded()
         # A model that was shown no pseudonym has none to give back.
         self._restores = bool(find_tokens(data.decode()))

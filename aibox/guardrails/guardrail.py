@@ -29,6 +29,7 @@ TOGETHER = 4
 TOGETHER_CHARS = 4_000
 """How many of a user's messages are read as one text, and how much of them."""
 _ATTACKS = ("jailbreak", "injection")
+PROMPT_LEAK, GROUNDING = "prompt_leak", "grounding"
 
 
 class Guardrail:
@@ -87,6 +88,11 @@ class Guardrail:
             if any(getattr(self._checks[name], "whole", False) for name in policy.checks_for(where))
         )
         self._own = dict(tenant_policies or {})
+        policies = [one for one in (policy, shadow, *self._own.values()) if one is not None]
+        # One that somebody gave in its place knows best what it is about.
+        self._about = {name for one in policies for name in (PROMPT_LEAK, GROUNDING) if name in one.checks} - set(
+            self._given
+        )
         self._tenants = {
             tenant: self._alike(policy & own, shadow=None if shadow is None else shadow & own)
             for tenant, own in self._own.items()
@@ -119,16 +125,11 @@ class Guardrail:
     def about(self, *, prompt: str | None = None, canary: str = "", sources: Sources | None = None) -> Guardrail:
         """The same guardrail, which knows the instructions not to be given away, or what an answer may rest on."""
         known: dict[str, Check] = {}
-        if prompt is not None and self._may_ask("prompt_leak"):
-            known["prompt_leak"] = PromptLeak(prompt, canary=canary)
-        if sources is not None and self._may_ask("grounding"):
-            known["grounding"] = Grounding(sources)
+        if prompt is not None and PROMPT_LEAK in self._about:
+            known[PROMPT_LEAK] = PromptLeak(prompt, canary=canary)
+        if sources is not None and GROUNDING in self._about:
+            known[GROUNDING] = Grounding(sources)
         return self._knowing(known) if known else self
-
-    def _may_ask(self, name: str) -> bool:
-        # One that somebody gave in its place knows best what it is about.
-        policies = (self._policy, self.shadow, *self._own.values())
-        return name not in self._given and any(policy is not None and name in policy.checks for policy in policies)
 
     def _knowing(self, known: Mapping[str, Check]) -> Guardrail:
         made = copy.copy(self)
@@ -159,6 +160,10 @@ class Guardrail:
         """
         if (own := self.for_tenant(scope.tenant)) is not self:
             return await own.check(text, where=where, scope=scope, label=label)
+        if self._constitution is None and self._shadow is None and where not in self._looks:
+            # Nothing is looked for: what only looks like a pseudonym is made safe all the same.
+            text = await self.rewrite(text, (), where=where, scope=scope)
+            return Verdict(Decision.ALLOW, text, (), self._policy.digest, where)
         judged = await self.judge(text, where=where, scope=scope, label=label)
         added, critique = await self._judged(text, judged.decided, where=where, scope=scope, label=label)
         decided = judged.decided + added

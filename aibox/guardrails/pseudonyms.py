@@ -269,6 +269,11 @@ def _type(rule: str) -> str:
     return _NOT_LETTERS.sub("", rule.upper())[:16].ljust(2, "X")
 
 
+def might_hold_tokens(text: str) -> bool:
+    """False of a text in which `find_tokens` finds nothing, and of nearly all of them."""
+    return _MAYBE.search(text) is not None
+
+
 def find_tokens(text: str) -> list[str]:
     """The pseudonyms in a text, in brackets and as they are made, in order; also those that a model has damaged."""
     return [f"<{_canonical(match)}>" for match in _TOKEN.finditer(text)] if _MAYBE.search(text) else []

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from aibox.guardrails.pseudonyms import Pseudonyms, find_tokens, splice, with_look_alikes
+from aibox.guardrails.pseudonyms import Pseudonyms, find_tokens, might_hold_tokens, splice, with_look_alikes
 from aibox.guardrails.stream import Decided
 from aibox.policy.pseudonyms import PseudonymRules
 from aibox.types import Decision, Finding, Scope, Where
@@ -31,6 +31,8 @@ async def rewritten(
     rules: PseudonymRules,
 ) -> str:
     """The text with what is to be redacted taken out, and with what only looks like a pseudonym made safe."""
+    if not decided and (where not in _FOREIGN or not might_hold_tokens(text)):
+        return text
     reversible = where in _TO_MODEL
     spans: list[tuple[int, int, str]] = []
     removed: dict[int, str] = {}

@@ -17,7 +17,7 @@ from aibox.chat import Usage
 from aibox.errors import LimitError, StoreError
 from aibox.inference.background import Background
 from aibox.inference.ledger import Key, Ledger, Sums
-from aibox.policy.budgets import Budget, Budgets
+from aibox.policy.budgets import Budgets
 from aibox.types import Scope
 
 WRITE_S = 1.0
@@ -78,18 +78,20 @@ class Accounts:
         if self._ledger is not None:
             await self._look(self._ledger, scope.tenant)
         day, month = self._periods()
-        now = datetime.fromtimestamp(self._now(), UTC)
-        for budget, user, who, code in (
-            (budgets.tenant, "", f"the tenant {scope.tenant}", SPENT),
-            (budgets.user, scope.user, "you", SPENT_BY_USER),
-        ):
-            for period, tokens, usd, ends in _bounds(budget, day, month, now):
+        for budget, user, code in ((budgets.tenant, "", SPENT), (budgets.user, scope.user, SPENT_BY_USER)):
+            for period, tokens, usd in (
+                (day, budget.tokens_per_day, budget.usd_per_day),
+                (month, budget.tokens_per_month, budget.usd_per_month),
+            ):
+                if tokens is None and usd is None:
+                    continue
                 spent = self._spent((scope.tenant, user, period))
                 if (tokens is not None and spent.tokens >= tokens) or (usd is not None and spent.usd >= usd):
+                    who = "you" if user else f"the tenant {scope.tenant}"
                     raise LimitError(
                         f"the budget of {who} for {period} is spent",
                         hint="wait until it is renewed, or raise budgets in the policy",
-                        retry_after_s=ends,
+                        retry_after_s=self._ends_s(period),
                         code=code,
                     )
 
@@ -98,11 +100,11 @@ class Accounts:
         usage = call.usage
         # Rounded up: what is cheaper than a millionth of a dollar must not be free for ever.
         micro_usd = -int(-(usage.cost_usd or 0.0) * 1e6 // 1) if usage.cost_usd else 0
-        day, month = self._periods()
+        added = (usage.input_tokens, usage.output_tokens, 1, micro_usd)
+        periods = self._periods()
         for user in ("", call.scope.user):
-            for period in (day, month):
+            for period in periods:
                 key = (call.scope.tenant, user, period)
-                added = (usage.input_tokens, usage.output_tokens, 1, micro_usd)
                 _add(self._sums, key, added)
                 if self._ledger is not None:
                     _add(self._unwritten, key, added)
@@ -125,6 +127,14 @@ class Accounts:
         finally:
             if self._ledger is not None:
                 await asyncio.to_thread(self._ledger.close)
+
+    def _ends_s(self, period: str) -> float:
+        """Seconds until this day or month is over."""
+        now = datetime.fromtimestamp(self._now(), UTC)
+        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        day = period.count("-") == 2
+        ends = midnight + timedelta(days=1) if day else (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
+        return (ends - now).total_seconds()
 
     async def _look(self, ledger: Ledger, tenant: str) -> None:
         """See what others have spent: of a tenant that is new here, and, where they are other servers, lately."""
@@ -181,15 +191,3 @@ class Accounts:
 def _add(sums: dict[Key, Sums], key: Key, added: Sums) -> None:
     a, b, c, d = sums.get(key, (0, 0, 0, 0))
     sums[key] = (a + added[0], b + added[1], c + added[2], d + added[3])
-
-
-def _bounds(
-    budget: Budget, day: str, month: str, now: datetime
-) -> Iterable[tuple[str, int | None, float | None, float]]:
-    """The bounds that are set: period, tokens, USD, seconds until it ends."""
-    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    if budget.tokens_per_day is not None or budget.usd_per_day is not None:
-        yield day, budget.tokens_per_day, budget.usd_per_day, (midnight + timedelta(days=1) - now).total_seconds()
-    if budget.tokens_per_month is not None or budget.usd_per_month is not None:
-        following = (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
-        yield month, budget.tokens_per_month, budget.usd_per_month, (following - now).total_seconds()

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from aibox.chat import ChatRequest, Chunk, Completion
@@ -65,6 +64,8 @@ class Dispatch:
         async def attempt(target: Target, sent: ChatRequest, emulates: ChatRequest | None) -> Completion:
             return await self._whole(api, target, sent, scope, emulates)
 
+        if deadline_s is None:
+            return await self._somewhere(api, request, attempt, scope=scope, policy=policy, deadline_s=None)
         async with _deadline(deadline_s):
             return await self._somewhere(api, request, attempt, scope=scope, policy=policy, deadline_s=deadline_s)
 
@@ -258,7 +259,7 @@ def _prepared(
     if api == "responses":
         capabilities.hold_responses(body)
         body["store"] = False
-    prepared = replace(request, body=body)
+    prepared = request.with_body(body)
     if api == "chat" and not route.model.tools and body.get("tool_choice") == "none":
         # For a backend that cannot be told to leave its tools alone, they are left out.
         prepared = envelope.without_tools(prepared)
@@ -268,7 +269,7 @@ def _prepared(
             # Asked for always: every call is accounted for. Who did not ask does not see it.
             asked = request.body.get("stream_options") or {}
             body["stream_options"] = asked if asked.get("include_usage") is True else {**asked, "include_usage": True}
-        prepared = replace(request, body=body)
+        prepared = request.with_body(body)
     return prepared
 
 

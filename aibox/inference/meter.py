@@ -41,7 +41,8 @@ class Meter:
             self._pieces = max(1, len(completion.text.encode("utf-8", "replace")) // BYTES_PER_TOKEN)
             return completion
         self._usage = self._priced(Usage.read(usage))
-        return replace(completion, body=self._with_cost(completion.body, usage))
+        body = self._with_cost(completion.body, usage)
+        return completion if body is completion.body else replace(completion, body=body)
 
     def chunk(self, chunk: Chunk) -> Chunk:
         """Count a piece of a stream."""
@@ -54,7 +55,9 @@ class Meter:
         if not usage:
             return chunk
         self._usage = self._priced(Usage.read(usage))
-        return replace(chunk, body=self._with_cost(body, usage)) if "usage" in body else chunk
+        if "usage" not in body or (told := self._with_cost(body, usage)) is body:
+            return chunk
+        return replace(chunk, body=told)
 
     @property
     def usage(self) -> Usage:

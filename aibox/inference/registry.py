@@ -83,6 +83,8 @@ class Registry:
         unknown = sorted(self._owners.keys() - {replica.name for replica in replicas})
         if unknown:
             raise ConfigError(f"there is no backend {unknown[0]!r} to be dedicated to a tenant")
+        self._owning = frozenset[str]().union(*self._owners.values())
+        self._common = self._sorted("")
         self._listings = {replica.name: _Listing() for replica in replicas}
         self._background = Background()
 
@@ -127,6 +129,9 @@ class Registry:
 
     def _tiers(self, tenant: str) -> list[list[Replica]]:
         """Dedicated ones inside, shared ones inside, then the same outside."""
+        return self._sorted(tenant) if tenant in self._owning else self._common
+
+    def _sorted(self, tenant: str) -> list[list[Replica]]:
         tiers: list[list[Replica]] = [[], [], [], []]
         for replica in self.replicas:
             owners = self._owners.get(replica.name)

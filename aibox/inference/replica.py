@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import Enum
 
 from aibox.errors import BackendError
@@ -78,23 +77,26 @@ class Replica:
             return OPEN_RANK
         return int(self._trial or self._clock() < self._cooling_until)
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
+    def call(self) -> _Call:
         """Around one call, its stream included: counts it, and learns from how it ends."""
+        return _Call(self)
+
+    def begun(self) -> bool:
+        """A call begins; whether it is the trial of a circuit that is half open."""
         trial = self.circuit is Circuit.HALF_OPEN
         self._trial = self._trial or trial
         self.outstanding += 1
-        try:
-            yield
-        except BackendError as error:
-            self._failed(error)
-            raise
-        else:
+        return trial
+
+    def ended(self, error: BaseException | None, *, trial: bool) -> None:
+        """It has ended. An error that is not the backend's says nothing about it."""
+        self.outstanding -= 1
+        if trial:
+            self._trial = False
+        if error is None:
             self._worked()
-        finally:
-            self.outstanding -= 1
-            if trial:
-                self._trial = False
+        elif isinstance(error, BackendError):
+            self._failed(error)
 
     def due(self) -> bool:
         """Whether it is time to ask the backend how it is; then `check` is to be called."""
@@ -141,3 +143,18 @@ class Replica:
 
     def __repr__(self) -> str:
         return f"Replica({self.name}: {self.circuit.value}, {self.outstanding} outstanding)"
+
+
+class _Call:
+    # A class: a generator as a context costs three times as much, for every call.
+    __slots__ = ("_replica", "_trial")
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._trial = False
+
+    def __enter__(self) -> None:
+        self._trial = self._replica.begun()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._replica.ended(error, trial=self._trial)

@@ -6,7 +6,6 @@ import asyncio
 import copy
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo, each
@@ -286,13 +285,14 @@ def _other(api: Api, request: ChatRequest) -> ChatRequest:
     if asked is None or asked in ("", []):
         raise ConfigError(f"there is nothing to answer: `{_ASKED[api]}` is empty")
     role = "embedding" if api == "embeddings" else DEFAULT
-    return replace(request, body={"model": role, **request.body})
+    return request.with_body({"model": role, **request.body})
 
 
 def _request(asked: Messages, *, model: str, label: Label | str | None, fields: Mapping[str, Any]) -> ChatRequest:
     if isinstance(asked, ChatRequest):
         marked = asked.label if label is None else asked.label | Label.of(label)
-        request = replace(asked, body={"model": model, **asked.body, **fields}, label=marked)
+        body = {"model": model, **asked.body, **fields}
+        request = ChatRequest(body, marked, asked.came, asked.agreed)
     else:
         messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else [dict(m) for m in asked]
         request = ChatRequest({"model": model, "messages": messages, **fields}, Label.of(label))
