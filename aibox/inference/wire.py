@@ -6,19 +6,19 @@ Nothing is taken from the environment, no redirect is followed, and whatever fai
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+import socket
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 
-from aibox.errors import BackendError, EgressError
+from aibox.errors import BackendError, ConfigError, EgressError
 from aibox.inference.addresses import literal
+from aibox.inference.full import Session
+from aibox.inference.plain import Address, Pool, UnreachableError, serves
 from aibox.inference.sse import Events
 from aibox.inference.transport import Rule, Transport
-
-if TYPE_CHECKING:
-    from aiohttp import ClientResponse, ClientSession
 
 CHAT = "/chat/completions"
 _CHOICES = (CHAT, "/completions")
@@ -45,6 +45,18 @@ Read = tuple[dict[str, Any], bytes]
 """A JSON object, and the bytes that it was read from."""
 
 
+class Answer(Protocol):
+    """What both clients answer with."""
+
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+
+    async def readany(self) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
 class Wire:
     """The connection to one server: a pool for each event loop that uses it, made when it is first needed.
 
@@ -65,20 +77,21 @@ class Wire:
         rule: Rule | None = None,
     ) -> None:
         self.base_url = base_url
+        parts = urlsplit(base_url)
+        self._origin, self._path = f"{parts.scheme}://{parts.netloc}", parts.path
         self._transport = transport or Transport()
         self._rule = rule
         self._name = name
         self._headers = dict(headers)
         self._secrets = [text for text in (*self._transport.secrets, secret) if text]
         self._timeout_s = timeout_s
-        self._sessions: dict[asyncio.AbstractEventLoop, ClientSession] = {}
+        self._clients: dict[asyncio.AbstractEventLoop, Pool | Session] = {}
 
     async def complete(self, body: bytes, *, path: str = CHAT, correlation: str = "", trace: str = "") -> Read:
         """POST; a whole answer."""
-        with self._foreign():
-            async with self._open("POST", path, data=body, correlation=correlation, trace=trace) as response:
-                data = await self._read(response, MAX_BODY_BYTES)
-                answer = self._decode(data)
+        async with self._open("POST", path, data=body, correlation=correlation, trace=trace) as response:
+            data = await self._read(response, MAX_BODY_BYTES)
+            answer = self._decode(data)
         if path in _CHOICES and (not isinstance(answer.get("choices"), list) or not answer["choices"]):
             raise BackendError(f"{self._name} answered without a choice", hint=_NOT_OPENAI)
         return answer, data
@@ -91,115 +104,110 @@ class Wire:
         Leaving the iteration closes the connection, and so tells the server to stop.
         """
         events, received, finished, ended = Events(), 0, False, False
-        with self._foreign():
-            async with self._open("POST", path, data=body, correlation=correlation, trace=trace) as response:
-                while data := await response.content.readany():
-                    received += len(data)
-                    if received > MAX_STREAM_BYTES:
-                        raise BackendError(f"{self._name} sent more than {MAX_STREAM_BYTES >> 20} MiB")
-                    whole: list[Read] = []
-                    for event in events.feed(data):
-                        if event == b"[DONE]":
-                            ended = True
-                            break
-                        try:
-                            chunk = self._decode(event)
-                        except BackendError:
-                            # What came before it in the same read was said.
-                            if whole:
-                                yield whole
-                            raise
-                        finished = finished or _has_finished(chunk)
-                        whole.append((chunk, event))
-                    if whole:
-                        yield whole
-                    if ended:
-                        return
+        async with self._open("POST", path, data=body, correlation=correlation, trace=trace) as response:
+            while data := await response.readany():
+                received += len(data)
+                if received > MAX_STREAM_BYTES:
+                    raise BackendError(f"{self._name} sent more than {MAX_STREAM_BYTES >> 20} MiB")
+                whole: list[Read] = []
+                for event in events.feed(data):
+                    if event == b"[DONE]":
+                        ended = True
+                        break
+                    try:
+                        chunk = self._decode(event)
+                    except BackendError:
+                        # What came before it in the same read was said.
+                        if whole:
+                            yield whole
+                        raise
+                    finished = finished or _has_finished(chunk)
+                    whole.append((chunk, event))
+                if whole:
+                    yield whole
+                if ended:
+                    return
         # Some servers end without [DONE]; then what was said must at least have come to its end.
         if not finished:
             raise BackendError(f"{self._name} broke off in the middle of its answer", retryable=True)
 
     async def models(self) -> list[dict[str, Any]]:
         """GET /models; the entries that have an id."""
-        with self._foreign():
-            async with self._open("GET", "/models") as response:
-                data = self._decode(await self._read(response, MAX_BODY_BYTES)).get("data")
+        async with self._open("GET", "/models") as response:
+            data = self._decode(await self._read(response, MAX_BODY_BYTES)).get("data")
         if not isinstance(data, list):
             raise BackendError(f"{self._name} does not list its models", hint=_NOT_OPENAI)
         return [entry for entry in data if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
 
     async def ask(self, url: str) -> str:
         """GET an absolute URL of the same server; its text when it says 200, raises BackendError otherwise."""
-        with self._foreign():
-            async with self._open("GET", url) as response:
-                return (await self._read(response, MAX_BODY_BYTES)).decode("utf-8", "replace")
+        async with self._open("GET", url) as response:
+            return (await self._read(response, MAX_BODY_BYTES)).decode("utf-8", "replace")
 
     async def close(self) -> None:
         here = asyncio.get_running_loop()
-        while self._sessions:
-            loop, session = self._sessions.popitem()
+        while self._clients:
+            loop, client = self._clients.popitem()
             if loop is here:
-                await session.close()
+                await client.close()
             elif loop.is_running():
-                # A session belongs to its loop, which another thread runs.
-                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(session.close(), loop))
+                # A client belongs to its loop, which another thread runs.
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(client.close(), loop))
             else:
-                session.detach()  # its loop has ended, and can close nothing any more
+                client.detach()  # its loop has ended, and can close nothing any more
 
-    def _session(self) -> ClientSession:
+    def _client(self) -> Pool | Session:
         loop = asyncio.get_running_loop()
-        session = self._sessions.get(loop)
-        if session is None:
-            import aiohttp
+        client = self._clients.get(loop)
+        if client is None:
+            for ended in [loop for loop in self._clients if loop.is_closed()]:
+                self._clients.pop(ended).detach()
+            options: dict[str, Any] = {
+                "resolve": self._addresses, "silence_s": self._timeout_s, "connect_s": CONNECT_S, "idle_s": KEEPALIVE_S,
+            }  # fmt: skip
+            fields = {"Accept-Encoding": "identity", "User-Agent": "aibox", **self._headers}
+            if self._transport.proxy is None and serves(self._origin, self._path, fields):
+                client = Pool(self._origin, fields, **options)
+            else:
+                client = Session(self._origin, fields, transport=self._transport, **options)
+            self._clients[loop] = client
+        return client
 
-            for ended in [loop for loop in self._sessions if loop.is_closed()]:
-                self._sessions.pop(ended).detach()
-            # The threaded resolver is the interpreter's own, which `aibox.seal` watches; a C resolver would pass it by.
-            resolver: Any = _Resolver(aiohttp.ThreadedResolver(), self._name, self._checked_rule)
-            tls = self._transport.tls() if self.base_url.startswith("https:") else True
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, resolver=resolver, ssl=tls)
-            session = self._sessions[loop] = aiohttp.ClientSession(
-                connector=connector,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"Accept-Encoding": "identity", "User-Agent": "aibox", **self._headers},
-                timeout=aiohttp.ClientTimeout(
-                    total=None, connect=self._timeout_s, sock_connect=CONNECT_S, sock_read=self._timeout_s
-                ),
-                trust_env=False,
-            )
-        return session
-
-    @contextlib.asynccontextmanager
-    async def _open(
-        self, method: str, path: str, *, data: bytes | None = None, correlation: str = "", trace: str = ""
-    ) -> AsyncIterator[ClientResponse]:
-        """A response with status 200; anything else is raised. On the way out an unread connection is closed."""
-        url = path if path.startswith("http") else self.base_url + path
-        headers = {"Content-Type": "application/json"} if data is not None else {}
-        if correlation:
-            headers["X-Correlation-ID"] = correlation
-        if len(trace) > 1:
-            headers["traceparent"] = f"00-{trace}-01"  # W3C Trace Context sec. 3.2
-        response = await self._session().request(
-            method, url, data=data, headers=headers, allow_redirects=False, proxy=self._transport.proxy
+    async def _addresses(self, host: str, port: int) -> list[Address]:
+        """Looks the host up once, and checks every address: the connection is made to one of them."""
+        # The interpreter's own look-up, which `aibox.seal` watches; a C resolver of a client's would pass it by.
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
         )
-        try:
-            if response.status != 200:
-                raise await self._refusal(response)
-            yield response
-            if response.content.at_eof():
-                response.release()
-        finally:
-            response.close()
-
-    @property
-    def _checked_rule(self) -> Rule | None:
         # A proxy is named by the operator, and resolves the host itself.
-        return None if self._transport.proxy else self._rule
+        rule = None if self._transport.proxy else self._rule
+        for _, _, _, _, place in found:
+            address = literal(str(place[0]))
+            # What is written as an address was looked at when the backend was made.
+            if rule is not None and literal(host) is None and (address is None or not rule(address)):
+                raise EgressError(
+                    f"{host}, the host of {self._name}, is {place[0]} now, where it must not be; nothing was sent",
+                    hint="if that is right, list its network in `networks` of the backend's transport",
+                )
+        return [(family, str(place[0])) for family, _, _, _, place in found]
 
-    async def _read(self, response: ClientResponse, limit: int) -> bytes:
+    def _open(
+        self, method: str, path: str, *, data: bytes | None = None, correlation: str = "", trace: str = ""
+    ) -> _Opened:
+        """A response with status 200; anything else is raised. On the way out an unread connection is closed."""
+        target = path.removeprefix(self._origin) if path.startswith("http") else self._path + path
+        if not target.startswith("/"):
+            raise ConfigError(f"{path[:100]!r} is not of the server {self._origin}")
+        more = {"Content-Type": "application/json"} if data is not None else {}
+        if correlation:
+            more["X-Correlation-ID"] = correlation
+        if len(trace) > 1:
+            more["traceparent"] = f"00-{trace}-01"  # W3C Trace Context sec. 3.2
+        return _Opened(self, self._client().ask(method, target, more, data))
+
+    async def _read(self, response: Answer, limit: int) -> bytes:
         parts, size = [], 0
-        while data := await response.content.readany():
+        while data := await response.readany():
             size += len(data)
             if size > limit:
                 raise BackendError(f"{self._name} sent more than {limit >> 10} KiB")
@@ -227,7 +235,7 @@ class Wire:
             )
         return body
 
-    async def _refusal(self, response: ClientResponse) -> BackendError:
+    async def refusal(self, response: Answer) -> BackendError:
         status = response.status
         if 300 <= status < 400:
             return BackendError(f"{self._name} wants to redirect, which is refused", hint="give the final base URL")
@@ -245,7 +253,7 @@ class Wire:
             retryable=status in _RETRYABLE,
             timeout=status in (408, 504),
             status=status,
-            retry_after_s=_retry_after(response.headers.get("Retry-After", "")),
+            retry_after_s=_retry_after(response.headers.get("retry-after", "")),
         )
 
     def _short(self, message: str) -> str:
@@ -254,55 +262,55 @@ class Wire:
             message = message.replace(secret, "[key]")
         return message if len(message) <= MAX_MESSAGE_CHARS else message[:MAX_MESSAGE_CHARS] + "..."
 
-    @contextlib.contextmanager
-    def _foreign(self) -> Iterator[None]:
-        """Turn what aiohttp and the system raise into BackendError."""
-        import aiohttp
-
-        name = self._name
-        try:
-            yield
-        except TimeoutError:
-            raise BackendError(
+    def told(self, error: OSError) -> BackendError:
+        """What a failed connection means. A TimeoutError is one."""
+        name, reason = self._name, self._short(str(error)) or type(error).__name__
+        if isinstance(error, TimeoutError):
+            return BackendError(
                 f"{name} was silent for too long ({self._timeout_s:g} s, {CONNECT_S:g} s to connect)",
                 hint="is it overloaded? timeout_s sets how long to wait",
                 retryable=True,
                 timeout=True,
-            ) from None
-        except aiohttp.ClientConnectorError as error:
-            raise BackendError(
-                f"{name} cannot be reached at {self.base_url}: {self._short(str(error.strerror or error))}",
-                hint="is the server running?",
-                retryable=True,
-            ) from None
-        except (aiohttp.ClientError, OSError) as error:
-            reason = self._short(str(error)) or type(error).__name__
-            raise BackendError(f"the connection to {name} broke: {reason}", retryable=True) from None
+            )
+        if isinstance(error, UnreachableError):
+            told = f"{name} cannot be reached at {self.base_url}: {reason}"
+            return BackendError(told, hint="is the server running?", retryable=True)
+        return BackendError(f"the connection to {name} broke: {reason}", retryable=True)
 
 
-class _Resolver:
-    """Resolves once and checks every address: the connection is made to one of them, and nothing is looked up later."""
+class _Opened:
+    """Around one answer: what the connection raises comes out as BackendError."""
 
-    def __init__(self, inner: Any, name: str, rule: Rule | None) -> None:
-        self._inner = inner
-        self._name = name
-        self._rule = rule
+    # A class: a generator as a context costs three times as much, for every call.
+    __slots__ = ("_asking", "_response", "_wire")
 
-    async def resolve(self, host: str, port: int = 0, family: Any = 0) -> Any:
-        found = await self._inner.resolve(host, port, family)
-        if not found:
-            raise OSError(f"{host} has no address")
-        for entry in found:
-            address = literal(entry["host"])
-            if self._rule is not None and (address is None or not self._rule(address)):
-                raise EgressError(
-                    f"{host}, the host of {self._name}, is {entry['host']} now, where it must not be; nothing was sent",
-                    hint="if that is right, list its network in `networks` of the backend's transport",
-                )
-        return found
+    def __init__(self, wire: Wire, asking: Coroutine[Any, Any, Answer]) -> None:
+        self._wire = wire
+        self._asking = asking
+        self._response: Answer | None = None
 
-    async def close(self) -> None:
-        await self._inner.close()
+    async def __aenter__(self) -> Answer:
+        try:
+            response = self._response = await self._asking
+            refused = None if response.status == 200 else await self._wire.refusal(response)
+        except BaseException as error:
+            self._close()
+            if isinstance(error, OSError):
+                raise self._wire.told(error) from None
+            raise
+        if refused is not None:
+            self._close()
+            raise refused
+        return response
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._close()
+        if isinstance(error, OSError):
+            raise self._wire.told(error) from None
+
+    def _close(self) -> None:
+        if self._response is not None:
+            self._response.close()
 
 
 _NOT_OPENAI = "is it an OpenAI-compatible server, and does the base URL end in /v1?"

@@ -1,0 +1,117 @@
+"""HTTP with TLS, certificates and proxies, by aiohttp, which nothing else here imports.
+
+It answers as `plain` does: what aiohttp raises comes out as UnreachableError, BrokenError or TimeoutError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from aibox.inference.plain import BrokenError, Resolve, UnreachableError
+from aibox.inference.transport import Transport
+
+_NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse
+
+
+class Session:
+    """Connections to one server, on one event loop. See `plain.Pool`; `origin` stands before each target."""
+
+    def __init__(
+        self,
+        origin: str,
+        fields: Mapping[str, str],
+        *,
+        transport: Transport,
+        resolve: Resolve,
+        silence_s: float,
+        connect_s: float,
+        idle_s: float,
+    ) -> None:
+        import aiohttp
+
+        self._origin = origin
+        self._proxy = transport.proxy
+        self.loop = asyncio.get_running_loop()
+        tls = transport.tls() if origin.startswith("https:") else True
+        resolver: Any = _Resolver(resolve)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=idle_s, resolver=resolver, ssl=tls)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=fields,
+            timeout=aiohttp.ClientTimeout(total=None, connect=silence_s, sock_connect=connect_s, sock_read=silence_s),
+            trust_env=False,
+        )
+
+    async def ask(self, method: str, target: str, more: Mapping[str, str], body: bytes | None) -> Response:
+        """As `plain.Pool.ask`."""
+        with _translated():
+            return Response(
+                await self._session.request(
+                    method, self._origin + target, data=body, headers=more, allow_redirects=False, proxy=self._proxy
+                )
+            )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    def detach(self) -> None:
+        """Forget what a loop held that has ended."""
+        self._session.detach()
+
+
+class Response:
+    """As `plain.Response`."""
+
+    def __init__(self, response: ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.reason = response.reason or ""
+        self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
+
+    async def readany(self) -> bytes:
+        with _translated():
+            return await self._response.content.readany()
+
+    def close(self) -> None:
+        if self._response.content.at_eof():
+            self._response.release()
+        self._response.close()
+
+
+class _Resolver:
+    """Gives aiohttp the addresses that were looked up once and are allowed."""
+
+    def __init__(self, resolve: Resolve) -> None:
+        self._resolve = resolve
+
+    async def resolve(self, host: str, port: int = 0, family: Any = 0) -> list[dict[str, Any]]:
+        del family
+        return [
+            {"hostname": host, "host": address, "port": port, "family": family, "proto": 0, "flags": _NUMERIC}
+            for family, address in await self._resolve(host, port)
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held open."""
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    import aiohttp
+
+    try:
+        yield
+    except TimeoutError:
+        raise
+    except aiohttp.ClientConnectorError as error:
+        raise UnreachableError(error.strerror or str(error)) from None
+    except aiohttp.ClientError as error:
+        raise BrokenError(str(error) or type(error).__name__) from None
