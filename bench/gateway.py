@@ -6,6 +6,7 @@ The gateway under test has one core for itself where there are two; the model se
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -21,7 +22,11 @@ from pathlib import Path
 
 import peers
 from report import Report, arguments, p
-from standin import CHUNKS, Connection
+from standin import CHUNKS, MESSAGES, TEXT, Connection
+
+from aibox.guardrails.guardrail import Guardrail
+from aibox.policy.policy import Policy
+from aibox.types import Scope
 
 HERE = Path(__file__).parent
 
@@ -174,14 +179,21 @@ def main() -> None:
             command = [sys.executable, standin, "bare", str(port), str(behind)]
             with running(command, port, core=0, log=place / "bare") as pid:
                 measure("bare pass-through", Target(port, "x", pid))
-            with aibox(place, behind) as target:
+            with aibox(place / "aibox", behind) as target:
                 measure("aibox serve", target)
+            with aibox(place / "checked", behind, checks=CHECKS) as target:
+                measure("aibox serve, checks on", target)
+            alone = asyncio.run(checks_alone(place / "checked" / "policy.toml", seconds=seconds / 2))
+            report.row("the same checks in a loop", f"{alone:.0f} requests' texts/s", "no gateway, one process")
+            with aibox(place / "tenants", behind, keys='api_keys = "api-keys.db"\n') as target:
+                leaking = isolation(place / "tenants", target.port)
             # One at a time: what a peer leaves to be done after a load is not the next one's to bear.
             port = free_port()
             for peer in peers.installed(place, port, behind, ("m", "paced")):
                 with running(peer.command, port, core=0, log=place / peer.name, env=peer.env) as pid:
                     measure(peer.name, Target(port, peer.key, pid, peer.headers))
     base = found["direct"]
+    report.row("one write and fdatasync here", f"p50 {fdatasync_ms():.2f} ms", "each answer of aibox waits for one")
     for name, figures in found.items():
         report.row(
             f"{name}: 1 caller",
@@ -189,7 +201,11 @@ def main() -> None:
             f"adds {p(figures.alone, 50) - p(base.alone, 50):.2f} ms at p50; first piece of a stream p50 "
             + (f"{p(figures.first, 50):.2f} ms" if figures.streams else "-: it answers no streams"),
         )
-        if name != "direct":
+        if name == "direct":
+            report.row(
+                "direct: 32 callers", f"{figures.rps:.0f} requests/s", "what the load and the model server can do alone"
+            )
+        else:
             report.row(
                 f"{name}: 32 callers",
                 f"{figures.rps:.0f} requests/s, {figures.cpu_us:.0f} us of CPU each",
@@ -197,14 +213,24 @@ def main() -> None:
                 f"{figures.rss:.0f} MiB",
             )
     goals(report, found)
+    got = found["aibox serve, checks on"].rps / alone
+    note = "jailbreak, injection and pii on what is asked and answered"
+    report.goal("gateway.guards_on_rps_vs_checks_alone", got, unit="ratio", against="the checks alone", note=note)
+    tried, crossed = leaking
+    note = f"`aibox verify isolation` against the running server: {tried} ways tried"
+    report.goal("gateway.isolation_cells_leaking", crossed, unit="cells", against="none", note=note)
     report.show(as_json=options.json)
 
 
 def goals(report: Report, found: Mapping[str, Figures]) -> None:
     ours, base = found["aibox serve"], found["direct"]
-    ratio = ours.rps / found["bare pass-through"].rps
+    bare = found["bare pass-through"]
+    ratio = ours.rps / bare.rps
     note = "token, budget, policy and two durable audit entries a call; no checks; the model server is Python too"
-    report.goal("gateway.rps_vs_bare_passthrough", ratio, unit="ratio", against="uvicorn and aiohttp alone", note=note)
+    by_cpu = f"; by CPU a request {bare.cpu_us / ours.cpu_us:.2f}"
+    report.goal(
+        "gateway.rps_vs_bare_passthrough", ratio, unit="ratio", against="uvicorn and aiohttp alone", note=note + by_cpu
+    )
 
     def added(figures: Figures, percent: int) -> float:
         return max(p(figures.alone, percent) - p(base.alone, percent), 1e-3)
@@ -223,20 +249,73 @@ def goals(report: Report, found: Mapping[str, Figures]) -> None:
     against("LiteLLM", "rss_vs_litellm", lambda figures: figures.rss)
 
 
+def fdatasync_ms() -> float:
+    took = []
+    with tempfile.TemporaryFile() as file:
+        for _ in range(50):
+            started = time.perf_counter()
+            file.write(bytes(4096))
+            file.flush()
+            os.fdatasync(file.fileno())
+            took.append((time.perf_counter() - started) * 1e3)
+    return p(took, 50)
+
+
+CHECKS = """
+[checks.jailbreak]
+input = { "0.5" = "flag", "0.9" = "block" }
+[checks.injection]
+input = { "0.8" = "flag", "0.97" = "block" }
+[checks.pii]
+input = "redact"
+output = "flag"
+"""
+
+
+async def checks_alone(policy: Path, *, seconds: float) -> float:
+    """How many requests' texts one process checks in a second, with what `aibox serve` asks of the guardrail."""
+    guardrail, scope = Guardrail(Policy.load(policy)), Scope(tenant="bench", user="b")
+    asked, done = [m["content"] for m in MESSAGES if m["role"] == "user"], 0
+    ends = time.perf_counter() + seconds
+    while time.perf_counter() < ends:
+        for text in asked:
+            await guardrail.check(text, where="input", scope=scope)
+        await guardrail.together(asked, scope=scope)
+        await guardrail.check(TEXT, where="output", scope=scope)
+        done += 1
+    return done / seconds
+
+
+def isolation(place: Path, port: int) -> tuple[int, int]:
+    """(Ways from one tenant into another that were tried, those that were open.)"""
+    report = place / "isolation.json"
+    subprocess.run(
+        [sys.executable, "-m", "aibox", "verify", "isolation", "--config", str(place / "aibox.toml"), "--url",
+         f"http://127.0.0.1:{port}", "--report", str(report)],
+        check=False, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    outcomes = [row[3] for row in json.loads(report.read_text())["report"]["rows"]]
+    return len(outcomes) - outcomes.count("not tried"), outcomes.count("crossed")
+
+
 @contextmanager
-def aibox(place: Path, behind: int) -> Iterator[Target]:
+def aibox(place: Path, behind: int, *, checks: str = "", keys: str = "") -> Iterator[Target]:
     port = free_port()
+    place.mkdir()
     home = place / "home"
     config = place / "aibox.toml"
     policy = place / "policy.toml"
-    policy.write_text("[budgets.user]\ntokens_per_day = 1000000000\n[limits]\noutput_tokens = 256\n")
+    policy.write_text("[budgets.user]\ntokens_per_day = 1000000000\n[limits]\noutput_tokens = 256\n" + checks)
     config.write_text(
         f'home = "{home}"\npolicy = "{policy}"\n[[backends]]\nkind = "openai"\nname = "up"\n'
-        f'url = "http://127.0.0.1:{behind}/v1"\nmodels = ["m", "paced"]\n[server]\nport = {port}\n'
+        f'url = "http://127.0.0.1:{behind}/v1"\nmodels = ["m", "paced"]\n[server]\nport = {port}\n{keys}'
     )
     log = place / "serve"
     command = [sys.executable, "-m", "aibox", "serve", "--config", str(config)]
     with running(command, port, core=0, log=log) as pid:
+        if keys:
+            yield Target(port, "", pid)
+            return
         for _ in range(50):
             if key := re.search(r"aibox-local-[A-Za-z0-9_-]+", log.read_text()):
                 break
