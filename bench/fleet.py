@@ -7,12 +7,14 @@ only ratios between policies mean anything.
 
 from __future__ import annotations
 
+import csv
 import heapq
 import math
 import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from aibox.inference.balance import choose
 from aibox.inference.replica import Replica
@@ -161,6 +163,33 @@ def load(size: int, *, seed: int, conversations: int, rate: float) -> list[Job]:
             blocks = (*blocks, *(draw.getrandbits(60) for _ in range(output // BLOCK_TOKENS)))
             at += output * 0.03 + draw.lognormvariate(math.log(12), 0.8)
     return sorted(jobs, key=lambda job: job.arrives)
+
+
+COLUMNS = ("arrives_s", "conversation", "prompt_tokens", "output_tokens")
+
+
+def recorded(path: Path, *, seed: int = 0) -> list[Job]:
+    """A load that somebody recorded: CSV with a head of COLUMNS, a line a request.
+
+    `arrives_s` counts from the first one; requests of one `conversation` begin with what stood in those before them,
+    and `prompt_tokens` is the whole prompt. No text is needed. Raises ValueError for a file of another form.
+    """
+    draw = random.Random(seed)
+    known: dict[str, tuple[int, tuple[int, ...]]] = {}
+    jobs = []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if tuple(rows.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"{path} needs the columns {','.join(COLUMNS)}")
+        for row in sorted(rows, key=lambda row: float(row["arrives_s"])):
+            key, earlier = known.get(row["conversation"]) or (draw.getrandbits(64), ())
+            many, output = max(1, int(row["prompt_tokens"]) // BLOCK_TOKENS), max(1, int(row["output_tokens"]))
+            blocks = (*earlier[:many], *(draw.getrandbits(60) for _ in range(many - len(earlier))))
+            jobs.append(Job(float(row["arrives_s"]), key, blocks, output))
+            known[row["conversation"]] = key, (*blocks, *(draw.getrandbits(60) for _ in range(output // BLOCK_TOKENS)))
+    if not jobs:
+        raise ValueError(f"{path} holds no request")
+    return jobs
 
 
 def round_robin() -> Pick:

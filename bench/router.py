@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import fleet
@@ -117,7 +118,12 @@ def balance(report: Report, *, quick: bool) -> None:
 
 def _balanced(size: int, rate: float, seed: int, *, quick: bool) -> tuple[float, float, float]:
     """(p99 over round robin's, over least loaded's, cache hits over perfect affinity's) for one load."""
-    jobs = fleet.load(size, seed=seed, conversations=(40 if quick and size > 8 else 150) * size, rate=rate)
+    return _compared(
+        fleet.load(size, seed=seed, conversations=(40 if quick and size > 8 else 150) * size, rate=rate), size
+    )
+
+
+def _compared(jobs: Sequence[fleet.Job], size: int) -> tuple[float, float, float]:
     picks: dict[str, fleet.Pick] = {
         "round robin": fleet.round_robin(),
         "least loaded": fleet.least_loaded,
@@ -129,6 +135,18 @@ def _balanced(size: int, rate: float, seed: int, *, quick: bool) -> tuple[float,
     hits = {name: hit for name, (_, hit) in found.items()}
     ours = tails["ours"]
     return ours / tails["round robin"], ours / tails["least loaded"], hits["ours"] / hits["always at home"]
+
+
+def replayed(report: Report, path: Path) -> None:
+    """The same for a load that was recorded, at each size."""
+    jobs = fleet.recorded(path)
+    for size in (2, 8, 64):
+        robin, least, hits = _compared(jobs, size)
+        report.row(
+            f"{path.name}, {len(jobs)} requests on {size} replicas: p99 until the first token",
+            f"{robin:.3f} of round robin",
+            f"{least:.2f} of least loaded, {hits:.3f} of the cache hits of perfect affinity",
+        )
 
 
 COMPARTMENTS = ("PHI", "MNPI", "HR")
@@ -242,10 +260,12 @@ def fallbacks(doors: list[Any], every: list[Any], draw: random.Random, programs:
 
 
 def main() -> None:
-    options = arguments(__doc__)
+    options = arguments(__doc__, data="a CSV file of a recorded load (bench/fleet.py says its columns): replayed too")
     report = Report("the Router")
     asyncio.run(added(report, 500 if options.quick else 3000))
     balance(report, quick=options.quick)
+    if options.data is not None:
+        replayed(report, options.data)
     labels(report, 1_000_000)
     report.left_out.append("real servers: bench/gateway.py measures through the wire")
     report.show(as_json=options.json)
