@@ -32,11 +32,11 @@ $(VENV)/.ready: requirements-pip.lock requirements.lock requirements-demo.lock p
 demo: setup ## the main job: real turns through all six objects
 	@$(PY) -m aibox demo
 
-test: setup ## the tests
-	@$(PY) -m pytest -n auto
+test: setup ## the tests, but for those of test-live
+	@$(PY) -m pytest -n auto --ignore tests/live
 
 coverage: setup ## the tests again, with branch coverage, which makes them a quarter slower
-	@$(PY) -m pytest -n auto --cov --cov-report=term:skip-covered
+	@$(PY) -m pytest -n auto --ignore tests/live --cov --cov-report=term:skip-covered
 
 check: setup ## formatter, linter, types, architecture
 	@$(PY) -m ruff format --check .
