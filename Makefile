@@ -11,7 +11,7 @@ CLIENTS := .venv-clients
 PEERS := .venv-peers
 NODE_PEERS := .node-peers
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs test test-live test-docker test-faults test-clients test-schema idle-streams coverage mutate-verify train-guards check format lock bench bench-peers clean
+.PHONY: help setup demo docs test test-live test-docker test-faults test-laws test-clients test-schema idle-streams coverage mutate-verify train-guards check format lock bench bench-peers clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -97,6 +97,10 @@ mutate-verify: setup ## take out the verifier's checks one at a time: a test mus
 
 test-faults: setup ## fail every system call on the audit log's files once, under strace (minutes)
 	@AIBOX_TEST_FAULTS=all $(PY) -m pytest -s tests/audit/test_audit_faults.py tests/audit/test_audit_chain.py
+
+test-laws: setup ## a million random joins of policies and 100,000 random chunkings of texts (minutes; AIBOX_TEST_SEED)
+	@AIBOX_TEST_LAWS=all $(PY) -m pytest -n auto tests/test_policy_law.py tests/guardrails/test_guardrails_stream.py \
+		-k "random_case or random_chunking" $(ARGS)
 
 BENCHES := $(subst _,-,$(patsubst bench/%.py,bench-%,$(shell grep -l "arguments.__doc__" bench/*.py)))
 bench: $(BENCHES) ## all benchmarks, against bench/goals.toml

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import AsyncIterator
 
@@ -33,6 +34,12 @@ SENTENCES = [
     "- a list\n- of things\n- and eva@example.org\n",
     "Really?! Yes. ",
 ]
+
+
+SEED = int(os.environ.get("AIBOX_TEST_SEED", "1"))
+CHUNKINGS = 25_000 if os.environ.get("AIBOX_TEST_LAWS") == "all" else 50
+"""Of each quarter of the long run, `make test-laws`; a failure prints seed and case."""
+OF_A_TEXT = 50
 
 
 def guardrail(policy: Policy = REDACT) -> Guardrail:
@@ -116,6 +123,37 @@ def test_keys_and_links_do_not_leak_in_pieces(parts: list[str], chance: random.R
     pieces, whole = anyio.run(both)
     assert pieces == whole
     assert not any(secret in pieces for secret in ("a1B2", "c3ViMTIz", "SGVsbG8", "hX7kQ", "evil.example/login"))
+
+
+ALL = Policy.read(
+    {
+        "checks": {
+            "pii": {"output": "redact"},
+            "jailbreak": {"output": {"0.9": "redact"}},
+            "secrets": {"output": {"0.65": "redact"}},
+            "links": {"output": {"0.65": "redact"}},
+        }
+    }
+)
+OPEN = [*SECRETS, "a1B2a1", "c3ViMTIz", "SGVsbG8", "hX7kQ", "evil.example/login"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("part", range(4))
+async def test_no_random_chunking_leaks_or_differs(part: int, scope: Scope) -> None:
+    """In cuts of every kind, from none to one after each letter, a text comes out as it does whole, and no secret."""
+    chance, guard = random.Random(SEED * 4 + part), guardrail(ALL)
+    pieces = [*SENTENCES, *KEYS, "word " * 45, " and then ", "a" * 250 + " ", "\n\n", " "]
+    text = whole = ""
+    for case in range(CHUNKINGS):
+        if case % OF_A_TEXT == 0:
+            text = "".join(chance.choices(pieces, k=chance.randint(1, 5)))
+            whole = (await guard.check(text, where="output", scope=scope)).text
+            assert not any(secret in whole for secret in OPEN), f"seed {SEED}, part {part}, case {case}: {text!r}"
+        few = chance.choice([0, 1, 2, 5, 20, len(text)])
+        cuts = sorted(chance.sample(range(len(text) + 1), k=min(few, len(text))))
+        got, _ = await streamed(text, cuts, guard, scope)
+        assert got == whole, f"seed {SEED}, part {part}, case {case}: {text!r} cut at {cuts}"
 
 
 @pytest.mark.anyio
