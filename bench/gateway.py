@@ -21,10 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import peers
+from issuer import issuer
 from report import Report, arguments, p
 from standin import CHUNKS, MESSAGES, TEXT, Connection
 
+from aibox.chat import ChatRequest
 from aibox.guardrails.guardrail import Guardrail
+from aibox.inference.openai_compatible import OpenAICompatible
+from aibox.inference.router import Router
 from aibox.policy.policy import Policy
 from aibox.types import Scope
 
@@ -81,7 +85,11 @@ class Figures:
 
     def __init__(self) -> None:
         self.alone: list[float] = []
+        self.busy: list[float] = []
+        """Milliseconds of a request among 32 callers."""
         self.first: list[float] = []
+        self.chunks = 0.0
+        """A second, of one stream after another."""
         self.rps = 0.0
         self.cpu_us = 0.0
         self.burst_us = 0.0
@@ -124,7 +132,8 @@ async def load(target: Target, *, seconds: float, rounds: int) -> Figures:
         nonlocal done
         async with target.connect("m", stream=False) as mine:
             while time.perf_counter() < ends:
-                await mine.ask()
+                _, total, _ = await mine.ask()
+                figures.busy.append(total * 1e3)
                 done += 1
 
     before, started = cpu_s(pid), time.perf_counter()
@@ -137,11 +146,12 @@ async def load(target: Target, *, seconds: float, rounds: int) -> Figures:
 
 async def streams(target: Target, figures: Figures, *, rounds: int) -> None:
     async with target.connect("m", stream=True) as one:
-        before = cpu_s(target.pid)
+        before, started = cpu_s(target.pid), time.perf_counter()
         for number in range(rounds):
             first, _, _ = await one.ask()
             if number >= rounds // 8:
                 figures.first.append(first * 1e3)
+        figures.chunks = rounds * CHUNKS / (time.perf_counter() - started)
         figures.burst_us = (cpu_s(target.pid) - before) * 1e6 / rounds / CHUNKS
 
     async def paced() -> None:
@@ -179,8 +189,11 @@ def main() -> None:
             command = [sys.executable, standin, "bare", str(port), str(behind)]
             with running(command, port, core=0, log=place / "bare") as pid:
                 measure("bare pass-through", Target(port, "x", pid))
+            row, took = asyncio.run(in_process(behind, rounds=rounds))
             with aibox(place / "aibox", behind) as target:
                 measure("aibox serve", target)
+            with issuer() as (issued, token), aibox(place / "openid", behind, keys=issued, key=token) as target:
+                measure("aibox serve, OpenID", target)
             with aibox(place / "checked", behind, checks=CHECKS) as target:
                 measure("aibox serve, checks on", target)
             alone = asyncio.run(checks_alone(place / "checked" / "policy.toml", seconds=seconds / 2))
@@ -194,6 +207,7 @@ def main() -> None:
                     measure(peer.name, Target(port, peer.key, pid, peer.headers))
     base = found["direct"]
     report.row("one write and fdatasync here", f"p50 {fdatasync_ms():.2f} ms", "each answer of aibox waits for one")
+    report.row("Router in process: 1 caller", row, f"adds {took - p(base.alone, 50):.2f} ms at p50")
     for name, figures in found.items():
         report.row(
             f"{name}: 1 caller",
@@ -209,8 +223,13 @@ def main() -> None:
             report.row(
                 f"{name}: 32 callers",
                 f"{figures.rps:.0f} requests/s, {figures.cpu_us:.0f} us of CPU each",
-                f"CPU of a chunk {figures.burst_us:.1f} us in bursts, {figures.paced_us:.1f} us paced; "
+                f"p50 {p(figures.busy, 50):.1f} ms, p95 {p(figures.busy, 95):.1f}, p99 {p(figures.busy, 99):.1f}; "
                 f"{figures.rss:.0f} MiB",
+            )
+            report.row(
+                f"{name}: streams",
+                f"{figures.chunks:,.0f} chunks/s of one caller",
+                f"CPU of a chunk {figures.burst_us:.1f} us in bursts, {figures.paced_us:.1f} us paced",
             )
     goals(report, found)
     got = found["aibox serve, checks on"].rps / alone
@@ -247,6 +266,19 @@ def goals(report: Report, found: Mapping[str, Figures]) -> None:
     against("LiteLLM", "added_p99_vs_litellm", lambda figures: added(figures, 99))
     against("LiteLLM", "paced_cpu_per_chunk_vs_litellm", lambda figures: figures.paced_us)
     against("LiteLLM", "rss_vs_litellm", lambda figures: figures.rss)
+
+
+async def in_process(behind: int, *, rounds: int) -> tuple[str, float]:
+    """A program with a Router of its own, over the same model server: its waits, in words, and their median in ms."""
+    scope, waits = Scope(tenant="bench", user="b"), []
+    router = Router(OpenAICompatible(f"http://127.0.0.1:{behind}/v1", models=("m",)))
+    for number in range(rounds + rounds // 4):
+        started = time.perf_counter()
+        await router.complete(ChatRequest({"model": "m", "messages": MESSAGES, "max_tokens": 64}), scope=scope)
+        if number >= rounds // 4:
+            waits.append((time.perf_counter() - started) * 1e3)
+    await router.close()
+    return f"p50 {p(waits, 50):.2f} ms, p95 {p(waits, 95):.2f}, p99 {p(waits, 99):.2f}", p(waits, 50)
 
 
 def fdatasync_ms() -> float:
@@ -299,7 +331,7 @@ def isolation(place: Path, port: int) -> tuple[int, int]:
 
 
 @contextmanager
-def aibox(place: Path, behind: int, *, checks: str = "", keys: str = "") -> Iterator[Target]:
+def aibox(place: Path, behind: int, *, checks: str = "", keys: str = "", key: str = "") -> Iterator[Target]:
     port = free_port()
     place.mkdir()
     home = place / "home"
@@ -314,14 +346,14 @@ def aibox(place: Path, behind: int, *, checks: str = "", keys: str = "") -> Iter
     command = [sys.executable, "-m", "aibox", "serve", "--config", str(config)]
     with running(command, port, core=0, log=log) as pid:
         if keys:
-            yield Target(port, "", pid)
+            yield Target(port, key, pid)
             return
         for _ in range(50):
-            if key := re.search(r"aibox-local-[A-Za-z0-9_-]+", log.read_text()):
+            if local := re.search(r"aibox-local-[A-Za-z0-9_-]+", log.read_text()):
                 break
             time.sleep(0.1)
-        assert key is not None, log.read_text()
-        yield Target(port, key[0], pid)
+        assert local is not None, log.read_text()
+        yield Target(port, local[0], pid)
 
 
 if __name__ == "__main__":
