@@ -151,6 +151,7 @@ class BubblewrapGuest:
         self._make_group = make_group
         self._making: asyncio.Future[ControlGroup] | None = None
         self._group: ControlGroup | None = None
+        self._removing: asyncio.Future[None] | None = None
         self._pipes: Pipes | None = None
         self._status: FileIO | None = None
         self._status_said = b""
@@ -246,10 +247,7 @@ class BubblewrapGuest:
                     self._status.close()
                 if self._pidfd is not None:
                     os.close(self._pidfd)
-                if self._making is not None:
-                    await asyncio.wait([self._making])
-                    if self._making.exception() is None:
-                        await anyio.to_thread.run_sync(self._making.result().close)
+                await (self._removing or self._remove_group())
         if not ended:
             raise SandboxError("processes of a session could not be ended", hint="look for processes in state D")
 
@@ -262,10 +260,17 @@ class BubblewrapGuest:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
                 await anyio.wait_readable(self._pidfd)
+            self._removing = asyncio.ensure_future(self._remove_group())  # while bwrap ends as well
             await pipes.ended()
         if clock.cancelled_caught:
             pipes.kill()
         return not clock.cancelled_caught
+
+    async def _remove_group(self) -> None:
+        if self._making is not None:
+            await asyncio.wait([self._making])
+            if self._making.exception() is None:
+                await anyio.to_thread.run_sync(self._making.result().close)
 
 
 def _guest_uid() -> int:

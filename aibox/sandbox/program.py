@@ -10,25 +10,33 @@ from importlib import resources
 from aibox.execution import Limits
 from aibox.sandbox.paths import WORKSPACE
 
-_MODULES = ("line", "files", "interpreter", "processes", "run", "supervisor")
+_AT_ONCE = ("line", "interpreter", "processes", "run", "supervisor")
+_AT_NEED = ("files",)
 _PACKAGE = "aibox.sandbox.guest"
 # Byte code where the interpreter inside is this one, which saves half of the time to start; source everywhere else.
 _BOOT = f"""
-import marshal, os, sys
+import marshal, posix, sys
 def take(size):
     data = b""
     while len(data) < size:
-        data += os.read(0, size - len(data)) or sys.exit()
+        data += posix.read(0, size - len(data)) or sys.exit()
     return data
-version, parts, sources = marshal.loads(take(int.from_bytes(take(4), "big")))
+def load(name):
+    if name not in parts:
+        raise AttributeError(name)
+    code, source = parts[name]
+    module = type(sys)("{_PACKAGE}." + name)
+    sys.modules[module.__name__] = module
+    exec(marshal.loads(code) if same else compile(source, module.__name__, "exec"), module.__dict__)
+    setattr(package, name, module)
+    return module
+version, parts = marshal.loads(take(int.from_bytes(take(4), "big")))
 same = version == sys.version
 for name in ("aibox", "aibox.sandbox", "{_PACKAGE}"):
-    sys.modules[name] = type(sys)(name)
-for name, code, source in zip({_MODULES!r}, marshal.loads(parts) if same else sources, sources):
-    module = type(sys)("{_PACKAGE}." + name)
-    setattr(sys.modules["{_PACKAGE}"], name, module)
-    sys.modules[module.__name__] = module
-    exec(code if same else compile(source, module.__name__, "exec"), module.__dict__)
+    package = sys.modules[name] = type(sys)(name)
+package.__getattr__ = load
+for name in {_AT_ONCE!r}:
+    module = load(name)
 module.main()
 """
 COMMAND = ("python3", "-I", "-S", "-B", "-c", _BOOT)
@@ -55,10 +63,12 @@ def body(*, same: bool = False) -> bytes:
     `same` where the interpreter inside is known to be this one, so that the source need not travel.
     """
     folder = resources.files(_PACKAGE)
-    sources = [folder.joinpath(f"{name}.py").read_text("utf-8") for name in _MODULES]
-    named = [f"{_PACKAGE}.{name}" for name in _MODULES]
-    codes = [compile(source, name, "exec", optimize=2) for source, name in zip(sources, named, strict=True)]
-    data = marshal.dumps((sys.version, marshal.dumps(codes), [""] * len(sources) if same else sources), 2)
+    parts = {}
+    for name in (*_AT_ONCE, *_AT_NEED):
+        source = folder.joinpath(f"{name}.py").read_text("utf-8")
+        code = compile(source, f"{_PACKAGE}.{name}", "exec", optimize=2)
+        parts[name] = marshal.dumps(code), "" if same else source
+    data = marshal.dumps((sys.version, parts), 2)
     return len(data).to_bytes(4, "big") + data
 
 

@@ -6,32 +6,16 @@ following links, so that exchanging a folder for a link on the way leads to a re
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
+
+from aibox.sandbox.guest.line import Refused
 
 TYPE_CHECKING = False  # `typing` and `collections` would cost more time to import than all the rest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _CHUNK = 256 * 1024
-_FAULTS = {
-    errno.ENOSPC: "full",
-    errno.EDQUOT: "full",
-    errno.EFBIG: "full",
-    errno.ENOENT: "missing",
-    errno.EACCES: "denied",
-    errno.EPERM: "denied",
-    errno.EAGAIN: "processes",
-}
-
-
-class Refused(Exception):
-    """Why a file call was not done; one of the words that the host knows."""
-
-
-def fault(error: OSError) -> str:
-    return _FAULTS.get(error.errno or 0, "irregular")
 
 
 def _folder(path: bytes, top: bytes, *, make: bool = False) -> int:

@@ -7,8 +7,9 @@ it can say only with the token that came with it, and the supervisor stops it th
 from __future__ import annotations
 
 import builtins
-import os
+import posix
 import sys
+from posix import _exit
 
 TYPE_CHECKING = False  # `typing` and `collections` would cost more time to import than all the rest
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def serve(channel: _socket.socket) -> None:
     main.__dict__["__builtins__"] = builtins
     for name in ("exit", "quit"):  # `site`, which is not run, would add them
         setattr(builtins, name, sys.exit)
-    me, number = os.getpid(), 0
+    me, number = posix.getpid(), 0
     sources: dict[str, str] = {}
     while head := channel.recv(64):
         token, size = head[:16], int.from_bytes(head[16:24], "big")
@@ -58,15 +59,15 @@ def serve(channel: _socket.socket) -> None:
                 stream.flush()  # type: ignore[union-attr]  # None is caught as well
             except Exception:  # noqa: BLE001, S110 - the guest may have put anything there, and it is the guest's
                 pass
-        if os.getpid() != me:  # a fork that ran to the end of its parent's code
-            os._exit(status)
+        if posix.getpid() != me:  # a fork that ran to the end of its parent's code
+            _exit(status)
         say(b"x", str(status).encode())
 
 
 def _reap() -> None:
     """Let go of children that were killed when the last piece of code was over."""
     try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
+        while posix.waitpid(-1, posix.WNOHANG)[0]:
             pass
     except ChildProcessError:
         pass

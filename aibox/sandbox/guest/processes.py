@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import _ctypes
-import os
+import posix
 import resource
+import sys
 import time
+from posix import _exit
 
 KILL, STOP, CONTINUE, INTERRUPT = 9, 19, 18, 2
 SET_DUMPABLE, GET_DUMPABLE, CAPABILITY_DROP = 4, 3, 24  # linux/prctl.h
@@ -13,7 +15,7 @@ _SWEEP_S = 3
 
 
 def prctl(option: int, value: int) -> int:
-    call = _ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), "prctl")  # type: ignore[arg-type]  # None: what is loaded
+    call = _ctypes.dlsym(_ctypes.dlopen(None, posix.RTLD_NOW), "prctl")  # type: ignore[arg-type]  # None: what is loaded
     return int(_ctypes.call_function(call, (option, value, 0, 0, 0)))
 
 
@@ -21,15 +23,28 @@ def part(uid: int) -> None:
     """From root: act as another user, whose processes can still not touch this one. For them no capability is left."""
     for capability in range(64):
         prctl(CAPABILITY_DROP, capability)
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(0, uid, 0)
+    posix.setgroups([])
+    posix.setresgid(uid, uid, uid)
+    posix.setresuid(0, uid, 0)
 
 
 def limit(kind: int, value: int) -> None:
     hard = resource.getrlimit(kind)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(kind, (value, value))
+
+
+def surroundings(values: dict[str, str]) -> None:
+    """Put an environment in place of the one that there was, also for an `os` that is imported later."""
+    for old in posix.environ:
+        posix.unsetenv(old)
+    posix.environ.clear()
+    for name, value in values.items():
+        posix.putenv(name, value)
+        posix.environ[name.encode()] = value.encode()
+    if loaded := sys.modules.get("os"):
+        loaded.environ.clear()
+        loaded.environ.update(values)
 
 
 def sweep(*, keep: int) -> None:
@@ -51,7 +66,7 @@ def sweep(*, keep: int) -> None:
         if all(dead(pid) for pid in others(keep)):
             return
         if time.monotonic() > until:
-            os._exit(1)  # rather end everything than let something go on unseen
+            _exit(1)  # rather end everything than let something go on unseen
         time.sleep(0.001)
 
 
@@ -63,7 +78,7 @@ def settle(pid: int) -> bool:
     """
     signal_one(pid, STOP)
     until = time.monotonic() + _SWEEP_S
-    while os.waitpid(pid, os.WNOHANG)[0] == 0:
+    while posix.waitpid(pid, posix.WNOHANG)[0] == 0:
         letter, _, threads = state(pid)
         if letter in (b"T", b"t"):  # the latter where somebody outside looks at it with a debugger
             return False
@@ -74,13 +89,13 @@ def settle(pid: int) -> bool:
 
 
 def others(keep: int) -> set[int]:
-    me = os.getpid()
+    me = posix.getpid()
     # Process 1 of a namespace sees its own and no other; anybody else is one of many, and has what it started.
     return (everybody() if me == 1 else below(me)) - {me, keep}
 
 
 def everybody() -> set[int]:
-    return {int(name) for name in os.listdir("/proc") if name.isdecimal()}
+    return {int(name) for name in posix.listdir("/proc") if name.isdecimal()}
 
 
 def below(pid: int) -> set[int]:
@@ -95,27 +110,27 @@ def below(pid: int) -> set[int]:
 def dead(pid: int) -> bool:
     """Gone to its last thread, or waiting for a parent that is stopped to let go of it; ours to let go of is not."""
     letter, parent, threads = state(pid)
-    return letter in (b"Z", b"X") and parent != b"%d" % os.getpid() and threads < 2
+    return letter in (b"Z", b"X") and parent != b"%d" % posix.getpid() and threads < 2
 
 
 def state(pid: int) -> tuple[bytes, bytes, int]:
     """The letter of its first thread, its parent and its number of threads, by proc(5); one that is gone has none."""
     try:
-        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
+        descriptor = posix.open(f"/proc/{pid}/stat", posix.O_RDONLY)
     except OSError:
         return b"X", b"", 0
     try:
-        fields = os.read(descriptor, 4096).rpartition(b")")[2].split()
+        fields = posix.read(descriptor, 4096).rpartition(b")")[2].split()
     except OSError:
         return b"X", b"", 0
     finally:
-        os.close(descriptor)
+        posix.close(descriptor)
     return fields[0], fields[1], int(fields[17])
 
 
 def signal_one(pid: int, number: int) -> None:
     try:
-        os.kill(pid, number)
+        posix.kill(pid, number)
     except ProcessLookupError:
         pass
 
@@ -124,7 +139,7 @@ def reap(keep: int) -> None:
     """Bury the dead, but leave the interpreter's own status to its run."""
     for pid in others(keep):
         try:
-            os.waitpid(pid, os.WNOHANG)
+            posix.waitpid(pid, posix.WNOHANG)
         except ChildProcessError:
             pass  # a child of another; it becomes ours when that one is gone
 

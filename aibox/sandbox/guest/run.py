@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # `signal` would import enum, which costs more than all the rest
 import _socket
-import os
-import select
+import posix
 import time
+from posix import _exit
 
 from aibox.sandbox.guest import line
 from aibox.sandbox.guest.processes import INTERRUPT, KILL
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 PIECE = 32 * 1024
+_POLLIN, _POLLOUT = 1, 4  # poll(2)
 _LOOK_MS = 5
 _COUNT_MS, _IDLE_MS = 10, 80
 """Between two looks at how many files there are: the longer nothing changes, the longer. It takes two processors more
@@ -43,10 +44,12 @@ class Run:
         self._left = {out: output, err: errors}
         self._letters = {out: b"o", err: b"e"}
         self._into, self._rest, self._more = -1, bytearray(), False
+        import select  # a quarter of a millisecond, which the interpreter may use to start
+
         self._poll = select.poll()
         for descriptor in self._left:
-            self._poll.register(descriptor, select.POLLIN)
-        self._poll.register(0, select.POLLIN)
+            self._poll.register(descriptor, _POLLIN)
+        self._poll.register(0, _POLLIN)
         self.code = 0
         self.ended = False
         self.crowded = False
@@ -54,7 +57,7 @@ class Run:
 
     def cell(self, channel: Any, token: bytes) -> None:
         """Until the interpreter says with the token that it is done, or has died."""
-        self._poll.register(channel.fileno(), select.POLLIN)
+        self._poll.register(channel.fileno(), _POLLIN)
         over = False
 
         def heard() -> None:
@@ -78,7 +81,7 @@ class Run:
 
     def command(self, into: int, stdin: bytes, *, more: bool = False) -> None:
         """Until the process has ended; `stdin` is written meanwhile, and with `more` what the host sends after it."""
-        os.set_blocking(into, False)
+        posix.set_blocking(into, False)
         self._into, self._rest, self._more = into, bytearray(stdin), more
         self._give()
         self._watch({into: self._write})
@@ -86,27 +89,27 @@ class Run:
 
     def _give(self) -> None:
         if self._rest:
-            self._poll.register(self._into, select.POLLOUT)
+            self._poll.register(self._into, _POLLOUT)
         elif not self._more:
             self._hang_up()
 
     def _write(self) -> None:
         try:
-            del self._rest[: os.write(self._into, self._rest[:PIECE])]
+            del self._rest[: posix.write(self._into, self._rest[:PIECE])]
         except BlockingIOError:
             return
         except OSError:  # it reads no more
             self._rest.clear()
             self._more = False
         if len(self._rest) <= BACKLOG:
-            self._poll.register(0, select.POLLIN)
+            self._poll.register(0, _POLLIN)
         if not self._rest:
             self._poll.unregister(self._into)
             self._give()
 
     def _hang_up(self) -> None:
         if self._into >= 0:
-            os.close(self._into)
+            posix.close(self._into)
             self._into = -1
 
     def _asked(self) -> bool:
@@ -126,8 +129,8 @@ class Run:
         self, handlers: dict[int, Callable[[], None]], over: Callable[[], bool] = lambda: False, *, polite: bool = False
     ) -> None:
         try:
-            watched = os.pidfd_open(self._pid)
-            self._poll.register(watched, select.POLLIN)
+            watched = posix.pidfd_open(self._pid)
+            self._poll.register(watched, _POLLIN)
         except OSError:
             watched = -1  # an older gVisor has none: look at it again and again
         every_ms = _LOOK_MS if watched < 0 else _COUNT_MS if self._files else None
@@ -151,14 +154,14 @@ class Run:
                 if stop:
                     if not polite:
                         return
-                    os.kill(self._pid, INTERRUPT)
+                    posix.kill(self._pid, INTERRUPT)
                     deadline = time.monotonic() + GRACE_S
                 if deadline is not None and (time.monotonic() >= deadline or self._made > self._files + FAR):
-                    os.kill(self._pid, KILL)
+                    posix.kill(self._pid, KILL)
                     deadline = None
         finally:
             if watched >= 0:
-                os.close(watched)
+                posix.close(watched)
 
     def _to_stop(self, *, asked: bool) -> bool:
         """Because the host says so, or because there are too many files, which is said once."""
@@ -168,14 +171,14 @@ class Run:
         return asked or crowded
 
     def _over(self) -> bool:
-        pid, status = os.waitpid(self._pid, os.WNOHANG)
+        pid, status = posix.waitpid(self._pid, posix.WNOHANG)
         if pid:
-            self.code = os.waitstatus_to_exitcode(status)
+            self.code = posix.waitstatus_to_exitcode(status)
             self.ended = True
         return self.ended
 
     def _pass_on(self, descriptor: int) -> bool:
-        chunk = os.read(descriptor, 65536)
+        chunk = posix.read(descriptor, 65536)
         if not chunk:
             self._poll.unregister(descriptor)
             return False
@@ -198,22 +201,37 @@ class Run:
 
 def count(folders: tuple[str, ...]) -> int:
     """Files and folders of the file system that has the most of them."""
-    found = [os.statvfs(folder) for folder in folders]
+    found = [posix.statvfs(folder) for folder in folders]
     return max([one.f_files - one.f_ffree for one in found], default=0)
 
 
 def become(argv: list[bytes], into: int, out: int, err: int, bound: Callable[[], None]) -> None:
     try:
-        os.setsid()
+        posix.setsid()
         for descriptor, place in ((into, 0), (out, 1), (err, 2)):
-            os.dup2(descriptor, place)
-        os.closerange(3, 256)
+            posix.dup2(descriptor, place)
+        posix.closerange(3, 256)
         bound()
         _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
         _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
-        os.execvpe(argv[0], argv, os.environ)
+        _execute(argv)
     except OSError as error:
-        os.write(2, argv[0] + b": " + (error.strerror or "cannot be run").encode() + b"\n")
-        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+        posix.write(2, argv[0] + b": " + (error.strerror or "cannot be run").encode() + b"\n")
+        _exit(127 if isinstance(error, FileNotFoundError) else 126)
     finally:
-        os._exit(126)
+        _exit(126)
+
+
+def _execute(argv: list[bytes]) -> None:
+    """Become the program that PATH finds first. Raises OSError: the first refusal, or that there is none."""
+    folders = [b""] if b"/" in argv[0] else [folder + b"/" for folder in posix.environ[b"PATH"].split(b":")]
+    failed: OSError | None = None
+    for folder in folders:
+        try:
+            posix.execve(folder + argv[0], argv, posix.environ)
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+            if failed is None or (isinstance(failed, FileNotFoundError | NotADirectoryError) and not missing):
+                failed = error
+    if failed is not None:
+        raise failed

@@ -10,11 +10,12 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # `signal` would import enum, which costs more than all the rest
 import _socket
 import marshal
-import os
+import posix
 import resource
 import sys
+from posix import _exit
 
-from aibox.sandbox.guest import files, interpreter, line
+from aibox.sandbox.guest import interpreter, line
 from aibox.sandbox.guest.processes import (
     CONTINUE,
     GET_DUMPABLE,
@@ -28,6 +29,7 @@ from aibox.sandbox.guest.processes import (
     prctl,
     settle,
     signal_one,
+    surroundings,
     sweep,
 )
 from aibox.sandbox.guest.run import FAR, GRACE_S, PIECE, Run, become, count
@@ -35,6 +37,8 @@ from aibox.sandbox.guest.run import FAR, GRACE_S, PIECE, Run, become, count
 TYPE_CHECKING = False  # `typing` and `collections` would cost more time to import than all the rest
 if TYPE_CHECKING:
     from typing import Any
+
+    from aibox.sandbox.guest.files import Writer
 
 _PRIVATE = 2
 """Processes that are ours: this one and the interpreter."""
@@ -67,10 +71,10 @@ class Supervisor:
                     pass  # it came after the end of what it was for
                 else:
                     self._file_call(kind, marshal.loads(data))
-            except files.Refused as refused:
+            except line.Refused as refused:
                 self._done(error=str(refused))
             except OSError as error:
-                self._done(error=files.fault(error))
+                self._done(error=line.fault(error))
             except MemoryError:
                 self._done(error="memory")
 
@@ -86,8 +90,8 @@ class Supervisor:
         _signal.signal(INTERRUPT, _signal.SIG_DFL)  # which process 1 never gets from inside
         if not self._protected():
             self._done(error="unprotected")
-            os._exit(1)
-        os.umask(0o022)
+            _exit(1)
+        posix.umask(0o022)
         wanted = {
             resource.RLIMIT_CORE: 0,
             resource.RLIMIT_NOFILE: limits["files"],
@@ -98,16 +102,15 @@ class Supervisor:
             wanted[resource.RLIMIT_NPROC] = limits["pids"] + (0 if limits["uid"] else _PRIVATE)
         for kind, value in wanted.items():
             limit(kind, value)
-        os.chdir(limits["top"])
-        os.environ.clear()
-        os.environ.update(limits["env"])
-        self._done(code=0)
-        self._interpreter()  # while the host reads that
+        posix.chdir(limits["top"])
+        surroundings(limits["env"])
+        self._interpreter()
+        self._done(code=0)  # it makes itself ready while the host reads that
 
     def _protected(self) -> bool:
         """Whether nothing inside can end it, look into it, or outlive it."""
         prctl(SET_DUMPABLE, 0)
-        return os.getpid() == 1 and prctl(GET_DUMPABLE, 0) == 0
+        return posix.getpid() == 1 and prctl(GET_DUMPABLE, 0) == 0
 
     # The interpreter.
 
@@ -116,27 +119,28 @@ class Supervisor:
         if self._worker:
             return
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        out, err = os.pipe(), os.pipe()
-        pid = os.fork()
+        out, err = posix.pipe(), posix.pipe()
+        pid = posix.fork()
         if pid == 0:
             self._become(theirs, out[1], err[1])
         for descriptor in (out[1], err[1], theirs.detach()):
-            os.close(descriptor)
+            posix.close(descriptor)
         self._worker, self._channel, self._out, self._err = pid, ours, out[0], err[0]
 
     def _become(self, channel: Any, out: int, err: int) -> None:
         """In the fork: let go of everything of the supervisor's, above all of the line to the host."""
         try:
-            os.setsid()
-            nothing = os.open(os.devnull, os.O_RDONLY)
+            posix.setsid()
+            nothing = posix.open("/dev/null", posix.O_RDONLY)
             for descriptor, place in ((nothing, 0), (out, 1), (err, 2)):
-                os.dup2(descriptor, place)
+                posix.dup2(descriptor, place)
             kept = channel.fileno()
-            os.closerange(3, kept)
-            os.closerange(kept + 1, self._limits["files"])
+            posix.closerange(3, kept)
+            posix.closerange(kept + 1, self._limits["files"])
             self._bound()
             _signal.signal(INTERRUPT, _signal.default_int_handler)
-            os.environ.update({"MPLBACKEND": "agg", "MPLCONFIGDIR": os.environ["HOME"]})
+            env = self._limits["env"]
+            surroundings({**env, "MPLBACKEND": "agg", "MPLCONFIGDIR": env["HOME"]})
             for name in [name for name in sys.modules if name.partition(".")[0] == "aibox"]:
                 del sys.modules[name]
             version = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -149,31 +153,31 @@ class Supervisor:
                 stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
             interpreter.serve(channel)
         finally:
-            os._exit(0)
+            _exit(0)
 
     def _bound(self) -> None:
         """What holds for the guest's own processes and not for the supervisor."""
         prctl(SET_DUMPABLE, 1)  # else its own /proc/self is not its own
-        score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-        os.write(score, b"1000")  # when memory runs out, never the supervisor first
-        os.close(score)
+        score = posix.open("/proc/self/oom_score_adj", posix.O_WRONLY)
+        posix.write(score, b"1000")  # when memory runs out, never the supervisor first
+        posix.close(score)
         if self._limits["address_bytes"]:
             limit(resource.RLIMIT_AS, self._limits["address_bytes"])
         if uid := self._limits["uid"]:
-            os.setresuid(uid, uid, uid)
+            posix.setresuid(uid, uid, uid)
 
     def _cell(self, code: bytes) -> None:
         self._room()
         self._interpreter()
-        token = os.urandom(16)
-        os.kill(self._worker, CONTINUE)
-        run = self._run(self._worker, self._out, self._err)
+        token = posix.urandom(16)
+        posix.kill(self._worker, CONTINUE)
         try:
             self._channel.send(token + len(code).to_bytes(8, "big"))
             for start in range(0, len(code), PIECE):
                 self._channel.send(code[start : start + PIECE])
         except OSError:
             pass  # it has died, which the run is about to see
+        run = self._run(self._worker, self._out, self._err)
         run.cell(self._channel, token)
         lost = run.ended
         if not lost:
@@ -192,7 +196,7 @@ class Supervisor:
         """Run nothing more where far too many files are: each run may have made some between two looks."""
         most = self._limits["inodes"]
         if most and count(self._limits["folders"]) > most + FAR:
-            raise files.Refused("files")
+            raise line.Refused("files")
 
     def _run(self, pid: int, out: int, err: int, *, spoken: bool = False) -> Run:
         most, folders, output = self._limits["inodes"], self._limits["folders"], self._limits["output"]
@@ -210,13 +214,13 @@ class Supervisor:
 
     def _forget(self) -> None:
         for descriptor in (self._out, self._err, self._channel.detach()):
-            os.close(descriptor)
+            posix.close(descriptor)
         self._worker = 0
 
     def _bury(self) -> bool:
         """Have the interpreter let go of its dead children, which count as processes; True when it had to be killed."""
-        token = os.urandom(16)
-        os.kill(self._worker, CONTINUE)
+        token = posix.urandom(16)
+        posix.kill(self._worker, CONTINUE)
         heard = b""
         try:
             self._channel.send(token + interpreter.REAP.to_bytes(8, "big"), _socket.MSG_DONTWAIT)
@@ -227,7 +231,7 @@ class Supervisor:
             pass
         self._channel.settimeout(None)
         if heard[:16] == token and len(heard) > 16:
-            os.kill(self._worker, STOP)
+            posix.kill(self._worker, STOP)
             sweep(keep=self._worker)
             return False
         sweep(keep=0)
@@ -236,21 +240,23 @@ class Supervisor:
     def _command(self, argv: list[bytes], stdin: bytes, *, more: bool = False) -> None:
         """Run a program; with `more` the host speaks with it, and what it prints has no bound but the line."""
         self._room()
-        into, out, err = os.pipe(), os.pipe(), os.pipe()
-        pid = os.fork()
+        into, out, err = posix.pipe(), posix.pipe(), posix.pipe()
+        pid = posix.fork()
         if pid == 0:
             become(argv, into[0], out[1], err[1], self._bound)
         for descriptor in (into[0], out[1], err[1]):
-            os.close(descriptor)
+            posix.close(descriptor)
         run = self._run(pid, out[0], err[0], spoken=more)
         run.command(into[1], stdin, more=more)
         sweep(keep=self._worker)
         run.drain()
         for descriptor in (out[0], err[0]):
-            os.close(descriptor)
+            posix.close(descriptor)
         self._ran(run, lost=self._lost())
 
     def _file_call(self, kind: bytes, data: Any) -> None:
+        from aibox.sandbox.guest import files
+
         top = self._limits["top"].encode()
         if kind == b"G":
             files.read(data[0], data[1], lambda chunk: line.send(b"d", chunk), top=top)
@@ -269,12 +275,14 @@ class Supervisor:
 
     def _write(self, path: bytes, top: bytes) -> None:
         """Take the pieces that follow, also when there is no room for them: the host sends all."""
+        from aibox.sandbox.guest import files
+
         full = 0 < self._limits["inodes"] < count(self._limits["folders"])
-        failed: BaseException | None = files.Refused("full") if full else None
-        writer: files.Writer | None = None
+        failed: BaseException | None = line.Refused("full") if full else None
+        writer: Writer | None = None
         try:
             writer = None if full else files.Writer(path, top=top)
-        except (OSError, files.Refused) as error:
+        except (OSError, line.Refused) as error:
             failed = error
         while True:
             kind, data = line.receive()
