@@ -14,13 +14,18 @@ _AT_ONCE = ("line", "interpreter", "processes", "run", "supervisor")
 _AT_NEED = ("files",)
 _PACKAGE = "aibox.sandbox.guest"
 # Byte code where the interpreter inside is this one, which saves half of the time to start; source everywhere else.
-_BOOT = f"""
+_BOOT = """
 import marshal, posix, sys
 def take(size):
     data = b""
     while len(data) < size:
         data += posix.read(0, size - len(data)) or sys.exit()
     return data
+version, first, parts = marshal.loads(take(int.from_bytes(take(4), "big")))
+same = version == sys.version
+exec(marshal.loads(first[0]) if same else first[1])
+"""
+_FIRST = f"""
 def load(name):
     if name not in parts:
         raise AttributeError(name)
@@ -30,8 +35,6 @@ def load(name):
     exec(marshal.loads(code) if same else compile(source, module.__name__, "exec"), module.__dict__)
     setattr(package, name, module)
     return module
-version, parts = marshal.loads(take(int.from_bytes(take(4), "big")))
-same = version == sys.version
 for name in ("aibox", "aibox.sandbox", "{_PACKAGE}"):
     package = sys.modules[name] = type(sys)(name)
 package.__getattr__ = load
@@ -63,13 +66,17 @@ def body(*, same: bool = False) -> bytes:
     `same` where the interpreter inside is known to be this one, so that the source need not travel.
     """
     folder = resources.files(_PACKAGE)
-    parts = {}
-    for name in (*_AT_ONCE, *_AT_NEED):
-        source = folder.joinpath(f"{name}.py").read_text("utf-8")
-        code = compile(source, f"{_PACKAGE}.{name}", "exec", optimize=2)
-        parts[name] = marshal.dumps(code), "" if same else source
-    data = marshal.dumps((sys.version, parts), 2)
+    first = _part(_FIRST, "boot", same=same)
+    parts = {
+        name: _part(folder.joinpath(f"{name}.py").read_text("utf-8"), name, same=same)
+        for name in (*_AT_ONCE, *_AT_NEED)
+    }
+    data = marshal.dumps((sys.version, first, parts), 2)
     return len(data).to_bytes(4, "big") + data
+
+
+def _part(source: str, name: str, *, same: bool) -> tuple[bytes, str]:
+    return marshal.dumps(compile(source, f"{_PACKAGE}.{name}", "exec", optimize=2)), "" if same else source
 
 
 def greeting(
