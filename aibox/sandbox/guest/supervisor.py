@@ -32,7 +32,7 @@ from aibox.sandbox.guest.processes import (
     surroundings,
     sweep,
 )
-from aibox.sandbox.guest.run import FAR, GRACE_S, PIECE, Run, become, count
+from aibox.sandbox.guest.run import FAR, GRACE_S, PIECE, Run, become, count, prepare
 
 TYPE_CHECKING = False  # `typing` and `collections` would cost more time to import than all the rest
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ class Supervisor:
         surroundings(limits["env"])
         self._interpreter()
         self._done(code=0)  # it makes itself ready while the host reads that
+        prepare()
 
     def _protected(self) -> bool:
         """Whether nothing inside can end it, look into it, or outlive it."""
@@ -171,13 +172,13 @@ class Supervisor:
         self._interpreter()
         token = posix.urandom(16)
         posix.kill(self._worker, CONTINUE)
+        run = self._run(self._worker, self._out, self._err)
         try:
             self._channel.send(token + len(code).to_bytes(8, "big"))
             for start in range(0, len(code), PIECE):
                 self._channel.send(code[start : start + PIECE])
         except OSError:
             pass  # it has died, which the run is about to see
-        run = self._run(self._worker, self._out, self._err)
         run.cell(self._channel, token)
         lost = run.ended
         if not lost:
