@@ -66,6 +66,13 @@ class DriverContract:
         assert (failed.exit_code, killed.exit_code, unknown.exit_code) == (7, 137, 127)
 
     @pytest.mark.anyio
+    async def test_a_program_is_looked_for_where_path_says(self, session: Session) -> None:
+        """A name without a slash is never a file of the workspace; one with a slash is that file, and says why not."""
+        await session.write("here", "")
+        codes = [(await session.run((name,))).exit_code for name in ("here", "./here", "./nowhere", "true")]
+        assert codes == [127, 126, 127, 0]
+
+    @pytest.mark.anyio
     async def test_stdin_arrives_whole(self, session: Session) -> None:
         """A megabyte of bytes goes in, and ends; what nobody reads is no error."""
         result = await session.bash("wc -c", stdin=bytes(range(256)) * 4096)
