@@ -47,6 +47,10 @@ class ConfigError(AIBoxError):
     code = "config"
 
 
+NO_MODEL = "config.model"
+"""Code of a ConfigError: a model, or an agent in the place of one, was asked for by a name that nothing here has."""
+
+
 class MissingExtraError(ConfigError, ImportError):
     """A feature needs a package that is not installed; `hint` is the line that installs it."""
 

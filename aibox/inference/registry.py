@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aibox.chat import Capability, ModelInfo
-from aibox.errors import AIBoxError, BackendError, ConfigError
+from aibox.errors import NO_MODEL, AIBoxError, BackendError, ConfigError
 from aibox.inference.background import Background
 from aibox.inference.replica import Replica
 
@@ -227,7 +227,9 @@ class Registry:
             )
         ids = [f"{replica.name}/{model}" for replica, listing in listings for model in listing.models]
         return ConfigError(
-            f"there is no model {name[:100]!r}", hint=f"there are: {', '.join(ids[:MAX_LISTED]) or 'none'}"
+            f"there is no model {name[:100]!r}",
+            hint=f"there are: {', '.join(ids[:MAX_LISTED]) or 'none'}",
+            code=NO_MODEL,
         )
 
 

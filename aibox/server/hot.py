@@ -178,6 +178,7 @@ def _failure(api: Api, error: AIBoxError) -> bytes:
     """The event that ends a stream which failed in the middle."""
     body = openai_error(error)
     if api == "responses":
-        body = {"type": "error", "code": error.code, "message": str(error), "param": None, "sequence_number": 0}
+        told = body["error"]
+        body = {"type": "error", **{name: told[name] for name in ("code", "message", "param")}, "sequence_number": 0}
         return b"event: error\ndata: " + msgspec.json.encode(body) + b"\n\n"
     return b"data: " + msgspec.json.encode(body) + b"\n\n"

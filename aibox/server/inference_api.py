@@ -12,7 +12,7 @@ from aibox.agents.bare import BareCall
 from aibox.agents.events import Failed, Reply, TextDelta
 from aibox.box import Box
 from aibox.chat import ChatRequest, Chunk, Completion
-from aibox.errors import ConfigError
+from aibox.errors import NO_MODEL, ConfigError
 from aibox.inference.capabilities import Api
 from aibox.server.principal import Principal
 from aibox.server.route import ASKS, route
@@ -65,7 +65,7 @@ class InferenceAPI:
         if api != "chat":
             raise ConfigError("an agent answers at /v1/chat/completions", hint="ask a model here, or the agent there")
         if (agent := self._agents.get(model.removeprefix(AGENT))) is None:
-            raise ConfigError(f"there is no agent {model!r}", hint="GET /v1/models lists what there is")
+            raise ConfigError(f"there is no agent {model!r}", hint="GET /v1/models lists what there is", code=NO_MODEL)
         return agent
 
     def _bare(self, api: Api, request: ChatRequest, *, scope: Scope) -> BareCall:

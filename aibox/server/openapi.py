@@ -26,6 +26,14 @@ _INTRODUCTION = (
     "or a user on whose behalf to act. `x-roles` of a route lists the roles of which a caller needs one."
 )
 
+_CASE = {
+    "name": "X-Aibox-Case",
+    "in": "header",
+    "required": False,
+    "description": "The case, or matter, that the request belongs to: pseudonyms are one mapping in each.",
+    "schema": {"type": "string", "pattern": "^[!-~]{0,255}$"},
+}
+
 
 def document(routes: Sequence[Route]) -> dict[str, Any]:
     """The document of these routes."""
@@ -39,6 +47,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": schemas.defined,
+            "parameters": {"Case": _CASE},
             "responses": _faults(schemas),
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
@@ -112,6 +121,8 @@ def _parameters(route: Route, schemas: _Schemas) -> list[dict[str, Any]]:
             if "description" in schema:
                 one["description"] = schema["description"]
             found.append(one)
+    if route.roles:
+        found.append({"$ref": "#/components/parameters/Case"})
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from aibox.errors import (
+    NO_MODEL,
     AccessError,
     AIBoxError,
     ApprovalError,
@@ -44,6 +45,7 @@ STATUS: dict[type[AIBoxError], int] = {
 CODES: dict[str, int] = {
     # Nothing has failed: a path was named that is not there.
     "upstream.store.missing": 404,
+    NO_MODEL: 404,
     "config.key_in_use": 409,
     "config.key_done": 409,
     "config.other_replica": 409,
@@ -55,6 +57,8 @@ CODES: dict[str, int] = {
     "upstream.stopping": 503,
 }
 """Codes that say more than their class does."""
+OPENAI_CODES = {NO_MODEL: "model_not_found"}
+"""What OpenAI's API calls the same, and its clients look for."""
 
 
 def status_of(error: AIBoxError) -> int:
@@ -82,7 +86,8 @@ def problem(error: AIBoxError) -> dict[str, Any]:
 def openai_error(error: AIBoxError) -> dict[str, Any]:
     """The shape that clients of the OpenAI API read."""
     kind = "invalid_request_error" if status_of(error) < 500 else "server_error"
-    return {"error": {"message": str(error), "type": kind, "code": error.code, "param": None}}
+    code, param = OPENAI_CODES.get(error.code, error.code), "model" if error.code == NO_MODEL else None
+    return {"error": {"message": str(error), "type": kind, "code": code, "param": param}}
 
 
 def refusal(error: AIBoxError, *, openai: bool) -> tuple[int, list[tuple[bytes, bytes]], bytes]:

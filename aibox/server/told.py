@@ -9,6 +9,7 @@ from typing import Any
 
 from aibox import errors
 from aibox.errors import AccessError, AIBoxError, BackendError, LimitError, UpstreamError
+from aibox.server.problem import OPENAI_CODES
 
 
 def _told_as(kind: type[AIBoxError]) -> type[AIBoxError]:
@@ -32,7 +33,9 @@ def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> AIBoxError
     except ValueError:
         told = None
     if isinstance(told, dict) and isinstance(told.get("error"), dict):  # OpenAI's shape
-        return told_error({"title": told["error"].get("code"), "detail": told["error"].get("message")}, status, headers)
+        code = told["error"].get("code")
+        title = next((ours for ours, theirs in OPENAI_CODES.items() if theirs == code), code)
+        return told_error({"title": title, "detail": told["error"].get("message")}, status, headers)
     if not isinstance(told, dict) or not str(told.get("type", "")).startswith("urn:aibox:"):
         said = told.get("detail", "") if isinstance(told, dict) else ""
         return UpstreamError(f"the server answered {status} {said}".rstrip(), retryable=status in (502, 503, 504))

@@ -206,8 +206,6 @@ async def test_a_backend_that_fails_is_a_502_with_one_terminal_entry(model: str,
         ({"messages": [{"role": "user", "content": {}}]}, "content"),
         ({"messages": [{"role": "user", "content": ["hi"]}]}, "content"),
         ({"messages": user("hi"), "stream": {}}, "stream"),
-        ({"model": "agent:nobody", "messages": user("hi")}, "no agent"),
-        ({"model": "nothing", "messages": user("hi")}, "nothing"),
         ({"model": "agent:default", "messages": [{"role": "assistant", "content": "x"}]}, "last message"),
     ],
 )

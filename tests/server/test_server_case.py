@@ -12,7 +12,9 @@ import pytest
 import aibox
 from aibox.box import Box
 from aibox.server.app import create_app
+from aibox.server.asked import CASE
 from aibox.server.auth import Callers, LocalKey
+from aibox.server.table import openapi
 from aibox.settings import Settings
 from aibox.testing import ScriptedBackend
 from aibox.types import Scope
@@ -59,6 +61,24 @@ async def test_what_is_no_case_is_refused(served: tuple[httpx2.ASGITransport, st
             answer = await http.post("/v1/chat/completions", json=body, headers={"x-aibox-case": case})
             assert answer.status_code == 400, answer.text
     assert not model.requests
+
+
+def test_the_document_says_that_a_request_may_name_its_case() -> None:
+    """On each route that knows its caller, and what the schema allows is what is taken."""
+    document = openapi()
+    named = {"$ref": "#/components/parameters/Case"}
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            assert (named in operation.get("parameters", [])) == bool(operation["x-roles"])
+    case = document["components"]["parameters"]["Case"]
+    assert (case["name"].lower().encode(), case["in"]) == (CASE, "header")
+    for text, good in (("17/2026", True), ("x" * 255, True), ("", True), ("x" * 256, False), ("a case", False)):
+        assert (re.search(case["schema"]["pattern"], text) is not None) is good
+        if good:
+            Scope(tenant="acme", user="eva", case=text)
+        else:
+            with pytest.raises(aibox.ConfigError):
+                Scope(tenant="acme", user="eva", case=text)
 
 
 async def test_a_client_names_its_case(served: tuple[httpx2.ASGITransport, str, ScriptedBackend]) -> None:

@@ -134,16 +134,16 @@ async def served(tmp_path: Path, says: str) -> AsyncIterator[Served]:
         yield Served(box, Everything(says))
 
 
-async def ask(client: openai.AsyncOpenAI, api: str, text: Any, **fields: Any) -> str:
+async def ask(client: openai.AsyncOpenAI, api: str, text: Any, model: str = "m", **fields: Any) -> str:
     """The text that an API answers, by the official client."""
     if api == "completions":
-        return (await client.completions.create(model="m", prompt=text, **fields)).choices[0].text
+        return (await client.completions.create(model=model, prompt=text, **fields)).choices[0].text
     if api == "responses":
-        return (await client.responses.create(model="m", input=text, **fields)).output_text
+        return (await client.responses.create(model=model, input=text, **fields)).output_text
     if api == "embeddings":
-        return str((await client.embeddings.create(model="m", input=text, **fields)).data[0].embedding)
+        return str((await client.embeddings.create(model=model, input=text, **fields)).data[0].embedding)
     messages: Any = [{"role": "user", "content": text}]
-    made = await client.chat.completions.create(model="m", messages=messages, **fields)
+    made = await client.chat.completions.create(model=model, messages=messages, **fields)
     return made.choices[0].message.content or ""
 
 
@@ -167,6 +167,25 @@ async def test_every_api_refuses_a_takeover(served: Served, api: str) -> None:
     assert refused.value.code == "policy.guardrail"
     assert not served.model.requests
     assert (await served.kinds())[-1] == "turn.failed"
+
+
+@pytest.mark.parametrize("api", APIS)
+async def test_a_model_that_is_not_there_is_what_clients_of_openai_look_for(served: Served, api: str) -> None:
+    """404 `model_not_found`, which the official client raises as NotFoundError; it says which models there are."""
+    with pytest.raises(openai.NotFoundError, match=r"there is no model 'nothing' .*m/m") as refused:
+        await ask(served.client, api, "hello", model="nothing")
+    assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
+    assert not served.model.requests
+
+
+async def test_an_agent_that_is_not_there_is_a_model_that_is_not(served: Served) -> None:
+    """Also with a stream, where the error comes before the first event."""
+    said: Any = [{"role": "user", "content": "hello"}]
+    more: Any
+    for more in ({}, {"stream": True}):
+        with pytest.raises(openai.NotFoundError, match="no agent") as refused:
+            await served.client.chat.completions.create(model="agent:nobody", messages=said, **more)
+        assert refused.value.code == "model_not_found"
 
 
 @pytest.mark.parametrize("api", APIS)
