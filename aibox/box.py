@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AsyncExitStack
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -315,7 +316,7 @@ class Box:
         wanted = self.settings.traces
         if wanted is None:
             return None
-        traces: Traces = self._keep(Traces(wanted, rules=self.rules, recorder=self.audit))
+        traces: Traces = self._keep(Traces(wanted, rules=self.rules, recorder=self.audit, version=_version()))
         return traces
 
     @cached_property
@@ -385,3 +386,11 @@ class Box:
 
 
 _HOME_HINT = "set AIBOX_HOME to a folder of yours"
+
+
+def _version() -> str:
+    """Empty in a tree that nobody has installed."""
+    try:
+        return version("aibox-sdk")
+    except PackageNotFoundError:
+        return ""
