@@ -9,9 +9,10 @@ SCHEMA := .venv-schema
 NODE := .node
 CLIENTS := .venv-clients
 PEERS := .venv-peers
+GUARD_PEERS := .venv-guard-peers
 NODE_PEERS := .node-peers
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs test test-live test-docker test-faults test-laws test-clients test-schema idle-streams coverage mutate-verify train-guards check format lock bench bench-peers clean
+.PHONY: help setup demo docs test test-live test-docker test-faults test-laws test-clients test-schema idle-streams coverage mutate-verify train-guards check format lock bench bench-peers bench-guard-peers clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -110,6 +111,14 @@ bench-%: setup ## one of them, such as bench-turn: make bench-turn ARGS='--quick
 # As bench/peers.py says: compiled, with the package whose absence slows LiteLLM down, and with the fast event loop.
 bench-peers: $(PEERS)/.ready $(NODE_PEERS)/.ready ## LiteLLM and Portkey in folders of their own, for bench-gateway (minutes, 1.5 GB)
 
+bench-guard-peers: $(GUARD_PEERS)/.ready ## other detectors of injections in a folder of their own, for bench-guardrails
+
+$(GUARD_PEERS)/.ready: Makefile
+	@$(PYTHON) -m venv --clear $(GUARD_PEERS)
+	@$(GUARD_PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --only-binary :all: \
+		aicordon==1.4.0 toolwall-guard==0.4.0
+	@touch $@
+
 $(PEERS)/.ready: Makefile
 	@$(PYTHON) -m venv --clear $(PEERS)
 	@$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --only-binary :all: \
@@ -134,4 +143,4 @@ lock: setup ## resolve the dependencies anew
 		--no-emit-index-url --no-strip-extras --all-extras --group dev pyproject.toml -o requirements.lock
 
 clean: ## remove what was built
-	rm -rf $(VENV) $(CLIENTS) $(SCHEMA) $(SERVED) $(NODE) $(PEERS) $(NODE_PEERS) .venv-train build dist site .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache .pytest_cache
+	rm -rf $(VENV) $(CLIENTS) $(SCHEMA) $(SERVED) $(NODE) $(PEERS) $(GUARD_PEERS) $(NODE_PEERS) .venv-train build dist site .coverage .mypy_cache .ruff_cache .hypothesis .import_linter_cache .pytest_cache

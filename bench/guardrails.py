@@ -5,26 +5,23 @@ DIR holds a `sources.toml` that names each file's role and whether it was traine
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import statistics
 import time
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import guard_judge
 import guard_meaning
+from guard_attacks import above, auc, detect, read
 from report import Report, arguments, p
 
 from aibox.guardrails import content, entity_model, grounding, heads, injection, jailbreak, pii
 from aibox.guardrails.entities import Entities
-from aibox.guardrails.features import windows
-from aibox.guardrails.normalise import normalise
 from aibox.types import Finding
 
-Score = Callable[[str], float]
 FORMATS = {
     "CREDIT_CARD": "CARD",
     "EMAIL_ADDRESS": "EMAIL",
@@ -32,129 +29,6 @@ FORMATS = {
     "US_SSN": "SSN",
     "IP_ADDRESS": "IP",
 }
-
-
-def direct(text: str) -> float:
-    """Rules and the head together, as one score of a user's text."""
-    found = (*jailbreak.scan(text), *injection.scan(text, floor=0))
-    return max((finding.score for finding in found), default=0.0)
-
-
-def rules(text: str) -> float:
-    return max((finding.score for finding in jailbreak.scan(text)), default=0.0)
-
-
-def trained(text: str) -> float:
-    """The head alone, on the text as it stands."""
-    return max((heads.head("direct").score(words) for _, _, words in windows(normalise(text).text)), default=0.0)
-
-
-def document(text: str) -> float:
-    found = (*jailbreak.scan(text, sentences=True), *injection.scan(text, foreign=True, floor=0))
-    return max((finding.score for finding in found), default=0.0)
-
-
-def peers(report: Report) -> dict[str, Score]:
-    """Other detectors, where they are installed."""
-    found: dict[str, Score] = {}
-    try:
-        guard = importlib.import_module("aicordon")
-        scan = guard.scan
-        found["aicordon"] = lambda text: float(getattr(scan(text), "score", 0.0))
-    except (ImportError, AttributeError) as error:
-        report.left_out.append(f"aicordon: {error}")
-    return found
-
-
-def above(scores: list[float], threshold: float) -> str:
-    """The share above a threshold with its 95 % interval (Wilson)."""
-    n, hits = len(scores), sum(score > threshold for score in scores)
-    if not n:
-        return "no rows"
-    z, share = 1.96, hits / n
-    middle, wide = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = (middle - wide) / (1 + z * z / n), (middle + wide) / (1 + z * z / n)
-    return f"{share:6.1%} ({low:.0%} to {high:.0%}, n={n})"
-
-
-def share(scores: list[float], threshold: float) -> float | None:
-    return sum(score > threshold for score in scores) / len(scores) if scores else None
-
-
-def auc(positive: list[float], negative: list[float]) -> float | None:
-    """The chance that an attack scores above a benign text; ties count half."""
-    if not positive or not negative:
-        return None
-    ranked = sorted([(score, 1) for score in positive] + [(score, 0) for score in negative])
-    total, at = 0.0, 0
-    while at < len(ranked):
-        end = at
-        while end < len(ranked) and ranked[end][0] == ranked[at][0]:
-            end += 1
-        total += sum(label for _, label in ranked[at:end]) * (at + end + 1) / 2
-        at = end
-    n = len(positive)
-    return (total - n * (n + 1) / 2) / (n * len(negative))
-
-
-def threshold_of(benign: list[float]) -> float:
-    """At most 1 in 100 benign texts lies above."""
-    ranked = sorted(benign, reverse=True)
-    return ranked[len(ranked) // 100] if ranked else 1.0
-
-
-def read(folder: Path) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
-    files = tomllib.loads((folder / "sources.toml").read_text("utf-8"))["files"]
-    return {
-        name: (spec, [json.loads(line) for line in (folder / name).read_text("utf-8").split("\n") if line.strip()])
-        for name, spec in sorted(files.items())
-        if (folder / name).is_file()
-    }
-
-
-def detect(report: Report, folder: Path, *, quick: bool) -> None:
-    sources = {name: pair for name, pair in read(folder).items() if not pair[0]["train"]}
-    if quick:
-        sources = {name: (spec, rows[:: max(1, len(rows) // 400)]) for name, (spec, rows) in sources.items()}
-    for name, score in {"ours": direct, "rules alone": rules, "head alone": trained, **peers(report)}.items():
-        by: dict[tuple[str, int], list[float]] = {}
-        lines: list[tuple[str, str, int, list[float]]] = []
-        took: list[float] = []
-        for source, (spec, rows) in sources.items():
-            if spec["role"] == "indirect":
-                continue
-            for label in (0, 1):
-                scores = []
-                for row in rows:
-                    if row["label"] == label:
-                        started = time.perf_counter()
-                        scores.append(score(row["text"]))
-                        took.append((time.perf_counter() - started) * 1e3)
-                by.setdefault((spec["role"], label), []).extend(scores)
-                if scores:
-                    lines.append((source, spec["role"], label, scores))
-        benign = by.get(("benign", 0), [])
-        limit = threshold_of(benign)
-        for source, role, label, scores in lines:
-            kind = "attacks found" if label and role in ("attack", "explicit") else "flagged"
-            report.row(f"{name}: {source} ({role}, label {label})", above(scores, limit), kind)
-        attacks = by.get(("explicit", 1), []) + by.get(("attack", 1), [])
-        figure = auc(attacks, benign + by.get(("trigger_en", 0), []))
-        report.row(
-            f"{name}: AUC, attacks against benign and trigger words", "none" if figure is None else f"{figure:.3f}"
-        )
-        report.row(f"{name}: time a text", f"p50 {p(took, 50):.2f} ms", f"p95 {p(took, 95):.2f}")
-        if name == "ours":
-            note = f"threshold {limit:.3f} from {len(benign)} benign texts; files not trained on"
-            goals = {
-                "explicit_tpr_at_1pct_fpr": share(by.get(("explicit", 1), []), limit),
-                "pooled_tpr_at_1pct_fpr": share(attacks, limit),
-                "trigger_words_fpr_en": share(by.get(("trigger_en", 0), []), limit),
-                "over_refusal_fpr": share(by.get(("over_refusal", 0), []), limit),
-            }
-            for goal, got in goals.items():
-                report.goal(f"guardrails.{goal}", got, unit="", against="the same text's label", note=note)
-    indirect_goal(report, sources)
 
 
 def categories(report: Report, folder: Path) -> None:
@@ -169,22 +43,6 @@ def categories(report: Report, folder: Path) -> None:
                 scores = [max((found.score for found in content.scan(text)), default=0.0) for text in texts]
                 if scores:
                     report.row(f"content: {source} (label {label})", above(scores, 0.8), "some category at 0.8")
-
-
-def indirect_goal(report: Report, sources: dict[str, Any]) -> None:
-    scores: dict[int, list[float]] = {0: [], 1: []}
-    for spec, rows in sources.values():
-        if spec["role"] == "indirect":
-            for row in rows:
-                scores[row["label"]].append(document(row["text"]))
-    got = auc(scores[1], scores[0])
-    seen = json.loads(Path(heads.__file__).parent.joinpath("weights", "card.json").read_text("utf-8"))["heads"][
-        "indirect"
-    ]["auc_of_unseen_attack_kinds"]
-    note = (
-        "" if got is not None else f"no file of this role that was not trained on; kinds left out in training: {seen}"
-    )
-    report.goal("guardrails.indirect_auc", got, unit="", against="clean documents", note=note)
 
 
 TUNED = "presidio_synth_v2_first900.json"
@@ -374,7 +232,11 @@ def cost(report: Report, *, quick: bool) -> None:
 
 
 def main() -> None:
-    options = arguments(__doc__, data="a folder with sources.toml and the files it names")
+    options = arguments(
+        __doc__,
+        data="a folder with sources.toml and the files it names",
+        judge="a GGUF file, or `demo`: what a language model adds where rules are in doubt (slow: a minute or many)",
+    )
     report = Report("guardrails")
     cost(report, quick=options.quick)
     entity_cost(report, quick=options.quick)
@@ -384,6 +246,7 @@ def main() -> None:
         personal(report, options.data)
         grounded(report, options.data)
         guard_meaning.topics(report, read(options.data))
+        guard_judge.measure(report, options.data, model=options.judge, quick=options.quick)
     else:
         report.left_out.append("what is found: give --data DIR")
     report.show(as_json=options.json)

@@ -22,11 +22,13 @@ sys.path.sort(key=lambda entry: Path(entry or ".").resolve() == Path(__file__).p
 GOALS = Path(__file__).with_name("goals.toml")
 
 
-def arguments(description: str | None, *, data: str = "") -> argparse.Namespace:
-    """The options that every bench has; and `--data DIR` for one that says what it is for."""
+def arguments(description: str | None, *, data: str = "", judge: str = "") -> argparse.Namespace:
+    """The options that every bench has; and `--data DIR`, `--judge MODEL` for one that says what they are for."""
     parser = argparse.ArgumentParser(description=description)
     if data:
         parser.add_argument("--data", type=Path, help=data)
+    if judge:
+        parser.add_argument("--judge", metavar="MODEL", help=judge)
     parser.add_argument("--quick", action="store_true", help="fewer rounds; at most 150 s")
     parser.add_argument("--json", action="store_true", help="exactly one line of JSON on standard output")
     return parser.parse_args()

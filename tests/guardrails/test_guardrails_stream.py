@@ -143,7 +143,7 @@ OPEN = [*SECRETS, "a1B2a1", "c3ViMTIz", "SGVsbG8", "hX7kQ", "evil.example/login"
 async def test_no_random_chunking_leaks_or_differs(part: int, scope: Scope) -> None:
     """In cuts of every kind, from none to one after each letter, a text comes out as it does whole, and no secret."""
     chance, guard = random.Random(SEED * 4 + part), guardrail(ALL)
-    pieces = [*SENTENCES, *KEYS, "word " * 45, " and then ", "a" * 250 + " ", "\n\n", " "]
+    pieces = [*SENTENCES, *(f" {key} " for key in KEYS), "word " * 45, " and then ", "a" * 250 + " ", "\n\n", " "]
     text = whole = ""
     for case in range(CHUNKINGS):
         if case % OF_A_TEXT == 0:
