@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from aibox.agents.store import Sealing
+from aibox.agents.store import Sealing, to_the_end
 from aibox.postgres import Postgres, Rows
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class PostgresStore(Sealing):
             with self._postgres.begun(tenant, durable=durable, alone="" if reads else tenant) as rows:
                 return work(rows)
 
-        return await asyncio.shield(asyncio.to_thread(act))
+        return await to_the_end(act)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._postgres.close)

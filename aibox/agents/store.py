@@ -106,6 +106,23 @@ class Sealing:
         raise IntegrityError(f"a row of {self._place} does not belong where it lies, or to this key")
 
 
+async def to_the_end(work: Callable[[], T]) -> T:
+    """Work in a thread that ends as it would, whatever becomes of who waits for it."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_unheard)
+        raise
+
+
+def _unheard(task: asyncio.Task[Any]) -> None:
+    """Who waited has left, and need not hear that the store was closed before their work began. A bug is still told."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, StoreError):
+        raise error
+
+
 class SqliteStore(Sealing):
     """One file, opened on first use. `path` None keeps everything in memory. Any thread may use it."""
 
@@ -121,7 +138,7 @@ class SqliteStore(Sealing):
 
     async def run(self, work: Callable[[Rows], T], *, tenant: str, durable: bool = False, reads: bool = False) -> T:  # noqa: ARG002 - in the key of every row
         """As the protocol says; here the whole file is one writer's at a time."""
-        return await asyncio.shield(asyncio.to_thread(self._work, work, durable, reads))
+        return await to_the_end(lambda: self._work(work, durable, reads))
 
     async def close(self) -> None:
         await asyncio.to_thread(self._close)

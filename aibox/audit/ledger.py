@@ -191,17 +191,21 @@ class Ledger:
         origin = self.origin(tenant)
         log = log_id(origin)
         mine = self.public_key
+        # Before the log is read: another process may write to both meanwhile, and the mark never runs ahead.
+        marked = self._marked(log)
         name = self.store.log_named(log)
+        # From here on nobody else writes to it, so that its end, its nodes and its keys are of one moment.
+        self.store.size(log)
         row = self.store.head(log) if name else None
         if name is None or row is None:
-            self._hold_mark(log, 0)
+            _hold(marked, 0)
             name = LogName(log, tenant, origin, mine)
             self.store.add_log(name)
             prev = genesis_prev(log, public_bytes(name.public_key))
             return Head(name, mine, self.epochs.first(log), self._kek(log), prev)
         size = row.seq + 1
         if not put_back:
-            self._hold_mark(log, size)
+            _hold(marked, size)
         header = Header.unpack(row.header)
         epoch = header.epoch + (1 if header.flags & KEY else 0)
         known = self.epochs.known(log)
@@ -263,15 +267,9 @@ class Ledger:
                 if row.open is not None and b'"key.rotated"' in row.open:
                     head.public_key = rotated_to(row)
 
-    def _hold_mark(self, log: bytes, size: int) -> None:
+    def _marked(self, log: bytes) -> int:
         note = self.mark.notes().get(log)
-        if note is None:
-            return
-        marked = int(note.split("\n", 2)[1])
-        if size < marked:
-            raise IntegrityError(
-                f"the log has {size} entries, and its high-water mark says {marked}: it was put back", hint=_RESTORE
-            )
+        return 0 if note is None else int(note.split("\n", 2)[1])
 
     def _kek(self, log: bytes) -> bytes:
         return hmac.digest(self._keks, b"aibox/kek/v1\x00" + log, "sha256")
@@ -376,6 +374,13 @@ class Ledger:
         if not wrapped:
             return b""
         return Subject.of(subject, sealed.unwrap(head.kek, subject, wrapped)).entry_key(hidden)
+
+
+def _hold(marked: int, size: int) -> None:
+    if size < marked:
+        raise IntegrityError(
+            f"the log has {size} entries, and its high-water mark says {marked}: it was put back", hint=_RESTORE
+        )
 
 
 _RESTORE = "if a backup was restored on purpose: aibox audit restore --reason ...; another store needs keys of its own"

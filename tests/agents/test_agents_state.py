@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ import pytest
 import aibox
 from aibox.agents.postgres import SCHEMA
 from aibox.agents.state import AgentState
-from aibox.agents.store import TABLES
+from aibox.agents.store import TABLES, SqliteStore
 from aibox.errors import ConfigError, StoreError
 from aibox.outbound.events import Event
 from aibox.outbound.outbox import Outbox
@@ -24,6 +28,38 @@ class TestSqlite(AgentStateContract):
     @pytest.fixture
     def place(self, tmp_path: Path) -> Path:
         return tmp_path / "agents.db"
+
+
+@pytest.mark.anyio
+async def test_who_left_does_not_hear_that_the_store_was_closed(tmp_path: Path) -> None:
+    """Work that was given up before it began fails for nobody when the store is closed first; a bug is still told."""
+    loop, store = asyncio.get_running_loop(), SqliteStore(tmp_path / "agents.db")
+    told: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    for bug in (False, True):
+        busy, begun = threading.Event(), threading.Event()
+        first = asyncio.create_task(asyncio.to_thread(lambda b=busy, g=begun: (g.set(), b.wait(30))))
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        closing = None if bug else asyncio.create_task(store.close())
+        await asyncio.sleep(0)
+        left = asyncio.create_task(store.run(lambda _, bug=bug: 1 // (not bug), tenant="t"))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        left.cancel()
+        busy.set()
+        await asyncio.gather(*filter(None, (first, closing)))
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        await asyncio.to_thread(int)
+        gc.collect()
+        if not bug:
+            assert told == []
+            store = SqliteStore(tmp_path / "agents.db")
+    await asyncio.sleep(0)
+    assert [type(one["exception"]) for one in told] == [ZeroDivisionError]
+    await store.close()
 
 
 @pytest.fixture

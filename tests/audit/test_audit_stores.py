@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from audit_parts import ACME, RIVAL, sealed_turns
 
 from aibox.audit.chain import AuditChain
-from aibox.audit.postgres import SCHEMA
+from aibox.audit.postgres import SCHEMA, PostgresStore
+from aibox.audit.record import Row
 from aibox.audit.report import BrokenEvidenceError
 from aibox.audit.verify import verify
 from aibox.errors import ConfigError, StoreError
@@ -224,6 +226,36 @@ async def test_a_chain_goes_on_when_its_server_was_away(postgres_url: str, postg
         patience = "SHOW idle_in_transaction_session_timeout"
         assert await chain._do(lambda ledger: ledger.store._one(patience)) == ("30s",)  # type: ignore[attr-defined]  # it is one
     assert await writers(postgres_url, tmp_path / "keys") == ["before", "after"]
+
+
+@pytest.mark.anyio
+async def test_a_log_that_others_write_to_while_it_is_opened_was_not_put_back(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opens it reads one moment of it: the mark of what was written meanwhile does not speak against that."""
+    keys = tmp_path / "keys"
+    async with AuditChain(postgres_url, keys=keys) as first:
+        await first.append("tool.called", scope=ACME, detail={"by": "first"})
+
+    async def other() -> None:
+        async with AuditChain(postgres_url, keys=keys) as chain:
+            await chain.append("tool.called", scope=ACME, detail={"by": "other"})
+
+    writing = threading.Thread(target=asyncio.run, args=(other(),))
+    head = PostgresStore.head
+
+    def slowly(store: PostgresStore, log: bytes) -> Row | None:
+        found = head(store, log)
+        if writing.ident is None:
+            writing.start()
+            writing.join(2.0)  # as long as it may: a lock keeps it from writing
+        return found
+
+    monkeypatch.setattr(PostgresStore, "head", slowly)
+    async with AuditChain(postgres_url, keys=keys) as chain:
+        await chain.append("tool.called", scope=ACME, detail={"by": "slow"})
+    await asyncio.to_thread(writing.join, 30)
+    assert await writers(postgres_url, keys) == ["first", "slow", "other"]
 
 
 @pytest.mark.anyio

@@ -17,7 +17,11 @@ import pytest
 sys.path.append(str(Path(__file__).parent.parent / "server"))
 from server_parts import Running, serving
 
-pytestmark = [pytest.mark.live, pytest.mark.loopback]
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.loopback,
+    pytest.mark.skipif("AIBOX_TEST_CLIENTS" not in os.environ, reason="no clients here: make test-live installs them"),
+]
 CLIENTS = Path(__file__).with_name("clients")
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 CITY = {"name": "Oslo", "people": 717_710}
