@@ -141,7 +141,7 @@ def test_the_official_package(served: Running) -> None:
     assert got["parsed"] == ["Oslo", 717_710]
     assert {got[api] for api in ("completion", "response", "agent", "left")} == {"hello there"}
     assert got["embedding"] == [0.5, 1.0]
-    assert [error[:2] for error in got["errors"]] == [["BadRequestError", 400], ["AuthenticationError", 401]]
+    assert [error[:2] for error in got["errors"]] == [["NotFoundError", 404], ["AuthenticationError", 401]]
 
 
 def test_langchain(served: Running) -> None:
