@@ -80,7 +80,7 @@ MADE = {
     "aibox_pseudonyms": vault._SCHEMA,
     "aibox_memory": memory_rows._SCHEMA.statements,
     "aibox_documents": document_schema.SCHEMA.statements,
-    "aibox_server": [api_keys._KEYS, answers._SCHEMA, ledger._SPENT],
+    "aibox_server": [api_keys._KEYS, answers._SCHEMA, ledger._SPENT, ledger._BY_MODEL],
 }
 """What makes the tables of each schema where they are in a file."""
 

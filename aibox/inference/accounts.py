@@ -10,16 +10,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from aibox.chat import Usage
 from aibox.errors import LimitError, StoreError
 from aibox.inference.background import Background
-from aibox.inference.ledger import Key, Ledger, Sums
+from aibox.inference.ledger import By, Key, Ledger, ModelKey, Sums
 from aibox.policy.budgets import Budgets
 from aibox.types import Scope
 
+K = TypeVar("K")
 WRITE_S = 1.0
 """How long a spending may be in memory only. A crash forgets at most that much."""
 STALE_S = 2.0
@@ -55,6 +57,18 @@ class Spent:
     calls: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one user has used of one model (`backend/model`) in a day or month; a name is empty where all are meant."""
+
+    user: str
+    model: str
+    input_tokens: int
+    output_tokens: int
+    calls: int
+    usd: float
+
+
 class Accounts:
     """Keeps the sums in memory, and with a `place` in an SQLite file or the database that several processes share.
 
@@ -68,6 +82,9 @@ class Accounts:
         self._now = now
         self._sums: dict[Key, Sums] = {}
         self._unwritten: dict[Key, Sums] = {}
+        # Nobody's budget is of a model: these are read where somebody looks, and kept here until they are written.
+        self._by_model: dict[ModelKey, Sums] = {}
+        self._here = self._ledger or Ledger(None)
         self._background = Background()
         self._day = -1, ("", "")
 
@@ -108,6 +125,8 @@ class Accounts:
                 _add(self._sums, key, added)
                 if self._ledger is not None:
                     _add(self._unwritten, key, added)
+        by_model = (call.scope.tenant, periods[0], call.scope.user, f"{call.backend}/{call.model}")
+        _add(self._by_model, by_model, added)
         if self._ledger is not None and not self._background.running("accounts"):
             self._background.start("accounts", self._write_soon())
 
@@ -118,6 +137,32 @@ class Accounts:
             await self._write()
         return self._spent((tenant, user or "", period or self._periods()[0]))
 
+    async def shares(
+        self,
+        tenant: str,
+        *,
+        period: str | None = None,
+        by: By = "user_model",
+        user: str | None = None,
+        model: str | None = None,
+        after: tuple[str, str] | None = None,
+        limit: int = 1000,
+    ) -> list[Share]:
+        """Who has used which model in a day or month (None: this month), in the order of their names.
+
+        At most `limit`, of those that come `after` a user and model. Raises StoreError.
+        """
+        await self._write()
+        period = period or self._periods()[1]
+        days = (period, period) if period.count("-") == 2 else (f"{period}-01", f"{period}-31")
+        last = None if after is None else {"user": after[:1], "model": after[1:], "user_model": after}[by]
+        read = partial(self._here.by_model, tenant, days, by=by, user=user, model=model, after=last, limit=limit)
+        found = []
+        for names, (incoming, outgoing, calls, micro_usd) in await asyncio.to_thread(read):
+            who, what = names if by == "user_model" else (*names, "") if by == "user" else ("", *names)
+            found.append(Share(who, what, incoming, outgoing, calls, micro_usd / 1e6))
+        return found
+
     async def close(self) -> None:
         """Write what is in memory only. Raises StoreError when it cannot be."""
         await self._background.stop()
@@ -125,8 +170,7 @@ class Accounts:
             if self._unwritten:
                 await self._write()
         finally:
-            if self._ledger is not None:
-                await asyncio.to_thread(self._ledger.close)
+            await asyncio.to_thread(self._here.close)
 
     def _ends_s(self, period: str) -> float:
         """Seconds until this day or month is over."""
@@ -173,21 +217,25 @@ class Accounts:
             return
 
     async def _write(self) -> None:
-        assert self._ledger is not None
-        day, month = self._periods()
         added, self._unwritten = self._unwritten, {}
+        by_model, self._by_model = self._by_model, {}
+        exchange = partial(self._here.exchange, added, by_model, self._periods(), frozenset(self._seen))
         try:
-            rows = await asyncio.to_thread(self._ledger.exchange, added, (day, month), frozenset(self._seen))
+            rows = await asyncio.to_thread(exchange)
         except BaseException:
             for key, sums in added.items():
                 _add(self._unwritten, key, sums)
+            for one, sums in by_model.items():
+                _add(self._by_model, one, sums)
             raise
+        if self._ledger is None:
+            return  # the sums are here alone
         self._sums = rows
         for key, sums in self._unwritten.items():
             _add(self._sums, key, sums)
         self._read_at = time.monotonic()
 
 
-def _add(sums: dict[Key, Sums], key: Key, added: Sums) -> None:
+def _add(sums: dict[K, Sums], key: K, added: Sums) -> None:
     a, b, c, d = sums.get(key, (0, 0, 0, 0))
     sums[key] = (a + added[0], b + added[1], c + added[2], d + added[3])

@@ -112,13 +112,21 @@ class Outbox:
 
         await self._store().run(work, tenant=tenant, durable=True)
 
-    async def list(self, tenant: str, *, limit: int = 100) -> list[Delivery]:
-        """A tenant's deliveries, the newest first."""
+    async def list(
+        self, tenant: str, *, limit: int = 100, after: tuple[int, str, str] | None = None, status: Status | None = None
+    ) -> list[Delivery]:
+        """A tenant's deliveries, the newest first; of those `after` one, by its time, endpoint and id."""
         store = self._store()
-        sql = f"SELECT {_COLUMNS} FROM webhooks WHERE tenant=? ORDER BY created_us DESC, endpoint LIMIT ?"  # noqa: S608
+        where, values = "tenant=?", list[str | int]([tenant])
+        if status is not None:
+            where, values = f"{where} AND status=?", [*values, status]
+        if after is not None:
+            where += " AND (created_us<? OR created_us=? AND (endpoint, id)>(?,?))"
+            values += [after[0], *after]
+        sql = f"SELECT {_COLUMNS} FROM webhooks WHERE {where} ORDER BY created_us DESC, endpoint, id LIMIT ?"  # noqa: S608
 
         def work(db: Rows) -> list[Delivery]:
-            return [_delivery(store, tenant, row) for row in db.execute(sql, (tenant, limit)).fetchall()]
+            return [_delivery(store, tenant, row) for row in db.execute(sql, (*values, limit)).fetchall()]
 
         return await store.run(work, tenant=tenant, reads=True)
 

@@ -60,6 +60,8 @@ class Traces:
         self.sent = 0
         self.dropped: Counter[str] = Counter()
         """By reason: `full`, `door`, `failed`, `rejected` by the collector, or a `bug` of ours."""
+        self.last_error, self.last_error_us = "", 0
+        """Why a batch was last not taken, in our own words, and when (Unix microseconds); empty: nothing has failed."""
         self.calls: dict[str, Span] = {}
         """Model calls under way, by their spans."""
         self.host = urlsplit(settings.url).hostname or ""
@@ -224,6 +226,7 @@ class Traces:
             raise
         except Exception:  # noqa: BLE001 - one batch that cannot be sent must not be the last; /metrics counts it
             self.dropped["bug"] += len(batch)
+            self._failed("spans that cannot be encoded or sent: a bug of ours")
             return
         self.dropped["failed"] += 0 if taken else len(batch)
 
@@ -233,9 +236,11 @@ class Traces:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 wait_s = await self._send(batch, data, attempt)
-            except (UpstreamError, LimitError, StoreError):
+            except (UpstreamError, LimitError, StoreError) as error:
+                self._failed(error.message)
                 wait_s = BACKOFF_S * 2 ** (attempt - 1)
-            except AIBoxError:
+            except AIBoxError as error:
+                self._failed(error.message)
                 self.dropped["door"] += len(batch)  # what was refused once is refused again
                 return True
             if wait_s is None:
@@ -257,9 +262,12 @@ class Traces:
             after = str(answer.headers.get("retry-after", ""))
         if 200 <= status < 300:
             refused = min(otlp.rejected(body), len(batch))
+            if refused:
+                self._failed(f"the collector rejected {refused} spans of {len(batch)}")
             self.dropped["rejected"] += refused
             self.sent += len(batch) - refused
             return None
+        self._failed(f"the collector answered {status}")
         if status not in _RETRYABLE:
             return -1
         return float(after) if after.isdecimal() else BACKOFF_S * 2 ** (attempt - 1)
@@ -279,6 +287,9 @@ class Traces:
             return passage
 
         return passing
+
+    def _failed(self, why: str) -> None:
+        self.last_error, self.last_error_us = why[:200], time.time_ns() // 1000
 
     async def _record_denied(self, tenant: str) -> None:
         detail = {**self._detail(tenant, self.host), "bytes": 0, "reason": "the policy does not open the door for it"}

@@ -34,6 +34,7 @@ from aibox.server.log import Log
 from aibox.server.memory_api import KnowledgeAPI, MemoryAPI
 from aibox.server.metrics import Metrics
 from aibox.server.metrics_api import MetricsAPI
+from aibox.server.observability_api import ObservabilityAPI
 from aibox.server.once import Once
 from aibox.server.rates import RateLimits
 from aibox.server.ready_api import ReadyAPI
@@ -86,6 +87,7 @@ def create_app(
         AuditAPI(box.audit),
         KeysAPI(box, keys),
         AdminAPI(box),
+        ObservabilityAPI(box),
         HealthAPI(box),
         ReadyAPI(box, redis=rates.check, stopping=lambda: gate.stopping),
         MetricsAPI(metrics),

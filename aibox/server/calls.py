@@ -9,6 +9,7 @@ from typing import Literal
 
 from aibox.server.connection import Connection
 from aibox.server.shapes import admin, approval, evidence, guard, memory, sandbox, talk
+from aibox.server.shapes import observability as observed
 from aibox.server.shapes.memory import Kind, Seen
 
 
@@ -239,6 +240,40 @@ class Admin(_Calls):
 
     async def egress(self, *, tenant: str | None = None) -> builtins.list[admin.Flow]:
         return (await self._to.ask("GET", "/v1/admin/egress", admin.FlowList, query={"tenant": tenant})).data
+
+    async def observability(self, *, tenant: str | None = None) -> observed.Observed:
+        """How the tenant is watched; for a platform_admin also what became of the process's traces."""
+        query = {"tenant": tenant}
+        return await self._to.ask("GET", "/v1/admin/observability", observed.Observed, query=query)
+
+    async def usage(
+        self,
+        *,
+        tenant: str | None = None,
+        period: str | None = None,
+        by: Literal["user_model", "user", "model"] = "user_model",
+        user: str | None = None,
+        model: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> observed.ShareList:
+        """A page of what users have used of which models in a day (`2026-03-01`) or month; None is this month."""
+        query = {
+            "tenant": tenant, "period": period, "by": by, "user": user, "model": model, "after": after, "limit": limit,
+        }  # fmt: skip
+        return await self._to.ask("GET", "/v1/admin/observability/usage", observed.ShareList, query=query)
+
+    async def deliveries(
+        self,
+        *,
+        tenant: str | None = None,
+        status: Literal["waiting", "delivered", "given_up"] | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> observed.DeliveryList:
+        """A page of the tenant's webhooks, the newest first."""
+        query = {"tenant": tenant, "status": status, "after": after, "limit": limit}
+        return await self._to.ask("GET", "/v1/admin/observability/deliveries", observed.DeliveryList, query=query)
 
     async def verify(self) -> evidence.Verified:
         """The logs of all tenants."""

@@ -16,6 +16,7 @@ from aibox.server.hot import MAX_BODY_BYTES, ROUTES
 from aibox.server.inference_api import InferenceAPI
 from aibox.server.memory_api import KnowledgeAPI, MemoryAPI
 from aibox.server.metrics_api import MetricsAPI
+from aibox.server.observability_api import ObservabilityAPI
 from aibox.server.openapi import document
 from aibox.server.ready_api import ReadyAPI
 from aibox.server.route import ASKS, Route, routes_of
@@ -38,6 +39,7 @@ KINDS: tuple[type, ...] = (
     AuditAPI,
     KeysAPI,
     AdminAPI,
+    ObservabilityAPI,
     HealthAPI,
     ReadyAPI,
     MetricsAPI,

@@ -26,6 +26,9 @@ class TenantAPI:
         return shapes.Used(
             user=await spent(accounts, who.scope.tenant, who.scope.user),
             user_budget=shapes.Bounds.model_validate(budgets.user),
+            models=[
+                shapes.Share.model_validate(one) for one in await accounts.shares(who.scope.tenant, user=who.scope.user)
+            ],
             tenant=await spent(accounts, who.scope.tenant) if everybody else None,
             tenant_budget=shapes.Bounds.model_validate(budgets.tenant),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,54 @@ async def test_what_was_spent_survives_and_is_shared(shared_place: Path | str, s
     found = await third.spent(scope.tenant, user=scope.user)
     assert (found.tokens, found.usd, found.calls) == (15, 0.5, 2)
     await third.close()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_who_has_used_which_model(kept: bool, shared_place: Path | str) -> None:
+    """By user and model, by either, of a day or a month; page by page it is the same; other tenants' is not there."""
+    now = [NOON]
+    accounts = Accounts(shared_place if kept else None, now=lambda: now[0])
+    for tenant, user, model, tokens in (
+        ("acme", "eva", "m", 1), ("acme", "eva", "m", 2), ("acme", "eva", "n", 4), ("acme", "ben", "m", 8),
+        ("rival", "eva", "m", 100),
+    ):  # fmt: skip
+        accounts.settle(replace(spent(Scope(tenant=tenant, user=user), tokens, usd=0.25), model=model))
+    now[0] += 86_400
+    accounts.settle(spent(Scope(tenant="acme", user="ben"), 16))
+
+    async def told(**more: Any) -> list[tuple[Any, ...]]:
+        found = await accounts.shares("acme", **more)
+        return [(one.user, one.model, one.input_tokens, one.calls, one.usd) for one in found]
+
+    everything = [("ben", "b/m", 24, 2, 0.25), ("eva", "b/m", 3, 2, 0.5), ("eva", "b/n", 4, 1, 0.25)]
+    assert await told() == await told(period="2026-03") == everything
+    assert await told(by="user") == [("ben", "", 24, 2, 0.25), ("eva", "", 7, 3, 0.75)]
+    assert await told(by="model") == [("", "b/m", 27, 4, 0.75), ("", "b/n", 4, 1, 0.25)]
+    assert await told(period="2026-03-02") == [("ben", "b/m", 16, 1, 0.0)]
+    assert await told(period="2026-02") == []
+    assert await told(user="eva", model="b/n") == everything[2:]
+    for by, count in (("user_model", 3), ("user", 2), ("model", 2)):
+        pages: list[tuple[Any, ...]] = []
+        while page := await told(by=by, limit=1, after=pages[-1][:2] if pages else None):
+            pages += page
+        assert pages == await told(by=by)
+        assert len(pages) == count
+    await accounts.close()
+
+
+async def test_what_could_not_be_written_is_counted_for_its_model_later(tmp_path: Path, scope: Scope) -> None:
+    """A file that cannot be used loses nothing of it, and counts nothing twice."""
+    path = tmp_path / "accounts.db"
+    path.write_text("this is no database, and long enough to be recognised as none" * 20)
+    accounts = Accounts(path)
+    accounts.settle(spent(scope, 7))
+    with pytest.raises(StoreError):
+        await accounts.shares(scope.tenant)
+    path.unlink()
+    accounts.settle(spent(scope, 1))
+    for _ in range(2):
+        assert [(one.input_tokens, one.calls) for one in await accounts.shares(scope.tenant)] == [(8, 2)]
+    await accounts.close()
 
 
 async def test_a_server_that_was_idle_sees_what_the_others_spent(

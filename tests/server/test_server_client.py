@@ -182,6 +182,11 @@ async def test_a_day_with_the_client(tmp_path: Path) -> None:
         assert (await ask.admin.models()).healthy
         assert (await ask.admin.budgets()).spent.day.calls > 3
         assert await ask.admin.egress() == []
+        watched = await ask.admin.observability()
+        assert (watched.tenant, watched.traces, watched.webhooks) == ("acme", None, [])
+        (share,) = [one for one in (await ask.admin.usage(user="eva")).data if one.model == "m/m"]
+        assert (share.calls, share.model) == (watched.spent.day.calls - 1, "m/m")  # and one of the embedder
+        assert (await ask.admin.deliveries()).data == []
 
 
 async def test_errors_come_out_as_they_were(tmp_path: Path) -> None:

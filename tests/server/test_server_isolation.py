@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 from platform_world import ROLES, Asked, Person, World, world
 
+from aibox.chat import Usage
+from aibox.inference.accounts import Call
+from aibox.outbound.events import Event
+from aibox.outbound.outbox import Outbox
 from aibox.server.principal import Role
 from aibox.server.table import openapi
 
@@ -127,6 +132,23 @@ def key(**more: Any) -> Seed:
     return seed
 
 
+def used(**more: Any) -> Seed:
+    async def seed(w: World, who: Person) -> Asked:
+        call = Call(scope=who.scope, model=SECRET, backend="m", external=False, usage=Usage(1, 1), total_s=1.0)
+        w.box.router.accounts.settle(call)
+        return Asked(**more)
+
+    return seed
+
+
+async def delivery(w: World, who: Person) -> Asked:
+    outbox = Outbox(lambda: w.box.state.store)
+    seq = await outbox.begin(who.tenant, 0)
+    event = Event(w.fresh(), "turn.blocked", b"{}", ts_us=time.time_ns() // 1000, seq=seq)
+    await outbox.take(who.tenant, {SECRET: [event]}, upto=seq)
+    return Asked()
+
+
 ROWS: dict[str, Seed] = {
     "openai.chat": nothing(body=_chat("hello")),
     "openai.completions": nothing(body={"model": "m", "prompt": "hello"}),
@@ -168,7 +190,7 @@ ROWS: dict[str, Seed] = {
     "sandbox.read": sandbox(query={"path": "bird.txt"}),
     "sandbox.write": sandbox(query={"path": "b.txt"}, content=b"x"),
     "sandbox.end": sandbox(),
-    "tenant.usage": nothing(),
+    "tenant.usage": used(),
     "tenant.skills": nothing(),
     "tenant.routes": nothing(),
     "receipts.get": receipt,
@@ -187,6 +209,9 @@ ROWS: dict[str, Seed] = {
     "admin.budgets": nothing(),
     "admin.egress": nothing(),
     "admin.verify": log(),
+    "observability.state": used(),
+    "observability.usage": used(),
+    "observability.deliveries": delivery,
 }
 """How each route is asked by somebody whose thing it is; what it needs is made first."""
 BODIES: dict[str, Any] = {"knowledge.search": {"query": SECRET}}
@@ -195,6 +220,11 @@ NOT_HERE = {"openai.completions", "openai.responses"}
 ABSENT = {"id": "0" * 32, "turn": "00000000-0000-4000-8000-000000000000", "seq": str(10**9), "name": "nobody"}
 ONE_FOR_ALL = {"chat.agent"}
 """Has a part in its path that is nobody's."""
+SHOWN = {
+    *("memory.recall", "memory.list", "memory.export", "knowledge.search", "keys.list"),
+    *("tenant.usage", "observability.usage", "observability.deliveries"),
+}
+"""Lists in which Eva's secret stands, for her."""
 THE_TENANTS = {"receipts.get", "audit.show", "keys.rotate", "keys.revoke"}
 """What belongs to the tenant: those of its people who may ask at all may ask about all of it."""
 
@@ -286,11 +316,11 @@ async def test_a_list_holds_nothing_of_anybody_else(w: World, name: str, strange
     answered = await send(w, name, request, stranger.token())
     assert SECRET not in answered.text.replace(f'"query":"{SECRET}"', "")
     mine = await asked(w, name, EVA)
-    if name in {"memory.recall", "memory.list", "memory.export", "knowledge.search", "keys.list"}:
+    if name in SHOWN:
         assert SECRET in (await send(w, name, mine, EVA.token())).text  # the secret would have been seen
 
 
-@pytest.mark.parametrize("name", [n for n in GUARDED if n.startswith(("keys.", "admin."))])
+@pytest.mark.parametrize("name", [n for n in GUARDED if n.startswith(("keys.", "admin.", "observability."))])
 async def test_a_tenant_is_named_by_the_platforms_administrator_alone(w: World, name: str) -> None:
     """`?tenant=` of another is a 403 for a tenant's administrator, whether there is such a tenant or not."""
     if "tenant_admin" not in OPERATIONS[name][2]["x-roles"]:

@@ -35,11 +35,25 @@ class Bounds(Answer):
     usd_per_month: float | None
 
 
+class Share(Answer):
+    """What was used in the period. A name is empty where all of them are summed up."""
+
+    user: str
+    model: str
+    """As `backend/model`."""
+    input_tokens: int
+    output_tokens: int
+    calls: int
+    usd: float
+
+
 class Used(Answer):
     """What the caller has used, and may. `tenant` is what all of the tenant have, for those who administer it."""
 
     user: Spent
     user_budget: Bounds
+    models: list[Share]
+    """The caller's own in this month, by model."""
     tenant: Spent | None
     tenant_budget: Bounds
 
