@@ -90,7 +90,8 @@ class Routes(Directive):
 def _route(one: dict[str, Any]) -> nodes.definition:
     said = nodes.definition("", nodes.paragraph(text=f"{one['summary']} {one.get('description', '')}".strip()))
     facts = [("for", ", ".join(one["x-roles"]) or "everybody")]
-    facts += [("query", ", ".join(field["name"] for field in one.get("parameters", ()) if field["in"] == "query"))]
+    # What many routes share, a header each, is a reference and no query.
+    facts += [("query", ", ".join(field["name"] for field in one.get("parameters", ()) if field.get("in") == "query"))]
     facts += [("body", _shapes(one.get("requestBody", {}))), ("answer", _shapes(next(iter(one["responses"].values()))))]
     said += nodes.paragraph(text="; ".join(f"{name}: {text}" for name, text in facts if text))
     return said
