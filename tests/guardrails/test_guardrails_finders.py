@@ -154,6 +154,9 @@ def test_encodings_within_encodings_are_bounded_and_said() -> None:
     [
         ("aws-key", "AKIAIOSFODNN7EXAMPLE"),
         ("github-token", "ghp_" + "aB3" * 12),
+        ("github-token", "ghp_" + "aB3" * 12 + "_old"),
+        ("hub-token", "hf_" + "aB3" * 11 + "_old"),
+        ("npm-token", "npm_" + "aB3" * 12 + "x_old"),
         ("gitlab-token", "glpat-" + "aB3d" * 5),
         ("slack-token", "xoxb-123456789012-abcdef"),
         ("stripe-key", "sk_live_" + "aB3d" * 6),
