@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import select
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -47,18 +48,23 @@ class Response:
     __slots__ = ("_connection", "headers", "reason", "status")
 
     def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
+        self._connection: _Connection | None = connection
         self.status = connection.status
         self.reason = connection.reason.decode("latin-1")
         self.headers: Mapping[str, str] = connection.headers
 
     async def readany(self) -> bytes:
         """What has come and was not read yet, as soon as there is any; empty at the end. Raises as `Pool.ask`."""
+        if self._connection is None:
+            raise BrokenError("the answer was closed")
         return await self._connection.readany()
 
     def close(self) -> None:
         """Give the connection back when all was read, and end it otherwise. Again is harmless."""
-        self._connection.leave()
+        # From then on it may be somebody else's.
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.leave()
 
 
 class Pool:
@@ -180,7 +186,12 @@ class _Connection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        return self._error is None and not self._asked and not self._transport.is_closing()
+        """Whether it can be asked: not when anything waits in the socket that the loop has not seen.
+
+        Nobody has asked for it. It would be taken for the next answer, or is the end of the connection.
+        """
+        kept = self._error is None and not self._asked and not self._transport.is_closing()
+        return kept and not _waits(self._descriptor)
 
     async def ask(self, head: bytes, body: bytes) -> Response:
         self._begin()
@@ -258,6 +269,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of TCP
         self._transport = transport
+        self._descriptor: int = transport.get_extra_info("socket").fileno()
 
     def data_received(self, data: bytes) -> None:
         if not self._asked or self._complete:
@@ -348,6 +360,15 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._headed:
             self._complete = True
+
+
+def _waits(descriptor: int) -> bool:
+    """Whether a socket has something to be read, its end included."""
+    if not hasattr(select, "poll"):  # Windows, where `select` takes descriptors of any number
+        return bool(select.select([descriptor], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def serves(origin: str, path: str, fields: Mapping[str, str]) -> bool:

@@ -154,7 +154,8 @@ def of_request(
 ) -> Asking:
     """What a request asks for. Raises ConfigError for a key that is none.
 
-    The roles are part of it: what an administrator was answered is nothing for the same user without that role.
+    The roles are part of it: what an administrator was answered is nothing for the same user without that role. So is
+    the case: what was said in one is nothing for another.
     """
     key = key.strip()
     if len(key) >= 2 and key[0] == key[-1] == '"':
@@ -162,5 +163,7 @@ def of_request(
     if not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
         raise ConfigError("an Idempotency-Key has 1 to 255 printable ASCII characters", hint="a UUID is a good one")
     asked_as = ",".join(sorted(roles)).encode()
-    digest: Any = hashlib.sha256(b"".join(len(part).to_bytes(8) + part for part in (asked_as, query, body)))
+    # Without a case as before there were any, so that answers which are kept stay good.
+    sent = (asked_as, query, body, *([scope.case.encode()] if scope.case else []))
+    digest: Any = hashlib.sha256(b"".join(len(part).to_bytes(8) + part for part in sent))
     return Asking(scope, f"{method} {path}", key, digest.digest())

@@ -208,6 +208,55 @@ async def test_a_connection_is_used_again_and_nothing_unasked_becomes_an_answer(
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("late", [b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", b""])
+async def test_what_came_unasked_and_was_not_read_yet_is_no_answer(late: bytes) -> None:
+    """A second answer, or the end of the connection, that this machine has and the event loop has not seen."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(2)
+        writers.append(writer)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nmine")
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    asking = client("ours", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    assert await fetch(asking) == (200, b"mine")
+    # Both at once: asyncio sends what it can as soon as it is told to, so it is here before the next question goes.
+    if late:
+        writers[0].write(late)
+    else:
+        writers[0].transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
+    assert await fetch(asking) == (200, b"mine")
+    assert len(writers) == 2
+    await asking.close()
+    for writer in writers:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+    server.close()
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_was_given_back_is_nobodys_way_to_the_next_one() -> None:
+    """Closed twice, or read after it was closed: whoever has the connection now is not disturbed, and not read."""
+    server = Scripted([ANSWERS[0]], [ANSWERS[0].replace(b"hello", b"yours")], close=False)
+    async with server.running() as origin:
+        asking = client("ours", origin)
+        first = await asking.ask("GET", "/", {}, None)
+        assert await first.readany() == b"hello"
+        first.close()
+        second = await asking.ask("GET", "/", {}, None)
+        first.close()
+        with pytest.raises(BrokenError, match="closed"):
+            await first.readany()
+        assert await second.readany() == b"yours"
+        second.close()
+        assert server.connections == 1
+        await asking.close()
+
+
+@pytest.mark.anyio
 async def test_a_connection_that_the_server_gave_up_is_not_used() -> None:
     """`Connection: close`, HTTP/1.0 and an end of the connection in between: the next request opens another."""
     for answer in (

@@ -51,10 +51,11 @@ class Served:
         return f"Answer {self.asked}."
 
     async def ask(
-        self, text: str = "hi", *, key: str = "k-1", who: str = "eva", path: str = "", **fields: Any
+        self, text: str = "hi", *, key: str = "k-1", who: str = "eva", path: str = "", case: str = "", **fields: Any
     ) -> httpx2.Response:
         body = {"model": "m", "messages": [{"role": "user", "content": text}], **fields}
         headers = {"authorization": f"Bearer {self.tokens[who]}", "Idempotency-Key": key}
+        headers |= {"X-Aibox-Case": case} if case else {}
         return await self.http.post(path or "/v1/chat/completions", json=body, headers=headers)
 
 
@@ -105,6 +106,15 @@ async def test_a_role_is_part_of_who_asks(served: Served) -> None:
     assert (await served.ask("one")).status_code == 200
     other = await served.ask("one", who="eva herself")
     assert (other.status_code, other.json()["error"]["code"]) == (422, "config.key_reused")
+
+
+async def test_a_case_is_part_of_what_is_asked(served: Served) -> None:
+    """What was answered in one case of a user's is no answer in another one of theirs, and none without a case."""
+    assert (await served.ask("one", case="17/2026")).status_code == 200
+    assert (await served.ask("one", case="17/2026")).headers["idempotency-replayed"] == "true"
+    for case in ("18/2026", ""):
+        other = await served.ask("one", case=case)
+        assert (other.status_code, other.json()["error"]["code"]) == (422, "config.key_reused")
 
 
 async def test_no_answer_with_a_key_in_it_is_kept(served: Served) -> None:
