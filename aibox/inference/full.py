@@ -38,6 +38,7 @@ class Session:
 
         self._origin = origin
         self._proxy = transport.proxy
+        self._silence_s = silence_s
         self.loop = asyncio.get_running_loop()
         tls = transport.tls() if origin.startswith("https:") else True
         resolver: Any = _Resolver(resolve)
@@ -56,7 +57,8 @@ class Session:
             return Response(
                 await self._session.request(
                     method, self._origin + target, data=body, headers=more, allow_redirects=False, proxy=self._proxy
-                )
+                ),
+                silence_s=self._silence_s,
             )
 
     async def close(self) -> None:
@@ -70,15 +72,18 @@ class Session:
 class Response:
     """As `plain.Response`."""
 
-    def __init__(self, response: ClientResponse) -> None:
+    def __init__(self, response: ClientResponse, *, silence_s: float) -> None:
         self._response = response
+        self._silence_s = silence_s
         self.status = response.status
         self.reason = response.reason or ""
         self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
 
     async def readany(self) -> bytes:
+        # aiohttp closes the connection over a chunk that is none, and tells nobody who waits (3.14).
         with _translated():
-            return await self._response.content.readany()
+            async with asyncio.timeout(self._silence_s):
+                return await self._response.content.readany()
 
     def close(self) -> None:
         if self._response.content.at_eof():

@@ -91,9 +91,9 @@ async def fetch(asking: Pool | Session, body: bytes = b"{}") -> Outcome:
     return response.status, b"".join(parts)
 
 
-async def outcome(kind: str, parts: Sequence[bytes]) -> Outcome:
+async def outcome(kind: str, parts: Sequence[bytes], *, silence_s: float = 20.0) -> Outcome:
     async with Scripted(parts).running() as origin:
-        asking = client(kind, origin)
+        asking = client(kind, origin, silence_s=silence_s)
         try:
             return await fetch(asking)
         finally:
@@ -160,7 +160,7 @@ def test_where_both_take_a_damaged_answer_they_take_the_same(
     parts = cut(answer, cuts)
 
     async def both() -> tuple[Outcome, Outcome]:
-        return await outcome("ours", parts), await outcome("aiohttp", parts)
+        return await outcome("ours", parts), await outcome("aiohttp", parts, silence_s=1.0)
 
     ours, theirs = asyncio.run(both())
     assert ours is None or theirs is None or ours == theirs, answer
@@ -329,6 +329,19 @@ async def test_silence_ends_and_time_to_read_does_not() -> None:
         with pytest.raises(TimeoutError):
             await response.readany()
         response.close()
+        await asking.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["ours", "aiohttp"])
+@pytest.mark.parametrize("close", [True, False])
+async def test_a_chunk_that_is_none_ends_the_answer(kind: str, close: bool) -> None:
+    """In a later piece than the first chunk, with the server gone or waiting: an error, and nobody waits for ever."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    server = Scripted([head, b"5\r\nhello\r\n", b"zz\r\n"], close=close)
+    async with server.running() as origin:
+        asking = client(kind, origin, silence_s=0.5)
+        assert await asyncio.wait_for(fetch(asking), 30) is None
         await asking.close()
 
 
