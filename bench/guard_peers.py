@@ -32,7 +32,11 @@ def ask(name: str, texts: Sequence[str]) -> Answers:
     if not PYTHON.exists():
         raise RuntimeError("not installed: make bench-guard-peers")
     command = [str(PYTHON), "-I", __file__, name]
-    done = subprocess.run(command, input=json.dumps(texts).encode(), capture_output=True, timeout=WAIT_S, check=False)
+    given = json.dumps(texts).encode()
+    try:
+        done = subprocess.run(command, input=given, capture_output=True, timeout=WAIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"took longer than {WAIT_S} s") from None
     if done.returncode:
         raise RuntimeError((done.stderr.decode(errors="replace").strip().splitlines() or ["no answer"])[-1])
     return Answers(**json.loads(done.stdout))
