@@ -103,9 +103,10 @@ class Outbox:
     async def settle(
         self, tenant: str, delivery: Delivery, *, status: Status, answered: str, wait_s: float = 0.0
     ) -> None:
-        """What became of an attempt, and when the next one is due."""
+        """What became of an attempt, and when the next one is due. What is over stays: a lease may have run out."""
         where = (status, answered[:200], _now_us() + round(wait_s * 1e6), tenant, delivery.endpoint, delivery.id)
-        sql = "UPDATE webhooks SET status=?, answered=?, due_us=? WHERE tenant=? AND endpoint=? AND id=?"
+        sql = "UPDATE webhooks SET status=?, answered=?, due_us=? WHERE tenant=? AND endpoint=? AND id=? "
+        sql += "AND status='waiting'"
 
         def work(db: Rows) -> None:
             db.execute(sql, where)

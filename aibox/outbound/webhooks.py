@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from aibox.agents.http import Http, Passing, whole
 from aibox.agents.store import Store
 from aibox.audit.chain import AuditChain
-from aibox.errors import ConfigError, EgressError, PolicyError, UpstreamError
+from aibox.errors import ConfigError, EgressError, LimitError, PolicyError, UpstreamError
 from aibox.outbound import signature
 from aibox.outbound.events import Event, event_of
 from aibox.outbound.outbox import Delivery, Outbox, Status
@@ -33,6 +33,8 @@ POLL_S = 1.0
 DELAYS_S = (5.0, 30.0, 120.0, 600.0, 3600.0, 3 * 3600.0, 6 * 3600.0, 12 * 3600.0, 24 * 3600.0)
 """Between attempts; each is lengthened by up to a fifth, so that not all come at once."""
 TIMEOUT_S = 15.0
+WHOLE_S = 45.0
+"""What an attempt may take in all, below the time for which it is ours (`outbox.LEASE_S`): `TIMEOUT_S` is a silence."""
 AT_ONCE = 8
 STRIDE = 10_000
 """So many entries of no interest may be read again after a crash."""
@@ -166,18 +168,25 @@ class Webhooks:
         allowed: list[int] = []
         headers = signature.headers(endpoint.keys, id=delivery.id, timestamp=int(time.time()), body=delivery.body)
         passing = self._passing(tenant, delivery, allowed)
-        scope, outcome = Scope(tenant=tenant, user=SYSTEM), "failed"
+        scope, outcome, size = Scope(tenant=tenant, user=SYSTEM), "failed", 64 << 10
         try:
-            async with endpoint.http.request(
-                "POST",
-                endpoint.settings.url,
-                passing=passing,
-                headers=headers,
-                form=(delivery.body, "application/json"),
-            ) as answer:
-                size = len(await whole(answer, max_kib=64))
+            async with (
+                asyncio.timeout(WHOLE_S),
+                endpoint.http.request(
+                    "POST",
+                    endpoint.settings.url,
+                    passing=passing,
+                    headers=headers,
+                    form=(delivery.body, "application/json"),
+                ) as answer,
+            ):
+                # The status says whether it was taken; of a long page beside it no more is read.
+                with contextlib.suppress(LimitError):
+                    size = len(await whole(answer, max_kib=64))
                 status, after = int(answer.status_code), str(answer.headers.get("retry-after", ""))
             outcome = f"answered {status}"
+        except TimeoutError:
+            raise UpstreamError(f"{endpoint.host} took longer than {WHOLE_S:g} s", retryable=True) from None
         finally:
             if allowed:
                 detail = {"allowed": allowed[0], "outcome": outcome, "bytes": 0 if outcome == "failed" else size}

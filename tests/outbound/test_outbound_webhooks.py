@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -197,6 +198,59 @@ async def test_it_is_given_up_after_the_last_attempt_or_when_it_is_not_wanted(
         await until(lambda: b.webhooks.counts["given_up"] == 2)  # type: ignore[union-attr]
         assert len(receiver.got) == 11
         assert [one.status for one in await b.webhooks.outbox.list("acme")] == ["given_up"] * 2
+
+
+async def test_a_taken_event_is_not_sent_again_for_the_length_of_the_answer(tmp_path: Path, receiver: Receiver) -> None:
+    """The status is the answer (Standard Webhooks): a page of any length beside it is not read to its end."""
+    receiver.answers = lambda _: Answer(200, body=b"x" * (1 << 20))
+    async with box(tmp_path, receiver) as b:
+        assert b.webhooks is not None
+        await b.audit.append("turn.sealed", scope=WHO, detail={"outcome": "blocked", "label": "internal"})
+        await until(lambda: b.webhooks.counts.total())  # type: ignore[union-attr]
+        assert (b.webhooks.counts["delivered"], b.webhooks.counts["failed"]) == (1, 0)
+    assert len(receiver.got) == 1
+
+
+async def test_a_receiver_that_drips_ends_within_the_lease(
+    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer a byte at a time is given up as a whole: nobody else has taken the event meanwhile, or waits for it."""
+    assert webhooks_module.TIMEOUT_S < webhooks_module.WHOLE_S < outbox_module.LEASE_S
+    monkeypatch.setattr(webhooks_module, "WHOLE_S", 0.3)
+    monkeypatch.setattr(webhooks_module, "DELAYS_S", (60.0,) * 9)
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            writer.write(b"HTTP/1.1 200 OK\r\nX: ")
+            while True:
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        writer.close()
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with box(tmp_path, receiver, url=url) as b:
+        assert b.webhooks is not None
+        await b.audit.append("turn.sealed", scope=WHO, detail={"outcome": "blocked", "label": "internal"})
+        await until(lambda: b.webhooks.counts["failed"])  # type: ignore[union-attr]
+        (waits,) = await b.webhooks.outbox.list("acme")
+        assert "took longer" in waits.answered
+    server.close()
+
+
+async def test_a_late_failure_does_not_send_again_what_another_has_delivered(tmp_path: Path) -> None:
+    """Whose lease was over when their attempt failed does not undo what became of it at the next one."""
+    store = SqliteStore(tmp_path / "state.db")
+    outbox = Outbox(lambda: store)
+    await outbox.begin("acme", 0)
+    await outbox.take("acme", {"ops": [Event("msg_1", "egress.denied", b"{}", 1, 0)]}, upto=1)
+    (late,) = await outbox.due("acme", limit=9)
+    await outbox.settle("acme", late, status="delivered", answered="answered 200")
+    await outbox.settle("acme", late, status="waiting", answered="took too long")
+    (kept,) = await outbox.list("acme")
+    assert (kept.status, kept.answered) == ("delivered", "answered 200")
+    await store.close()
 
 
 @pytest.mark.parametrize("policy", ["version = 1", OPEN + 'tenants = ["rival"]'])
