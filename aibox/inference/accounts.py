@@ -219,7 +219,8 @@ class Accounts:
     async def _write(self) -> None:
         added, self._unwritten = self._unwritten, {}
         by_model, self._by_model = self._by_model, {}
-        exchange = partial(self._here.exchange, added, by_model, self._periods(), frozenset(self._seen))
+        periods = self._periods()
+        exchange = partial(self._here.exchange, added, by_model, periods, frozenset(self._seen))
         try:
             rows = await asyncio.to_thread(exchange)
         except BaseException:
@@ -230,9 +231,14 @@ class Accounts:
             raise
         if self._ledger is None:
             return  # the sums are here alone
-        self._sums = rows
+        known, self._sums = self._sums, rows
         for key, sums in self._unwritten.items():
             _add(self._sums, key, sums)
+        # Of two who write at once the one who read first may be the last to hand on: sums only grow.
+        for key, (a, b, c, d) in known.items():
+            if key[2] in periods:
+                e, f, g, h = self._sums.get(key, (0, 0, 0, 0))
+                self._sums[key] = max(a, e), max(b, f), max(c, g), max(d, h)
         self._read_at = time.monotonic()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -232,3 +234,28 @@ def test_a_price_is_for_a_million_tokens() -> None:
     info = ModelInfo(id="m", backend="b", price=Price(1, 1))
     assert info.price is not None
     assert ChatRequest({}).model == ""
+
+
+async def test_what_two_write_at_once_is_not_forgotten(
+    tmp_path: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has read the sums first and hands them on last does not take away what was spent in between."""
+    accounts = Accounts(tmp_path / "accounts.db")
+    ledger = accounts._ledger
+    assert ledger is not None
+    exchange, order = ledger.exchange, itertools.count()
+
+    def slow(*asked: Any) -> Any:
+        first, rows = next(order) == 0, exchange(*asked)
+        time.sleep(0.2 if first else 0)
+        return rows
+
+    await accounts.admit(scope, Budgets(user=Budget(tokens_per_day=100)))
+    monkeypatch.setattr(ledger, "exchange", slow)
+    looking = asyncio.create_task(accounts.spent(scope.tenant))
+    await asyncio.sleep(0.05)
+    accounts.settle(spent(scope, 100))
+    await asyncio.gather(looking, accounts.spent(scope.tenant))
+    with pytest.raises(LimitError):
+        await accounts.admit(scope, Budgets(user=Budget(tokens_per_day=100)))
+    await accounts.close()
