@@ -60,7 +60,8 @@ async def left(session: Session, figures: Sequence[bytes]) -> list[Found]:
         try:
             data = await session.read(entry.path, limit_mib=MAX_MIB)
         except AIBoxError as error:
-            found.append(Found(entry.path, entry.size, None, error.message))
+            # Its message names the path, which nothing has checked yet.
+            found.append(Found(entry.path, entry.size, None, f"it could not be read ({error.code})"))
         else:
             found.append(Found(entry.path, len(data), data))
     return found

@@ -175,6 +175,23 @@ async def test_text_is_checked_as_an_answer_is(scope: Scope, sandbox: aibox.Sand
     assert [one.data is None for one in reply.artifacts] == [False, True, False]
 
 
+async def test_why_a_file_stayed_inside_says_no_name_that_a_check_took_out(
+    scope: Scope, sandbox: aibox.Sandbox
+) -> None:
+    """A file whose name cannot be said, and so not be read, has a secret in it: neither person nor model is told."""
+    code = f"open(b'\\xff {KEY}.txt', 'w').write('x')"
+    model = ScriptedBackend(call("python", {"code": code}), "Done.")
+    guardrail = aibox.Guardrail(Policy.profile("balanced"))
+    (made,) = (
+        await aibox.Agent("x", router=model, sandbox=sandbox, guardrail=guardrail).run("Go.", scope=scope)
+    ).artifacts
+    assert (made.name, made.data) == ("file.txt", None)
+    assert made.withheld
+    told = [message for message in model.requests[1].messages if message["role"] == "tool"]
+    assert made.withheld in str(told)
+    assert KEY not in str(made) + str(told)
+
+
 async def test_what_checks_do_not_read_is_unchecked(scope: Scope, sandbox: aibox.Sandbox) -> None:
     """Too long a text and bytes that are none are no way round the checks: the policy decides on them as on images."""
     code = "open('long.txt', 'w').write('x' * 300_000); open('nul.txt', 'wb').write(b'text' + bytes(1))"
