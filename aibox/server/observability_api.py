@@ -1,6 +1,7 @@
 """`/v1/admin/observability`: what was used by whom, and what became of traces and webhooks. It shows names and numbers.
 
-A tenant's administrator and auditor see their own tenant, a platform's administrator any, and the process's traces.
+A tenant's administrator sees their own tenant, a platform's administrator any, and the process's traces. An auditor,
+who reads evidence and nothing else, sees none of it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,11 @@ from aibox.box import Box
 from aibox.errors import ConfigError
 from aibox.outbound.outbox import Outbox
 from aibox.server.admin_api import tenant_of
-from aibox.server.principal import Principal, Role
+from aibox.server.principal import Principal
 from aibox.server.route import ADMINISTERS, OPERATES, route
 from aibox.server.shapes import observability as shapes
 from aibox.server.shapes.admin import Share, TenantQuery
 from aibox.server.tenant_api import spent
-
-WATCHES = (*ADMINISTERS, Role.AUDITOR)
 
 
 class ObservabilityAPI:
@@ -29,7 +28,7 @@ class ObservabilityAPI:
         self._box = box
         self._outbox = Outbox(lambda: box.state.store)
 
-    @route("GET", "/v1/admin/observability", roles=WATCHES)
+    @route("GET", "/v1/admin/observability", roles=ADMINISTERS)
     async def state(self, who: Principal, query: TenantQuery) -> shapes.Observed:
         """How a tenant is watched, and for the operator what became of the traces."""
         tenant, traces, webhooks = tenant_of(who, query), self._box.traces, self._box.webhooks
@@ -52,7 +51,7 @@ class ObservabilityAPI:
             traces=shown,
         )
 
-    @route("GET", "/v1/admin/observability/usage", roles=WATCHES)
+    @route("GET", "/v1/admin/observability/usage", roles=ADMINISTERS)
     async def usage(self, who: Principal, query: shapes.UsageQuery) -> shapes.ShareList:
         """What a tenant's users have used of which models in a day or month, a page at a time."""
         tenant, after = tenant_of(who, query), _read(query.after, (str, str))
@@ -70,7 +69,7 @@ class ObservabilityAPI:
         more = json.dumps([page[-1].user, page[-1].model]) if len(found) > query.limit else None
         return shapes.ShareList(tenant=tenant, period=period, data=page, next=more)
 
-    @route("GET", "/v1/admin/observability/deliveries", roles=WATCHES)
+    @route("GET", "/v1/admin/observability/deliveries", roles=ADMINISTERS)
     async def deliveries(self, who: Principal, query: shapes.DeliveryQuery) -> shapes.DeliveryList:
         """A tenant's webhooks that wait or are over, the newest first, a page at a time; not what they say."""
         tenant, after = tenant_of(who, query), _read(query.after, (int, str, str))

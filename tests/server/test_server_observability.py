@@ -21,7 +21,7 @@ from aibox.types import Scope
 pytestmark = pytest.mark.anyio
 
 BOSS = Person("acme", "boss", ("tenant_admin",))
-AUDITOR = Person("acme", "ann", ("auditor",))
+OTHER_BOSS = Person("acme", "ann", ("tenant_admin",))
 OPERATOR = Person("platform", "root", ("platform_admin",))
 PATH = "/v1/admin/observability"
 
@@ -69,7 +69,7 @@ async def test_usage_comes_by_user_and_model_a_page_at_a_time(w: World) -> None:
         row for n in range(5) for row in ((f'u"{n},[', "b/m", 10 + n), (f'u"{n},[', "b/ä model", 1))
     ]
     for limit in (1, 3, 10):
-        split = await pages(w, AUDITOR, "/usage", limit=limit)
+        split = await pages(w, OTHER_BOSS, "/usage", limit=limit)
         assert flat(split) == whole
         assert all(len(page) == limit for page in split[:-1])
     assert [one["input_tokens"] for one in (await get(w, BOSS, "/usage", by="model"))["data"]] == [60, 5]
@@ -91,7 +91,7 @@ async def test_deliveries_come_newest_first_and_without_their_text(w: World) -> 
     assert "SECRET" not in str(whole)
     for limit in (1, 4, 14):
         assert flat(await pages(w, BOSS, "/deliveries", limit=limit)) == whole
-    (done,) = (await get(w, AUDITOR, "/deliveries", status="delivered"))["data"]
+    (done,) = (await get(w, OTHER_BOSS, "/deliveries", status="delivered"))["data"]
     assert (done["id"], done["attempts"], done["answered"]) == (taken.id, 1, "answered 200")
     assert flat(await pages(w, BOSS, "/deliveries", status="waiting", limit=5)) == [o for o in whole if o != done]
     assert (await get(w, OPERATOR, "/deliveries"))["data"] == []
@@ -106,7 +106,7 @@ async def test_traces_are_the_operators_to_see(w: World) -> None:
     shown = (await get(w, OPERATOR))["traces"]
     assert (shown["host"], shown["waiting"], shown["sent"], shown["dropped"]) == ("127.0.0.1", 0, 7, {"full": 2})
     assert (shown["last_error"], shown["last_error_us"]) == ("the collector answered 500", 5)
-    for who in (BOSS, AUDITOR):
+    for who in (BOSS, OTHER_BOSS):
         assert (await get(w, who))["traces"] is None
     await traces.close()
 
