@@ -227,7 +227,9 @@ async def test_a_receiver_that_drips_ends_within_the_lease(
                 await writer.drain()
                 await asyncio.sleep(0.01)
         writer.close()
+        left.set()
 
+    left = asyncio.Event()
     server = await asyncio.start_server(drip, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
     async with box(tmp_path, receiver, url=url) as b:
@@ -236,7 +238,9 @@ async def test_a_receiver_that_drips_ends_within_the_lease(
         await until(lambda: b.webhooks.counts["failed"])  # type: ignore[union-attr]
         (waits,) = await b.webhooks.outbox.list("acme")
         assert "took longer" in waits.answered
+    await asyncio.wait_for(left.wait(), 30)
     server.close()
+    await server.wait_closed()
 
 
 async def test_a_late_failure_does_not_send_again_what_another_has_delivered(tmp_path: Path) -> None:
