@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from aibox._wal import write_ahead
+from aibox._sqlite import open_private
 from aibox.errors import StoreError
 from aibox.postgres import Postgres, Rows, is_postgres
 
@@ -122,13 +122,7 @@ class FileTables:
 
     def _open(self) -> sqlite3.Connection:
         if self._db is None:
-            if self._path is not None:
-                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                # Made by us and not by SQLite, so that nobody else can read it for a moment.
-                self._path.touch(mode=0o600, exist_ok=True)
-            db = sqlite3.connect(
-                self._path or ":memory:", timeout=_BUSY_S, isolation_level=None, check_same_thread=False
-            )
+            db = open_private(self._path, wait_s=_BUSY_S)
             try:
                 self._prepare(db)
             except BaseException:
@@ -138,7 +132,6 @@ class FileTables:
         return self._db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        write_ahead(db, wait_s=_BUSY_S)
         db.execute("PRAGMA synchronous=FULL")
         # What is deleted is overwritten in the file, and not only gone from the table.
         db.execute("PRAGMA secure_delete=ON")

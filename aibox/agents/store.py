@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from aibox._wal import write_ahead
+from aibox._sqlite import open_private
 from aibox.errors import IntegrityError, StoreError
 from aibox.postgres import Rows
 
@@ -172,14 +172,7 @@ class SqliteStore(Sealing):
         if self._closed:
             raise StoreError("the state of the agents is closed")
         if self._connection is None:
-            if self.path is not None:
-                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                # Made by us and not by SQLite, so that nobody else can read it for a moment.
-                self.path.touch(mode=0o600, exist_ok=True)
-            connection: Any = sqlite3.connect(
-                self.path or ":memory:", isolation_level=None, check_same_thread=False, timeout=_BUSY_S
-            )
-            write_ahead(connection, wait_s=_BUSY_S)
+            connection = open_private(self.path, wait_s=_BUSY_S)
             connection.execute("PRAGMA secure_delete=ON")
             connection.execute("PRAGMA synchronous=NORMAL")
             for name, columns in TABLES.items():

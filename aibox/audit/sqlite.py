@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from aibox._wal import write_ahead
+from aibox._sqlite import write_ahead
 from aibox.audit.record import Row
 from aibox.audit.store import FORMAT, Act, Conflict, LogName, Node, opening
 from aibox.errors import StoreError

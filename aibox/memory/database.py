@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aibox._wal import write_ahead
+from aibox._sqlite import write_ahead
 from aibox.errors import StoreError
 
 _BUSY_TIMEOUT_S = 10.0

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from aibox.chat import Health
-from aibox.errors import AIBoxError, ConfigError, IntegrityError, StoreError
+from aibox.errors import ConfigError, IntegrityError, StoreError
 from aibox.memory.cipher import SubjectKey
 from aibox.memory.document import Document
 from aibox.memory.fusion import PROPOSED, fuse, rarity
@@ -222,13 +222,9 @@ class QdrantDocuments:
                 await client.set_payload(collection(tenant), {"embedder": self._embedder}, points, wait=True)
 
     async def health(self) -> Health:
-        try:
-            async with self._server.asked() as (client, _):
-                named = [c.name for c in (await client.get_collections()).collections]
-        except AIBoxError as error:
-            return Health(ok=False, detail=error.message)
-        tenants = sum(name.startswith("aibox_documents_") for name in named)
-        return Health(ok=True, detail=f"documents of {tenants} tenants")
+        return await self._server.health(
+            lambda name: name.startswith("aibox_documents_"), lambda tenants: f"documents of {tenants} tenants"
+        )
 
     async def close(self) -> None:
         self._keys.clear()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from aibox.chat import Health
 from aibox.errors import AIBoxError, ConfigError, MissingExtraError, StoreError
 
 IN_PROCESS = ":memory:"
@@ -83,6 +84,15 @@ class QdrantServer:
                     hint="export with the former embedder, erase, and import with this one",
                 )
             self._known[name] = dimensions
+
+    async def health(self, ours: Callable[[str], bool], say: Callable[[int], str]) -> Health:
+        """Whether it answers; what to `say` of the number of collections that are `ours`. Never raises AIBoxError."""
+        try:
+            async with self.asked() as (client, _):
+                named = [c.name for c in (await client.get_collections()).collections]
+        except AIBoxError as error:
+            return Health(ok=False, detail=error.message)
+        return Health(ok=True, detail=say(sum(map(ours, named))))
 
     def unmade(self, name: str) -> None:
         """A collection that was deleted."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from aibox.chat import Health
-from aibox.errors import AIBoxError, ConfigError, StoreError
+from aibox.errors import ConfigError, StoreError
 from aibox.memory.cipher import SubjectKey
 from aibox.memory.qdrant_keys import QdrantKeys, any_of, collection, equal, is_collection, is_uuid, of_user
 from aibox.memory.qdrant_server import QdrantServer
@@ -181,13 +181,9 @@ class QdrantStore:
                 await client.set_payload(collection(scope.tenant), about, [r.id for r in mine], wait=True)
 
     async def health(self) -> Health:
-        try:
-            async with self._server.asked() as (client, _):
-                named = [c.name for c in (await client.get_collections()).collections]
-        except AIBoxError as error:
-            return Health(ok=False, detail=error.message)
-        tenants = sum(is_collection(name) for name in named)
-        return Health(ok=True, detail=f"Qdrant at {self._server.where}, {tenants} tenants")
+        return await self._server.health(
+            is_collection, lambda tenants: f"Qdrant at {self._server.where}, {tenants} tenants"
+        )
 
     async def close(self) -> None:
         self._keys.clear()
