@@ -234,7 +234,8 @@ class Receipt:
 
 
 def _read_entry(value: Any) -> ReceiptEntry:
-    if not isinstance(value, dict) or set(value) != ENTRY_FIELDS:
+    # A proof of another type than a list may be as empty as one.
+    if not isinstance(value, dict) or set(value) != ENTRY_FIELDS or not isinstance(value["proof"], list):
         raise ValueError("an entry has the wrong fields")
     try:
         proof = tuple(read_base64(item) for item in value["proof"])

@@ -148,6 +148,16 @@ def test_what_is_no_receipt_is_unreadable_to_both(data: bytes, tmp_path: Path) -
     assert both(data, tmp_path) == 2
 
 
+@pytest.mark.parametrize("proof", [{}, "", None, 0])
+def test_a_proof_that_is_no_list_is_unreadable_to_both(
+    made: tuple[Path, dict[str, Any], list[str]], tmp_path: Path, proof: Any
+) -> None:
+    """Also one that is as empty as the list which the only entry of a log has."""
+    value = copy.deepcopy(made[1])
+    value["entries"][0]["proof"] = proof
+    assert both(value, tmp_path) == 2
+
+
 def test_the_file_runs_alone(made: tuple[Path, dict[str, Any], list[str]], tmp_path: Path) -> None:
     """Isolated from the environment, from another folder, with aibox out of reach; the exit codes are as documented."""
     folder, value, _ = made
