@@ -177,14 +177,19 @@ def _translated(sql: str) -> bytes:
     return _NAME.sub(r"%(\1)s", sql.replace("%", "%%").replace("?", "%s")).encode()
 
 
-def check(db: Connection[Any], place: str) -> None:
-    """Raises ConfigError for a schema of another version, and for a role that row-level security would not hold."""
-    psycopg = driver()
+def version(db: Connection[Any]) -> str | None:
+    """Of the schema; None where there is none, or none that this role may see."""
+    errors = driver().errors
     try:
         row = db.execute(f"SELECT version_num FROM {VERSIONS}".encode()).fetchone()  # noqa: S608 - a constant
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.InsufficientPrivilege):
-        row = None
-    found = row[0] if row else None
+    except (errors.UndefinedTable, errors.InvalidSchemaName, errors.InsufficientPrivilege):
+        return None
+    return row[0] if row else None
+
+
+def check(db: Connection[Any], place: str) -> None:
+    """Raises ConfigError for a schema of another version, and for a role that row-level security would not hold."""
+    found = version(db)
     if found != REVISION:
         raise ConfigError(_unfit(found, place), hint=_MEND[found is None or found < REVISION])
     free = db.execute("SELECT rolname, rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user").fetchone()

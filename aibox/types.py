@@ -223,6 +223,10 @@ class Verdict:
         """One short sentence a finding; never the text itself."""
         return tuple(dict.fromkeys(f.reason or f"{f.check}: {f.rule}" for f in self.findings))
 
+    def why(self) -> str:
+        """The reasons of a refusal as one text, which is never empty."""
+        return "; ".join(self.reasons()) or "a safety check refused it"
+
 
 class Entry(msgspec.Struct, frozen=True):
     """One durable line of evidence: `seq` counts from 0 in the tenant's log, `leaf` is its RFC 6962 leaf hash."""

@@ -17,7 +17,6 @@ from aibox.agents.evidence import digest
 from aibox.agents.turn_state import TurnState
 from aibox.errors import AIBoxError, IntegrityError
 from aibox.sandbox.session import Session
-from aibox.types import Verdict
 
 MAX_MIB = 4
 """Of one artifact; a larger one is named and stays in the sandbox."""
@@ -96,7 +95,7 @@ async def _made(one: Found, *, tool: str, call_id: str, turn: TurnState) -> Arti
         verdict = await turn.check(text, where="output")
         checked = True
         if verdict.blocked:
-            refused = _why(verdict)
+            refused = verdict.why()
         else:
             # As an answer is: what was taken out is out, and who asked gets their own values back.
             shown = await turn.guardrail.restore(verdict.text, scope=turn.scope)
@@ -150,10 +149,6 @@ async def _named(path: str, *, turn: TurnState) -> str:
         return name
     verdict = await turn.check(name, where="output")
     return plain if verdict.blocked or verdict.text != name else name
-
-
-def _why(verdict: Verdict) -> str:
-    return "; ".join(verdict.reasons()) or "a safety check refused it"
 
 
 def _text(data: bytes) -> str | None:

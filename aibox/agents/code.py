@@ -54,8 +54,7 @@ class _CodeTool:
             done = await self._do(session, *words)
             if isinstance(done, str):
                 return done
-            handed = await hand_out(session, done.figures, tool=self.name, call_id=call_id, turn=turn)
-        return "\n".join(filter(None, (describe(done), handed)))
+            return await handed(session, done, tool=self.name, call_id=call_id, turn=turn)
 
     def _words(self, arguments: Mapping[str, Any]) -> list[str] | None:
         words = [arguments.get(name) for name in self.properties]
@@ -141,6 +140,12 @@ class WriteFileTool(_CodeTool):
 def code_tools(sandbox: Sandbox) -> tuple[PythonTool | BashTool | ReadFileTool | WriteFileTool, ...]:
     """All four. A policy's `tools` says which an agent may use, and which only after a person's approval."""
     return PythonTool(sandbox), BashTool(sandbox), ReadFileTool(sandbox), WriteFileTool(sandbox)
+
+
+async def handed(session: Session, done: Result, *, tool: str, call_id: str, turn: TurnState) -> str:
+    """A run in words for the model, and what of its files and figures the person got."""
+    given = await hand_out(session, done.figures, tool=tool, call_id=call_id, turn=turn)
+    return "\n".join(filter(None, (describe(done), given)))
 
 
 def describe(result: Result) -> str:

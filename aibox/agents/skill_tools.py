@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from aibox.agents.artifacts import hand_out
-from aibox.agents.code import describe
+from aibox.agents.code import handed
 from aibox.agents.dispatch import Refused, validated
 from aibox.agents.events import SkillActivated
 from aibox.agents.skills import Skill, narrowing
@@ -131,8 +130,7 @@ class RunSkillScript(SkillTool):
                 await session.write(f"{skill.name}/{name}", skill.read(name))
             words = " ".join(_quoted(word) for word in [path, *given])
             done = await session.bash(f"cd {_quoted(skill.name)} && exec {interpreter} {words}")
-            handed = await hand_out(session, done.figures, tool=self.name, call_id=call_id, turn=turn)
-        return "\n".join(filter(None, (describe(done), handed)))
+            return await handed(session, done, tool=self.name, call_id=call_id, turn=turn)
 
 
 def _quoted(word: str) -> str:

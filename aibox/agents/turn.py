@@ -166,7 +166,7 @@ class Turn:
             text = text or (f"Stopped before an answer: {stopped}." if stopped else text)
         except Blocked:
             blocked = True
-            output = text = f"{WITHHELD}: {'; '.join(self.verdicts[-1].reasons()) or 'a safety check refused it'}."
+            output = text = f"{WITHHELD}: {self.verdicts[-1].why()}."
         except Paused:
             return await self._paused()
         outcome = "blocked" if blocked else "stopped" if stopped else "answered"

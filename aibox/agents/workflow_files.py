@@ -85,8 +85,7 @@ async def _look(path: str, data: bytes, *, turn: TurnState) -> None:
         return
     verdict = await turn.check(text, where="tool_arguments")
     if verdict.blocked or verdict.text != text:
-        reasons = "; ".join(verdict.reasons()) or "a safety check refused it"
-        raise Refused(f"{path[:200]} may not leave as it is: {reasons}.", "blocked")
+        raise Refused(f"{path[:200]} may not leave as it is: {verdict.why()}.", "blocked")
 
 
 def asked_for(arguments: Mapping[str, Any], *, app: str, known: Mapping[str, str]) -> dict[str, str]:

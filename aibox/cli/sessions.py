@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -26,7 +26,6 @@ from aibox.cli.options import ConfigOption
 from aibox.errors import AccessError, ConfigError
 from aibox.types import LOCAL_TENANT, Scope
 
-T = TypeVar("T")
 app = typer.Typer(no_args_is_help=True, help="Conversations that are kept: list, show, title, export, delete.")
 TenantOption = Annotated[str, typer.Option("--tenant", help="Whose; the laptop's own by default.")]
 UserOption = Annotated[str, typer.Option("--user", help="Which user of the tenant.")]

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-import aibox.box
 from aibox.agents.shelf import Shelf
 from aibox.agents.skills import Skill, examine, load
-from aibox.cli import interrupt
+from aibox.box import Box
+from aibox.cli.opened import in_box
 from aibox.cli.options import ConfigOption
 from aibox.errors import ConfigError
 from aibox.settings import Settings
@@ -93,15 +93,14 @@ def install(
     """Validate a skill, copy it to the data folder and pin its digest. The act is on record."""
     scope = _scope(tenant)
 
-    async def main() -> Skill:
-        async with aibox.box.open(settings=Settings.load(config=config, env=os.environ)) as box:
-            checked = load(folder)
-            # An administrator's act is durable before it happens.
-            detail = {"skill": checked.name, "digest": checked.digest, "replaced": replace}
-            await box.audit.append("skill.installed", scope=scope, detail=detail)
-            return box.skills.install(folder, scope=scope, replace=replace)
+    async def main(box: Box) -> Skill:
+        checked = load(folder)
+        # An administrator's act is durable before it happens.
+        detail = {"skill": checked.name, "digest": checked.digest, "replaced": replace}
+        await box.audit.append("skill.installed", scope=scope, detail=detail)
+        return box.skills.install(folder, scope=scope, replace=replace)
 
-    skill = interrupt.run(main())
+    skill = in_box(main, config=config)
     Console(highlight=False).print(f"installed {escape(skill.name)} for {tenant}  {skill.digest}", soft_wrap=True)
 
 

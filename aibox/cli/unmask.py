@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from aibox.box import open as open_box
-from aibox.cli import interrupt
-from aibox.cli.options import ConfigOption, load_settings
+from aibox.box import Box
+from aibox.cli.opened import in_box
+from aibox.cli.options import ConfigOption
 from aibox.types import Scope
 
 
@@ -21,12 +21,10 @@ def unmask(
     config: ConfigOption = None,
 ) -> None:
     """Say what pseudonyms stand for. The entry is durable before anything is shown; 2 where the policy says no."""
-    settings, _ = load_settings(config=config)
     scope = Scope(tenant=tenant, user=by)
 
-    async def main() -> str:
-        async with open_box(settings=settings) as box:
-            written = sys.stdin.read() if text == "-" else text
-            return await box.guardrail.unmask(written, scope=scope, reason=reason, audit=box.audit)
+    async def main(box: Box) -> str:
+        written = sys.stdin.read() if text == "-" else text
+        return await box.guardrail.unmask(written, scope=scope, reason=reason, audit=box.audit)
 
-    print(interrupt.run(main()))
+    print(in_box(main, config=config))

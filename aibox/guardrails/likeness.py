@@ -19,17 +19,19 @@ def sentences(text: str) -> list[tuple[int, int]]:
     return [(start, end) for start, end in segments(text) if any(map(str.isalpha, text[start:end]))]
 
 
-async def likeness(embedder: Embedder, texts: Sequence[str], examples: Sequence[str]) -> list[float]:
-    """Of each text, how near it comes to the nearest example: from 0, nothing to do with it, to 1.
+async def likeness(embedder: Embedder, texts: Sequence[str], lists: Sequence[Sequence[str]]) -> list[list[float]]:
+    """For each list of examples, how near each text comes to the nearest of them: from 0, nothing to do with it, to 1.
 
     0 is a cosine of the embedder's `floor` (0 where it says none), 1 half-way between that and equal. Both are embedded
-    as queries, which an embedder may remember. Raises what the embedder raises.
+    as queries, which an embedder may remember, and each text once, whatever the number of lists. Raises what the
+    embedder raises.
     """
     floor = float(getattr(embedder, "floor", 0.0))
-    known = await embedder.embed(examples, kind="query")
-    near: list[float] = []
+    known = [await embedder.embed(examples, kind="query") for examples in lists]
+    near: list[list[float]] = [[] for _ in known]
     for at in range(0, len(texts), BATCH):
         for vector in await embedder.embed(texts[at : at + BATCH], kind="query"):
-            cosine = max(sum(a * b for a, b in zip(vector, example, strict=True)) for example in known)
-            near.append(round(min(1.0, max(0.0, 2 * (cosine - floor) / (1 - floor))), 4))
+            for scores, examples in zip(near, known, strict=True):
+                cosine = max(sum(a * b for a, b in zip(vector, example, strict=True)) for example in examples)
+                scores.append(round(min(1.0, max(0.0, 2 * (cosine - floor) / (1 - floor))), 4))
     return near

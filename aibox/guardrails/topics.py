@@ -92,22 +92,22 @@ class Topics:
     async def _meant(self, text: str) -> list[Finding]:
         """Sentences that read like examples of a banned topic."""
         spans = sentences(text) if self._like else []
-        found: list[Finding] = []
-        for name, examples in self._like.items() if spans else ():
-            near = await likeness(self._by, [text[start:end] for start, end in spans], examples)
-            found += (
-                Finding("topics", name, span, score, f"reads like {name}")
-                for span, score in zip(spans, near, strict=True)
-                if score >= FLOOR
-            )
-        return found
+        if not spans:
+            return []
+        near = await likeness(self._by, [text[start:end] for start, end in spans], [*self._like.values()])
+        return [
+            Finding("topics", name, span, score, f"reads like {name}")
+            for name, scores in zip(self._like, near, strict=True)
+            for span, score in zip(spans, scores, strict=True)
+            if score >= FLOOR
+        ]
 
     async def _near(self, text: str, fences: list[list[str]]) -> bool:
         """Whether some sentence is like an example of each list."""
         if not all(fences):
             return False
         said = [text[start:end] for start, end in sentences(text)]
-        return all([max(await likeness(self._by, said, like), default=0.0) >= NEAR for like in fences])
+        return all(max(scores, default=0.0) >= NEAR for scores in await likeness(self._by, said, fences))
 
     @property
     def _by(self) -> Embedder:

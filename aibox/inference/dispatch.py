@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, TypeVar
 
 from aibox.chat import ChatRequest, Chunk, Completion
@@ -64,8 +64,6 @@ class Dispatch:
         async def attempt(target: Target, sent: ChatRequest, emulates: ChatRequest | None) -> Completion:
             return await self._whole(api, target, sent, scope, emulates)
 
-        if deadline_s is None:
-            return await self._somewhere(api, request, attempt, scope=scope, policy=policy, deadline_s=None)
         async with _deadline(deadline_s):
             return await self._somewhere(api, request, attempt, scope=scope, policy=policy, deadline_s=deadline_s)
 
@@ -366,11 +364,12 @@ async def _nothing() -> Batches:
     yield
 
 
+def _deadline(deadline_s: float | None) -> AbstractAsyncContextManager[None]:
+    return nullcontext() if deadline_s is None else _held(deadline_s)
+
+
 @asynccontextmanager
-async def _deadline(deadline_s: float | None) -> AsyncIterator[None]:
-    if deadline_s is None:
-        yield
-        return
+async def _held(deadline_s: float) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(deadline_s):
             yield

@@ -65,14 +65,19 @@ class Ledger:
         tenants: Collection[str],
     ) -> dict[Key, Sums]:
         """Add what is new, and read what everybody has spent in two periods, for these tenants or more of them."""
+        work: dict[str, tuple[list[Key], list[ModelKey]]] = {tenant: ([], []) for tenant in tenants}
+        for key in added:
+            work.setdefault(key[0], ([], []))[0].append(key)
+        for one in by_model:
+            work.setdefault(one[0], ([], []))[1].append(one)
         found: dict[Key, Sums] = {}
         with self._tables.transaction("") as rows:
             # In one order for all who add, so that no two wait for each other.
-            for tenant in sorted({*tenants, *(key[0] for key in added), *(key[0] for key in by_model)}):
+            for tenant, (keys, ones) in sorted(work.items()):
                 self._tables.turn_to(rows, tenant)
-                for key in sorted(key for key in added if key[0] == tenant):
+                for key in sorted(keys):
                     rows.execute(_ADD, (*key, *added[key]))
-                for one in sorted(one for one in by_model if one[0] == tenant):
+                for one in sorted(ones):
                     rows.execute(_ADD_BY_MODEL, (*one, *by_model[one]))
                 asked = "SELECT * FROM spent WHERE tenant = ? AND period IN (?, ?)"
                 for _, user, period, *sums in rows.execute(asked, (tenant, *periods)).fetchall():

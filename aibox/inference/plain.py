@@ -274,7 +274,6 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if not self._asked or self._complete:
             # Nobody has asked: what this would be an answer to is the next request.
-            self._reusable = False
             self._fail(BrokenError("the server sent what nobody asked for"))
             return
         self._heard = self._loop.time()
@@ -283,7 +282,6 @@ class _Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             cause = error.__context__ if isinstance(error.__context__, BrokenError) else None
-            self._reusable = False
             self._fail(cause or BrokenError("the server did not answer in HTTP/1.1"))
             return
         if self._gap > MAX_HEAD_BYTES and not self._complete:

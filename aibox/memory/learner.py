@@ -104,7 +104,7 @@ class Learner:
         if self._guardrail is not None:
             verdict = await self._guardrail.check(text, where="input", scope=scope, label=label)
             if verdict.blocked:
-                return "; ".join(verdict.reasons()) or "a safety check refused it"
+                return verdict.why()
         return ""
 
     async def _may_ask(self) -> bool:

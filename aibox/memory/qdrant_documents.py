@@ -128,14 +128,15 @@ class QdrantDocuments:
                     f"{self._embedder}",
                     hint=f"aibox memory reindex --tenant {tenant} reads them anew; or use the former embedder",
                 )
-            opened = await self._tenant(client, models, tenant)
-            terms = self._termer(tenant, next(iter(opened.values()))).query(text) if opened else {}
+            keys = await self._tenant(client, models, tenant)
+            opened = self._opener(client, models, tenant, keys)
+            terms = self._termer(tenant, next(iter(keys.values()))).query(text) if keys else {}
             visible = [*equal(models, kind="passage"), *any_of(models, "reader", reader.names)]
             rare = await self._rare(client, models, tenant, terms, visible)
             asked = max(PROPOSED, 4 * limit)
             while True:
                 near, words = await self._proposed(client, models, tenant, vector, rare, visible, asked)
-                found = await self._candidates(client, models, {**near, **words}.values(), reader)
+                found = await self._candidates(client, {**near, **words}.values(), reader, opened)
                 if len(found) >= limit or (len(near) < asked and len(words) < asked):
                     break
                 asked *= 4
@@ -168,7 +169,8 @@ class QdrantDocuments:
             if not await client.collection_exists(name):
                 return None
             points = await client.retrieve(name, [point_id(document, int(number))])
-            found = await self._candidates(client, models, points, reader)
+            opened = self._opener(client, models, reader.scope.tenant)
+            found = await self._candidates(client, points, reader, opened)
             return next((candidate.passage for candidate in found.values()), None)
 
     async def remove(self, ids: Sequence[str], *, scope: Scope) -> int:
@@ -279,7 +281,7 @@ class QdrantDocuments:
         return {str(p.id): p for p in near}, {str(p.id): p for p in words if p.score > 0}
 
     async def _candidates(
-        self, client: Any, models: Any, points: Iterable[Any], reader: Reader
+        self, client: Any, points: Iterable[Any], reader: Reader, opened: Opener
     ) -> dict[str, Candidate]:
         """Of the passages those whose document is there and may be seen."""
         tenant = reader.scope.tenant
@@ -287,7 +289,6 @@ class QdrantDocuments:
         ids = {point.payload["document"] for point in listed}
         heads = {str(h.id): h.payload for h in await client.retrieve(collection(tenant), [*ids])} if ids else {}
         shown = {id_: head for id_, head in heads.items() if may_see(head, reader)}
-        opened = self._opener(client, models, tenant)
         about = {id_: await opened(head) for id_, head in shown.items()}
         found = {}
         for point in listed:
@@ -311,10 +312,10 @@ class QdrantDocuments:
                 found[str(point.id)] = Candidate(passage, b"", dict.fromkeys(payload["terms"], 0.0))
         return found
 
-    def _opener(self, client: Any, models: Any, tenant: str) -> Opener:
-        """What points of the tenant say; keys are asked for once a call."""
+    def _opener(self, client: Any, models: Any, tenant: str, shared: Mapping[str, SubjectKey] | None = None) -> Opener:
+        """What points of the tenant say; keys that are not given, such as the `shared` ones, are asked for once."""
         tenant_ = hashed(tenant)
-        known: dict[str, dict[str, SubjectKey]] = {}
+        known = {} if shared is None else {hashed(_TENANT): dict(shared)}
 
         async def opened(payload: Mapping[str, Any]) -> list[Any]:
             whose = payload["user"] if payload["visibility"] == "private" else hashed(_TENANT)

@@ -68,7 +68,7 @@ class QdrantStore:
         scope = Scope(tenant=record.tenant, user=record.user)
         async with self._writing, self._server.asked() as (client, models):
             await self._make(record.tenant)
-            name, key = (await self._keys.of(client, models, hashed(scope.tenant), hashed(scope.user), draw=True))[0]
+            [(name, key), *_] = await self._keys_of(client, models, scope, draw=True)
             if (kept := await self._find(client, models, record.text, record.type, scope)) is not None:
                 met = replace(kept, label=kept.label | record.label, confidence=max(kept.confidence, record.confidence))
                 if met != kept:
@@ -281,8 +281,10 @@ class QdrantStore:
         clear = {field: payload[field] for field in _CLEAR} | {"tenant": scope.tenant, "user": scope.user}
         return unseal(clear, payload["label"], base64.b64decode(payload["sealed"]), key)
 
-    async def _keys_of(self, client: Any, models: Any, scope: Scope) -> list[tuple[str, SubjectKey]]:
-        return await self._keys.of(client, models, hashed(scope.tenant), hashed(scope.user))
+    async def _keys_of(
+        self, client: Any, models: Any, scope: Scope, *, draw: bool = False
+    ) -> list[tuple[str, SubjectKey]]:
+        return await self._keys.of(client, models, hashed(scope.tenant), hashed(scope.user), draw=draw)
 
     async def _make(self, tenant: str) -> None:
         indexed = dict.fromkeys(_INDEXED, "keyword") | {"superseded": "bool"}

@@ -22,10 +22,8 @@ class SealedDatabase(Database):
             raise
         self.epochs = Epochs(self.db)
 
-    @property
-    def shared(self) -> bool:
-        """Whether other machines write here too."""
-        return False
+    shared = False
+    """Whether other machines write here too."""
 
     def position(self, tenant: str) -> tuple[str, int] | None:
         """Epoch and latest change of the tenant; None for one that has no rows."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from aibox.errors import ConfigError, MissingExtraError, StoreError
-from aibox.postgres import VERSIONS, connect, driver, host
+from aibox.postgres import VERSIONS, connect, driver, host, version
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -38,15 +38,11 @@ def downgrade(url: str, *, role: str, revision: str) -> None:
 
 def current(url: str) -> str | None:
     """The version that the database has; None where it has none. Also as the role that writes."""
-    psycopg = driver()
     with connect(url) as db:
         try:
-            row = db.execute(f"SELECT version_num FROM {VERSIONS}".encode()).fetchone()  # noqa: S608 - a constant
-        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.InsufficientPrivilege):
-            return None
-        except psycopg.Error as error:
+            return version(db)
+        except driver().Error as error:
             raise StoreError(f"{host(url)}: {error}") from error
-    return row[0] if row else None
 
 
 def revisions() -> list[tuple[str, str]]:

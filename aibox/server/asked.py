@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import random
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from aibox.errors import AIBoxError
-from aibox.outbound.span import UNTRACED, Place
+from aibox.outbound.span import UNTRACED, Place, new_trace
 from aibox.server.auth import Callers
 from aibox.server.principal import Principal
 
@@ -30,12 +28,6 @@ CASE = b"x-aibox-case"
 OTHER = "other"
 """The route of what has none: a path that somebody made up must not become a name in logs and metrics."""
 _SAFE = re.compile(rb"[A-Za-z0-9_-]{8,64}")
-# An id must be one of a kind, and is no secret: no call into the kernel for each.
-_ids = random.Random(os.urandom(32))  # noqa: S311 - see above
-
-
-def fresh_id() -> str:
-    return f"{_ids.getrandbits(128):032x}"
 
 
 class Asked:
@@ -66,7 +58,7 @@ class Asked:
                 self.traceparent = value
         # Somebody else's id is taken over where it can do no harm in a log, an entry or a header.
         kept = _SAFE.fullmatch(self.given)
-        self.correlation = self.given.decode() if kept else fresh_id()
+        self.correlation = self.given.decode() if kept else new_trace()
         self.headers: list[tuple[bytes, bytes]] = [(CORRELATION, self.correlation.encode())]
         self.principal: Principal | None = None
         self.place: Place | None = None

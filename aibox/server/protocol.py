@@ -12,7 +12,8 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from aibox.errors import AIBoxError, ConfigError, LimitError
-from aibox.server.asked import CORRELATION, fresh_id
+from aibox.outbound.span import new_trace
+from aibox.server.asked import CORRELATION
 from aibox.server.problem import refusal
 from aibox.settings_server import ServerLimits
 
@@ -109,7 +110,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing() or self._ended is not None:
             return
         self._ended = self.loop.time()
-        correlation = fresh_id()
+        correlation = new_trace()
         cycle = self.cycle
         # Where an answer is under way there is no room for another.
         answers = cycle is not None and cycle.response_started and not cycle.response_complete
