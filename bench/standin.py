@@ -40,6 +40,28 @@ MESSAGES = [
     {"role": "system", "content": "You answer questions about countries, in one short sentence. " * 6},
     {"role": "user", "content": "What is the capital of France, and since when has it been? " * 4},
 ]
+LONG = (
+    "We run the heating of some four hundred flats, and every spring the same question comes up at the meeting of "
+    "the owners: should the old boilers be repaired once more, or is it time to replace them with heat pumps? Last "
+    "year the repairs cost more than in the three years before taken together, and in two of the houses the pumps "
+    "of the circuit had to be changed twice. On the other hand the buildings are from the sixties, their walls are "
+    "thin, and nobody has measured how warm the water in the radiators would have to be on a cold day in January. "
+    "One of the owners, who is an engineer, says that it cannot be done below sixty degrees; another has read that "
+    "fifty are enough when the largest radiators in the corner rooms are exchanged. The bank would lend us the "
+    "money at a low rate, but only if an independent report shows that at least a third of the energy is saved.\n\n"
+    "What I should like to have from you is a plan of the next steps that I can put before the meeting. Please "
+    "begin with what has to be measured, in which of the houses, and for how long; a week in winter may not be "
+    "enough when it happens to be a mild one. Then tell me which figures of the present system we need to know "
+    "before anybody can say what a new one would save, and where such figures are usually found: the chimney sweep "
+    "writes some of them down, the supplier of the gas knows others, and a few can only be had by reading the "
+    "meters at the same hour on several days. After that I need a rough order of the costs, without pretending to "
+    "be exact: what the measuring costs, what a report costs, what the exchange of the radiators costs in a flat of "
+    "average size, and which of these can be left for later.\n\n"
+    "Most of the owners are not technical people. They are afraid of noise in the yard, of weeks without hot water, "
+    "and of rents that rise afterwards. A short answer to each of these worries would help me more than a long "
+    "table. Do not use abbreviations that are not explained, and keep the whole plan to a single page."
+)
+"""2 KB of what a user may write, in which no check finds anything."""
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -104,9 +126,10 @@ class Connection:
     """One keep-alive HTTP/1.1 connection that asks the same thing again and again."""
 
     def __init__(
-        self, port: int, *, key: str, model: str, stream: bool, headers: Mapping[str, str] | None = None
+        self, port: int, *, key: str, model: str, stream: bool, headers: Mapping[str, str] | None = None, user: str = ""
     ) -> None:
-        fields = {"model": model, "messages": MESSAGES, "max_tokens": 64, **({"stream": True} if stream else {})}
+        messages = [MESSAGES[0], {"role": "user", "content": user}] if user else MESSAGES
+        fields = {"model": model, "messages": messages, "max_tokens": 64, **({"stream": True} if stream else {})}
         body = json.dumps(fields).encode()
         more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         self._port = port
