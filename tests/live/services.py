@@ -57,18 +57,21 @@ rates_url = "redis://127.0.0.1:{redis}"
 [server.limits]
 grace_s = 2
 
-[[backends]]
-kind = "openai"
-name = "m"
-url = "http://127.0.0.1:{model}/v1"
-models = ["m"]
-external = false
+{backends}
 
 [tenants.few]
 policy = "few.toml"
 
 [tenants.poor]
 policy = "poor.toml"
+"""
+BACKEND = """
+[[backends]]
+kind = "openai"
+name = "m"
+url = "http://127.0.0.1:{model}/v1"
+models = ["m"]
+external = false
 """
 FEW = "[rates.tenant]\nrequests_per_minute = 6\n"
 POOR = "[budgets.tenant]\ntokens_per_day = 20\n"
@@ -189,8 +192,14 @@ class Platform:
 
 
 @contextmanager
-def platform(folder: Path, owner: str, *, policy: str = "") -> Iterator[Platform]:
-    """All of it; `owner` is the URL of a database with its tables. What was started ends with the block."""
+def platform(
+    folder: Path, owner: str, *, policy: str = "", backends: str = BACKEND, desk: str = DESK, workers: int = 1
+) -> Iterator[Platform]:
+    """All of it; `owner` is the URL of a database with its tables. What was started ends with the block.
+
+    `backends` are more tables of the settings, in which `{model}` is the port of the test's own model; `desk` is the
+    module whose `made` makes the agent; `workers` are nginx's processes.
+    """
     database = owner.replace("owner@", "writer@")
     ports = {name: free_port() for name in ("a", "b", "redis", "model", "nginx")}
     processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -206,12 +215,13 @@ def platform(folder: Path, owner: str, *, policy: str = "") -> Iterator[Platform
 
     with ExitStack() as stack:
         stack.callback(_end, processes)
-        (folder / "desk.py").write_text(DESK)
+        (folder / "desk.py").write_text(desk)
         for name in ("a", "b"):
             home = folder / name
             home.mkdir()
             told = {"database": database, "keys": keys, "name": name, "port": ports[name]}
-            text = SETTINGS.format(**told, redis=ports["redis"], model=ports["model"])
+            behind = backends.replace("{model}", str(ports["model"]))
+            text = SETTINGS.format(**told, redis=ports["redis"], backends=behind)
             (home / "aibox.toml").write_text(text)
             (home / "policy.toml").write_text(policy)
             (home / "few.toml").write_text(FEW)
@@ -224,7 +234,7 @@ def platform(folder: Path, owner: str, *, policy: str = "") -> Iterator[Platform
         # The first makes the keys; two at once would agree on them too.
         for name in ("a", "b"):
             start(name)
-        _nginx(folder, ports, processes)
+        _nginx(folder, ports, processes, workers)
         replicas = (f"http://127.0.0.1:{ports['a']}", f"http://127.0.0.1:{ports['b']}")
         made = Platform(
             folder, f"http://127.0.0.1:{ports['nginx']}", replicas, database, keys, paid, model, processes, start
@@ -248,22 +258,23 @@ def until_ready(url: str, log: Callable[[], str] = str) -> None:
         time.sleep(0.1)
 
 
-def _nginx(folder: Path, ports: dict[str, int], processes: dict[str, subprocess.Popen[bytes]]) -> None:
+def _nginx(folder: Path, ports: dict[str, int], processes: dict[str, subprocess.Popen[bytes]], workers: int) -> None:
     """The configuration of `deploy/`, with these addresses, as an ordinary user would run it."""
     text = (ROOT / "deploy" / "nginx.conf").read_text()
     for written, here in (("10.0.0.11:8420", ports["a"]), ("10.0.0.12:8420", ports["b"])):
         assert text.count(written) == 2
         text = text.replace(written, f"127.0.0.1:{here}")
     assert text.count("listen 80;") == 1
-    text = text.replace("listen 80;", f"listen 127.0.0.1:{ports['nginx']};")
+    # With a socket of its own each worker gets its part of the connections.
+    text = text.replace("listen 80;", f"listen 127.0.0.1:{ports['nginx']}{' reuseport' if workers > 1 else ''};")
     place = folder / "nginx"
     place.mkdir()
     temporary = "".join(
         f'{kind}_temp_path "{place}/{kind}";' for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     (place / "nginx.conf").write_text(
-        f'daemon off; pid "{place}/pid"; error_log "{place}/error.log"; worker_processes 1;\n'
-        "events { worker_connections 1024; }\n"
+        f'daemon off; pid "{place}/pid"; error_log "{place}/error.log"; worker_processes {workers};\n'
+        "events { worker_connections 8192; }\n"
         f"http {{ log_format at '$upstream_addr'; access_log \"{place}/at.log\" at; {temporary}\n{text}\n}}\n"
     )
     assert NGINX is not None

@@ -10,15 +10,13 @@ import os
 import random
 import signal
 import subprocess
-import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
 import pytest
 import pytest_socket
+from load import Load, all_there
 from services import NGINX, REDIS, Platform, platform, until_ready
 from waiting import until_listening
 
@@ -30,9 +28,6 @@ pytestmark = [
     pytest.mark.skipif(REDIS is None, reason="no redis-server here: apt-get install redis-server"),
 ]
 SEED = int(os.environ.get("AIBOX_TEST_SEED", "1"))
-CALLERS = 4
-BACK_S = 60.0
-"""How long recovery may take on a busy machine. Nothing is started anew by us but what was killed."""
 
 
 @pytest.fixture(scope="module")
@@ -40,66 +35,6 @@ def both(tmp_path_factory: pytest.TempPathFactory, postgres_copy: Callable[[], s
     pytest_socket.enable_socket()  # for one that is made before a test says that it may
     with platform(tmp_path_factory.mktemp("chaos"), postgres_copy()) as made:
         yield made
-
-
-@dataclass
-class Load:
-    """Callers who ask without a pause, and what they were answered."""
-
-    platform: Platform
-    key: str
-    answered: list[str] = field(default_factory=list)
-    """Correlation ids of what was answered with 200."""
-    refused: list[int] = field(default_factory=list)
-    odd: list[str] = field(default_factory=list)
-    over: bool = False
-
-    def __enter__(self) -> Load:
-        self._threads = [threading.Thread(target=self._call, args=(n,)) for n in range(CALLERS)]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over = True
-        for thread in self._threads:
-            thread.join(90)
-            assert not thread.is_alive(), "a caller was never answered"
-
-    def _call(self, number: int) -> None:
-        body = {"model": "m", "messages": [{"role": "user", "content": "Hello."}]}
-        with httpx2.Client(base_url=self.platform.url, timeout=60) as client:
-            count = 0
-            while not self.over:
-                count += 1
-                name = f"chaos-{number}-{count:06}"
-                headers = {"authorization": f"Bearer {self.key}", "x-correlation-id": name}
-                try:
-                    answer = client.post("/v1/chat/completions", json=body, headers=headers)
-                except httpx2.HTTPError:
-                    self.refused.append(0)  # cut off: nothing was acknowledged
-                    continue
-                if answer.status_code == 200:
-                    self.answered.append(name)
-                elif answer.status_code >= 500:
-                    self.refused.append(answer.status_code)
-                    time.sleep(0.05)
-                else:
-                    self.odd.append(f"{answer.status_code} {answer.text[:200]}")
-
-    def goes_on(self, more: int = 10) -> None:
-        """Wait until so many more are answered."""
-        wanted, until = len(self.answered) + more, time.monotonic() + BACK_S
-        while len(self.answered) < wanted:
-            assert time.monotonic() < until, f"seed {SEED}: nothing is answered any more: {self.refused[-5:]}"
-            time.sleep(0.02)
-
-    def stands_still(self) -> None:
-        """Wait until what was under way is over, and see that nothing more is answered."""
-        time.sleep(1.0)  # what had been written when it happened may still be on its way
-        before = len(self.answered)
-        time.sleep(1.5)
-        assert len(self.answered) == before, f"seed {SEED}: answered without evidence"
 
 
 def postgres_pids(folder: str) -> list[int]:
@@ -181,24 +116,14 @@ def test_chaos(both: Platform, postgres_server: str) -> None:
     key = both.key("acme", "user")
     acts = [redis_killed, redis_stopped, postgres_sessions_killed, postgres_stopped, replica_killed, model_slow]
     random.Random(SEED).shuffle(acts)
-    with Load(both, key) as load:
+    with Load(both.url, key, SEED) as load:
         load.goes_on()
         for act in acts:
             act(both, load, postgres_server)
-    assert not load.odd, f"seed {SEED}: {load.odd[:3]}"
     assert load.refused, "nothing broke"
-    asyncio.run(_all_there(both, load.answered))
+    asyncio.run(_look(both, load))
 
 
-async def _all_there(both: Platform, answered: list[str]) -> None:
-    """As whoever holds the keys reads it: the end of each acknowledged request, once."""
+async def _look(both: Platform, load: Load) -> None:
     async with AuditChain(both.database, keys=both.keys) as chain:
-        assert (await chain.verify()).ok
-        found = [entry async for entry in chain.entries("acme")]
-    assert [entry.seq for entry in found] == list(range(len(found)))
-    ended = [entry for entry in found if entry.kind == "turn.sealed"]
-    assert len(answered) > 50
-    assert len({entry.turn for entry in ended}) == len(ended)
-    written = {str(entry.detail.get("correlation")) for entry in ended}
-    missing = [name for name in answered if name not in written]
-    assert not missing, f"seed {SEED}: {len(missing)} of {len(answered)} answers have no entry: {missing[:3]}"
+        await all_there(chain, "acme", load)
