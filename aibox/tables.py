@@ -27,11 +27,6 @@ class Tables(Protocol):
         """For messages."""
         ...
 
-    @property
-    def shared(self) -> bool:
-        """Whether other machines write here too."""
-        ...
-
     def transaction(
         self, tenant: str, *, alone: str = "", key: str = "", reads: bool = False
     ) -> AbstractContextManager[Rows]:
@@ -68,8 +63,6 @@ def open_tables(place: str | Path | None, *, schema: str, made_by: Sequence[str]
 class SharedTables(Postgres):
     """Tables in PostgreSQL."""
 
-    shared = True
-
     @contextmanager
     def transaction(self, tenant: str, *, alone: str = "", key: str = "", reads: bool = False) -> Iterator[Rows]:
         with self.begun(tenant, alone=alone, key=key, durable=not reads) as rows:
@@ -84,8 +77,6 @@ class SharedTables(Postgres):
 
 class FileTables:
     """Tables in a file of their own (0600), which the processes of one machine may share; one writes at a time."""
-
-    shared = False
 
     def __init__(self, path: Path | None, *, made_by: Sequence[str], what: str) -> None:
         self.place = "memory" if path is None else str(path)

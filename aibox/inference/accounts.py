@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -22,6 +22,7 @@ from aibox.policy.budgets import Budgets
 from aibox.types import Scope
 
 K = TypeVar("K")
+_NOTHING: Sums = (0, 0, 0, 0)
 WRITE_S = 1.0
 """How long a spending may be in memory only. A crash forgets at most that much."""
 STALE_S = 2.0
@@ -77,8 +78,8 @@ class Accounts:
 
     def __init__(self, place: str | Path | None = None, *, now: Callable[[], float] = time.time) -> None:
         self._ledger = Ledger(place) if place is not None else None
-        self._seen: set[str] = set()
-        self._read_at = 0.0
+        # Tenant and user, to when what everybody has spent was last read for them. Of this day; so are the sums.
+        self._read: dict[tuple[str, str], float] = {}
         self._now = now
         self._sums: dict[Key, Sums] = {}
         self._unwritten: dict[Key, Sums] = {}
@@ -93,7 +94,7 @@ class Accounts:
         if not budgets.bounded:
             return
         if self._ledger is not None:
-            await self._look(self._ledger, scope.tenant)
+            await self._look(self._ledger, scope.tenant, scope.user)
         day, month = self._periods()
         for budget, user, code in ((budgets.tenant, "", SPENT), (budgets.user, scope.user, SPENT_BY_USER)):
             for period, tokens, usd in (
@@ -102,7 +103,7 @@ class Accounts:
             ):
                 if tokens is None and usd is None:
                     continue
-                spent = self._spent((scope.tenant, user, period))
+                spent = _spent(self._sums, (scope.tenant, user, period))
                 if (tokens is not None and spent.tokens >= tokens) or (usd is not None and spent.usd >= usd):
                     who = "you" if user else f"the tenant {scope.tenant}"
                     raise LimitError(
@@ -131,11 +132,18 @@ class Accounts:
             self._background.start("accounts", self._write_soon())
 
     async def spent(self, tenant: str, *, user: str | None = None, period: str | None = None) -> Spent:
-        """What a tenant, or a user of it, has used in a day (`2026-03-01`) or month (`2026-03`); None is today."""
+        """What a tenant, or a user of it, has used in a day (`2026-03-01`) or month (`2026-03`); None is today.
+
+        With a place: what others have spent in the last two seconds may not be in it. Raises StoreError.
+        """
+        periods = self._periods()
+        key = (tenant, user or "", period or periods[0])
         if self._ledger is not None:
-            self._seen.add(tenant)
             await self._write()
-        return self._spent((tenant, user or "", period or self._periods()[0]))
+            if key[2] not in periods:
+                return _spent(await asyncio.to_thread(self._ledger.spent, tenant, key[1], key[2:]), key)
+            await self._look(self._ledger, tenant, key[1])
+        return _spent(self._sums, key)
 
     async def shares(
         self,
@@ -180,25 +188,22 @@ class Accounts:
         ends = midnight + timedelta(days=1) if day else (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
         return (ends - now).total_seconds()
 
-    async def _look(self, ledger: Ledger, tenant: str) -> None:
-        """See what others have spent: of a tenant that is new here, and, where they are other servers, lately."""
-        if tenant not in self._seen:
-            self._seen.add(tenant)
-            try:
-                await self._write()
-            except BaseException:
-                self._seen.discard(tenant)
+    async def _look(self, ledger: Ledger, tenant: str, user: str) -> None:
+        """See what others have spent of what this user may spend, unless that was done lately."""
+        periods, now = self._periods(), time.monotonic()
+        read_at = self._read.get((tenant, user))
+        if read_at is not None:
+            if now - read_at <= STALE_S:
+                return
+            self._read[tenant, user] = now  # those who come meanwhile need not look too
+        try:
+            rows = await asyncio.to_thread(ledger.spent, tenant, user, periods)
+        except StoreError:
+            if read_at is None:
                 raise
-        elif ledger.shared and time.monotonic() - self._read_at > STALE_S:
-            self._read_at = time.monotonic()  # those who come meanwhile need not look too
-            try:
-                await self._write()
-            except StoreError:
-                return  # what is known here still holds; without evidence nothing is answered anyway
-
-    def _spent(self, key: Key) -> Spent:
-        incoming, outgoing, calls, micro_usd = self._sums.get(key, (0, 0, 0, 0))
-        return Spent(incoming + outgoing, micro_usd / 1e6, calls)
+            return  # what is known here still holds; without evidence nothing is answered anyway
+        self._learn(rows)
+        self._read[tenant, user] = now
 
     def _periods(self) -> tuple[str, str]:
         """The day and the month that it is."""
@@ -206,6 +211,9 @@ class Accounts:
         if number != self._day[0]:
             day = datetime.fromtimestamp(number * 86_400, UTC).date().isoformat()
             self._day = number, (day, day[:7])
+            if self._ledger is not None:
+                self._sums = {key: sums for key, sums in self._sums.items() if key[2] in self._day[1]}
+                self._read.clear()
         return self._day[1]
 
     async def _write_soon(self) -> None:
@@ -219,29 +227,36 @@ class Accounts:
     async def _write(self) -> None:
         added, self._unwritten = self._unwritten, {}
         by_model, self._by_model = self._by_model, {}
-        periods = self._periods()
-        exchange = partial(self._here.exchange, added, by_model, periods, frozenset(self._seen))
+        now = time.monotonic()
         try:
-            rows = await asyncio.to_thread(exchange)
+            rows = await asyncio.to_thread(self._here.add, added, by_model)
         except BaseException:
             for key, sums in added.items():
                 _add(self._unwritten, key, sums)
             for one, sums in by_model.items():
                 _add(self._by_model, one, sums)
             raise
-        if self._ledger is None:
-            return  # the sums are here alone
-        known, self._sums = self._sums, rows
-        for key, sums in self._unwritten.items():
-            _add(self._sums, key, sums)
-        # Of two who write at once the one who read first may be the last to hand on: sums only grow.
-        for key, (a, b, c, d) in known.items():
+        if self._ledger is not None:  # else the sums are here alone
+            self._learn(rows)
+            for tenant, user, period in rows:
+                if user and period == self._day[1][0]:
+                    self._read[tenant, user] = now
+
+    def _learn(self, rows: Mapping[Key, Sums]) -> None:
+        periods = self._periods()
+        for key, told in rows.items():
             if key[2] in periods:
-                e, f, g, h = self._sums.get(key, (0, 0, 0, 0))
-                self._sums[key] = max(a, e), max(b, f), max(c, g), max(d, h)
-        self._read_at = time.monotonic()
+                here, known = self._unwritten.get(key, _NOTHING), self._sums.get(key, _NOTHING)
+                # Of two who read at once the one who read first may be the last to hand on: sums only grow.
+                a, b, c, d = (max(one + two, three) for one, two, three in zip(told, here, known, strict=True))
+                self._sums[key] = a, b, c, d
+
+
+def _spent(sums: Mapping[Key, Sums], key: Key) -> Spent:
+    incoming, outgoing, calls, micro_usd = sums.get(key, _NOTHING)
+    return Spent(incoming + outgoing, micro_usd / 1e6, calls)
 
 
 def _add(sums: dict[K, Sums], key: K, added: Sums) -> None:
-    a, b, c, d = sums.get(key, (0, 0, 0, 0))
+    a, b, c, d = sums.get(key, _NOTHING)
     sums[key] = (a + added[0], b + added[1], c + added[2], d + added[3])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from aibox.tables import open_tables
+from aibox.tables import once, open_tables
 
 _SPENT = """
 CREATE TABLE IF NOT EXISTS spent (
@@ -23,21 +24,25 @@ CREATE TABLE IF NOT EXISTS spent_by_model (
 ) WITHOUT ROWID, STRICT
 """
 _ADD = """
-INSERT INTO spent VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, "user", period) DO UPDATE SET
+INSERT INTO spent VALUES {rows} ON CONFLICT (tenant, "user", period) DO UPDATE SET
     input_tokens = spent.input_tokens + excluded.input_tokens,
     output_tokens = spent.output_tokens + excluded.output_tokens,
     calls = spent.calls + excluded.calls, micro_usd = spent.micro_usd + excluded.micro_usd
+RETURNING *
 """
 _ADD_BY_MODEL = """
-INSERT INTO spent_by_model VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, day, "user", model) DO UPDATE SET
+INSERT INTO spent_by_model {rows} ON CONFLICT (tenant, day, "user", model) DO UPDATE SET
     input_tokens = spent_by_model.input_tokens + excluded.input_tokens,
     output_tokens = spent_by_model.output_tokens + excluded.output_tokens,
     calls = spent_by_model.calls + excluded.calls, micro_usd = spent_by_model.micro_usd + excluded.micro_usd
 """
+_AT_ONCE = 100
+"""Rows in one statement."""
 _SUMS = "sum(input_tokens), sum(output_tokens), sum(calls), sum(micro_usd)"
 By = Literal["user", "model", "user_model"]
 _COLUMNS: dict[By, tuple[str, ...]] = {"user": ('"user"',), "model": ("model",), "user_model": ('"user"', "model")}
 
+T = TypeVar("T")
 Key = tuple[str, str, str]
 """Tenant, user (empty: all of the tenant), and a day or month such as `2026-03-01` or `2026-03`."""
 ModelKey = tuple[str, str, str, str]
@@ -51,38 +56,41 @@ class Ledger:
 
     def __init__(self, place: str | Path | None) -> None:
         self._tables = open_tables(place, schema="aibox_server", made_by=(_SPENT, _BY_MODEL), what="the accounts")
+        self._one_adds = threading.Lock()
 
-    @property
-    def shared(self) -> bool:
-        """Whether other machines add to it."""
-        return self._tables.shared
-
-    def exchange(
-        self,
-        added: Mapping[Key, Sums],
-        by_model: Mapping[ModelKey, Sums],
-        periods: tuple[str, str],
-        tenants: Collection[str],
-    ) -> dict[Key, Sums]:
-        """Add what is new, and read what everybody has spent in two periods, for these tenants or more of them."""
-        work: dict[str, tuple[list[Key], list[ModelKey]]] = {tenant: ([], []) for tenant in tenants}
+    def add(self, added: Mapping[Key, Sums], by_model: Mapping[ModelKey, Sums]) -> dict[Key, Sums]:
+        """Add what is new. What everybody has spent by now, of the keys that were added to."""
+        work: dict[str, tuple[list[Key], list[ModelKey]]] = {}
         for key in added:
             work.setdefault(key[0], ([], []))[0].append(key)
         for one in by_model:
             work.setdefault(one[0], ([], []))[1].append(one)
         found: dict[Key, Sums] = {}
-        with self._tables.transaction("") as rows:
-            # In one order for all who add, so that no two wait for each other.
-            for tenant, (keys, ones) in sorted(work.items()):
-                self._tables.turn_to(rows, tenant)
-                for key in sorted(keys):
-                    rows.execute(_ADD, (*key, *added[key]))
-                for one in sorted(ones):
-                    rows.execute(_ADD_BY_MODEL, (*one, *by_model[one]))
-                asked = "SELECT * FROM spent WHERE tenant = ? AND period IN (?, ?)"
-                for _, user, period, *sums in rows.execute(asked, (tenant, *periods)).fetchall():
-                    found[tenant, user, period] = (sums[0], sums[1], sums[2], sums[3])
+        with self._one_adds:
+            if not work:
+                return found
+            with self._tables.transaction("") as rows:
+                # In one order for all who add, so that no two wait for each other.
+                for tenant, (keys, ones) in sorted(work.items()):
+                    self._tables.turn_to(rows, tenant)
+                    for some in _parts(sorted(keys)):
+                        sql, values = (
+                            _ADD.format(rows=_places(7, some)),
+                            [v for key in some for v in (*key, *added[key])],
+                        )
+                        for _, user, period, *sums in rows.execute(sql, values).fetchall():
+                            found[tenant, user, period] = (sums[0], sums[1], sums[2], sums[3])
+                    for many in _parts(sorted(ones)):
+                        sql = _ADD_BY_MODEL.format(rows=f"VALUES {_places(8, many)}")
+                        rows.execute(sql, [v for one in many for v in (*one, *by_model[one])])
         return found
+
+    def spent(self, tenant: str, user: str, periods: Sequence[str]) -> dict[Key, Sums]:
+        """What the tenant and this user of it have spent in some periods."""
+        marks = ", ".join("?" * len(periods))
+        asked = f"SELECT * FROM spent WHERE tenant = ? AND \"user\" IN ('', ?) AND period IN ({marks})"  # noqa: S608
+        found = once(self._tables, tenant, asked, (tenant, user, *periods))
+        return {(tenant, whose, period): (a, b, c, d) for _, whose, period, a, b, c, d in found}
 
     def by_model(
         self,
@@ -113,3 +121,12 @@ class Ledger:
     def close(self) -> None:
         """Closing twice is allowed."""
         self._tables.close()
+
+
+def _parts(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
+
+
+def _places(columns: int, rows: Sequence[object]) -> str:
+    """For the values of so many rows."""
+    return ", ".join(["(" + ", ".join("?" * columns) + ")"] * len(rows))

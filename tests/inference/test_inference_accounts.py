@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import time
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -137,7 +139,7 @@ async def test_a_server_that_was_idle_sees_what_the_others_spent(
     postgres_url: str, scope: Scope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It had looked before they spent, and looks again before it lets the next call through; tenants stay apart."""
-    monkeypatch.setattr("aibox.inference.accounts.STALE_S", 0.0)
+    monkeypatch.setattr("aibox.inference.accounts.STALE_S", -1.0)
     idle, busy = Accounts(postgres_url), Accounts(postgres_url)
     budgets = Budgets(tenant=Budget(tokens_per_day=15))
     other = Scope(tenant="rival", user="eva")
@@ -240,22 +242,87 @@ async def test_what_two_write_at_once_is_not_forgotten(
     tmp_path: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who has read the sums first and hands them on last does not take away what was spent in between."""
+    monkeypatch.setattr("aibox.inference.accounts.STALE_S", -1.0)
     accounts = Accounts(tmp_path / "accounts.db")
     ledger = accounts._ledger
     assert ledger is not None
-    exchange, order = ledger.exchange, itertools.count()
+    read, first, written = ledger.spent, threading.Event(), threading.Event()
 
     def slow(*asked: Any) -> Any:
-        first, rows = next(order) == 0, exchange(*asked)
-        time.sleep(0.2 if first else 0)
+        rows = read(*asked)
+        if not first.is_set():
+            first.set()
+            assert written.wait(60)
         return rows
 
     await accounts.admit(scope, Budgets(user=Budget(tokens_per_day=100)))
-    monkeypatch.setattr(ledger, "exchange", slow)
-    looking = asyncio.create_task(accounts.spent(scope.tenant))
-    await asyncio.sleep(0.05)
+    monkeypatch.setattr(ledger, "spent", slow)
+    looking = asyncio.create_task(accounts.spent(scope.tenant, user=scope.user))
+    assert await asyncio.to_thread(first.wait, 60)
     accounts.settle(spent(scope, 100))
-    await asyncio.gather(looking, accounts.spent(scope.tenant))
+    assert (await accounts.spent(scope.tenant)).tokens == 100
+    written.set()
+    assert (await looking).tokens == 100
     with pytest.raises(LimitError):
         await accounts.admit(scope, Budgets(user=Budget(tokens_per_day=100)))
     await accounts.close()
+
+
+async def test_what_it_takes_does_not_grow_with_the_tenants_that_were_here(
+    shared_place: Path | str, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call and a look say as much to the database for one of fifty tenants as for the only one."""
+    accounts, said = Accounts(shared_place), []
+    tables = accounts._here._tables
+    transaction = tables.transaction
+
+    @contextmanager
+    def heard(*asked: Any, **more: Any) -> Iterator[Any]:
+        with transaction(*asked, **more) as rows:
+            yield SimpleNamespace(execute=lambda *sql: (said.append(sql[0]), rows.execute(*sql))[1])
+
+    monkeypatch.setattr(tables, "transaction", heard)
+
+    async def turn(who: Scope) -> int:
+        said.clear()
+        await accounts.admit(who, Budgets(user=Budget(tokens_per_day=100)))
+        accounts.settle(spent(who, 1))
+        assert (await accounts.spent(who.tenant, user=who.user)).tokens == 1
+        return len(said)
+
+    alone = await turn(scope)
+    for number in range(49):
+        await turn(Scope(tenant=f"t{number}", user="eva"))
+    assert await turn(Scope(tenant="last", user="eva")) == alone
+    await accounts.close()
+
+
+async def test_what_was_spent_on_a_day_that_is_over_is_told(shared_place: Path | str, scope: Scope) -> None:
+    """Also by a process that had not begun then."""
+    now = [NOON]
+    for spends in (True, False):
+        accounts = Accounts(shared_place, now=lambda: now[0])
+        if spends:
+            accounts.settle(spent(scope, 7))
+        now[0] += 86_400
+        for user in (None, scope.user):
+            assert (await accounts.spent(scope.tenant, user=user, period="2026-03-01")).tokens == 7
+            assert (await accounts.spent(scope.tenant, user=user, period="2026-03")).tokens == 7
+            assert (await accounts.spent(scope.tenant, user=user)).tokens == 0
+        await accounts.close()
+
+
+async def test_spendings_of_many_are_written_together(shared_place: Path | str) -> None:
+    """More of them than one statement takes, of several tenants; nothing is lost or counted twice."""
+    accounts = Accounts(shared_place)
+    for tenant in ("acme", "rival"):
+        for number in range(130):
+            accounts.settle(spent(Scope(tenant=tenant, user=f"u{number}"), number))
+    assert (await accounts.spent("acme")).tokens == sum(range(130))
+    await accounts.close()
+    again = Accounts(shared_place)
+    for tenant in ("acme", "rival"):
+        assert (await again.spent(tenant)).calls == 130
+        assert (await again.spent(tenant, user="u129")).tokens == 129
+        assert [one.input_tokens for one in await again.shares(tenant, user="u129")] == [129]
+    await again.close()
