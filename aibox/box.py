@@ -189,6 +189,7 @@ class Box:
         # Whoever erases a person erases them in every store of this box, made by then or not.
         chain.register("pseudonyms", Lazily(lambda: self.pseudonyms))
         chain.register("conversations", Lazily(lambda: self.state))
+        chain.register("usage", Lazily(lambda: self.accounts))
         place = self.settings.place(self.settings.memory.url, "memory")
         if self.settings.memory.enabled or is_postgres(place) or (isinstance(place, Path) and place.exists()):
             chain.register("memory", Lazily(lambda: self.memory))
@@ -228,6 +229,12 @@ class Box:
         return ModelStore(self.settings.home / "models", keys=self.keys)
 
     @cached_property
+    def accounts(self) -> Accounts:
+        place = self.settings.place(None, "accounts.db")
+        accounts: Accounts = self._keep(Accounts(place, retention=self.audit.retentions.of))
+        return accounts
+
+    @cached_property
     def router(self) -> Router:
         settings, routing = self.settings, self.settings.routing
         salt = self.keys.secret("cache-salt") if any(table.kind == "vllm" for table in settings.backends) else None
@@ -236,27 +243,20 @@ class Box:
         ]
         aliases = {"default": settings.default_model} if settings.default_model else {}
         finders = personal(self.policy, *self.tenant_policies.values())
+        tables = {backend.name: table for backend, table in zip(backends, settings.backends, strict=False)}
         router: Router = self._keep(
             Router(
                 *backends,
                 policy=self.policy,
                 audit=self.audit,
                 aliases={**routing.aliases, **aliases},
-                owners={
-                    backend.name: table.tenants
-                    for backend, table in zip(backends, settings.backends, strict=False)
-                    if table.tenants
-                },
+                owners={name: table.tenants for name, table in tables.items() if table.tenants},
                 tenant_aliases=routing.tenants,
                 tenant_policies=self.tenant_policies,
                 fallbacks=routing.fallbacks,
-                accounts=Accounts(settings.place(None, "accounts.db")),
+                accounts=self.accounts,
                 on_call=self._called,
-                calls_at_once={
-                    backend.name: table.calls_at_once
-                    for backend, table in zip(backends, settings.backends, strict=False)
-                    if table.calls_at_once
-                },
+                calls_at_once={name: table.calls_at_once for name, table in tables.items() if table.calls_at_once},
                 concealer=Outgoing(*finders, pseudonyms=self.pseudonyms, rules=self.policy.pseudonyms),
             )
         )

@@ -8,7 +8,9 @@ import pytest
 
 import aibox
 from aibox.box import Box
+from aibox.chat import Usage
 from aibox.cli.app import run
+from aibox.inference.accounts import Call
 from aibox.testing import ScriptedBackend
 from aibox.types import Scope
 
@@ -23,6 +25,7 @@ async def told(box: Box, user: str) -> list[str]:
         WORDS[user], scope=scope
     )
     await box.memory.remember(WORDS[user], scope=scope)
+    box.accounts.settle(Call(scope=scope, model="m", backend="b", external=False, usage=Usage(3, 4), total_s=1.0))
     return await box.pseudonyms.tokens([("EMAIL", f"{user}@acme.example")], scope=scope)
 
 
@@ -31,6 +34,7 @@ async def held(box: Box, user: str, token: str) -> dict[str, bool]:
     scope = Scope(tenant="acme", user=user, agent="default", session="s")
     return {
         "memory": bool(await box.memory.list(scope=scope)),
+        "usage": user in {one.user for one in await box.accounts.shares("acme")},
         "vectors": bool(await box.memory.recall("peanuts and chess", scope=scope)),
         "conversations": bool(await box.state.sessions.list(scope=scope)),
         "pseudonyms": "@" in await box.pseudonyms.restore(token, scope=scope),
@@ -54,7 +58,12 @@ async def test_an_erasure_takes_memory_vectors_transcripts_and_pseudonyms_along(
         assert set((await held(box, "eva", tokens["eva"])).values()) == {False}
         assert set((await held(box, "ben", tokens["ben"])).values()) == {True}
     certificate.verify((tmp_path / "keys" / "log.pub").read_text())
-    assert certificate.entries[0].detail["stores"] == {"pseudonyms": 1, "conversations": 1, "memory": 1}
+    assert certificate.entries[0].detail["stores"] == {
+        "pseudonyms": 1,
+        "conversations": 1,
+        "usage": 3,
+        "memory": 1,
+    }
     assert aibox.verify(tmp_path / "audit.db").erased > 0
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or b"peanuts" not in file.read_bytes(), file
@@ -92,4 +101,4 @@ def test_the_command_says_what_went_where(
     aibox.run_sync(_tell(tmp_path))
     assert run(["audit", "erase", "eva", "--tenant", "acme", "--reason", "art. 17"]) == 0
     said = capsys.readouterr().out
-    assert all(part in said for part in ("1 from pseudonyms", "1 from conversations", "1 from memory"))
+    assert all(part in said for part in ("1 from pseudonyms", "1 from conversations", "3 from usage", "1 from memory"))

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -19,6 +19,7 @@ from aibox.errors import LimitError, StoreError
 from aibox.inference.background import Background
 from aibox.inference.ledger import By, Key, Ledger, ModelKey, Sums
 from aibox.policy.budgets import Budgets
+from aibox.policy.retention import Retention
 from aibox.types import Scope
 
 K = TypeVar("K")
@@ -29,6 +30,9 @@ STALE_S = 2.0
 """How old a look at what other servers have spent may be before a call with a budget is let through."""
 SPENT, SPENT_BY_USER = "policy.limit.budget", "policy.limit.budget_user"
 """Codes of a refusal: the tenant's budget is spent, or the user's."""
+
+_LIKE = "model.answered"
+"""Who used what is kept for as long as the entry that says it of one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,10 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one user has used of one model (`backend/model`) in a day or month; a name is empty where all are meant."""
+    """What one user has used of one model (`backend/model`) in a day or month; a name is empty where all are meant.
+
+    So is the user's where somebody was erased, or their time is over.
+    """
 
     user: str
     model: str
@@ -73,11 +80,20 @@ class Share:
 class Accounts:
     """Keeps the sums in memory, and with a `place` in an SQLite file or the database that several processes share.
 
-    They see each other's spending within a second or two.
+    They see each other's spending within a second or two. An Erasable. `retention` is a tenant's: who used what loses
+    the name when the body of a `model.answered` would go, on the first day after it on which the tenant uses any.
     """
 
-    def __init__(self, place: str | Path | None = None, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        place: str | Path | None = None,
+        *,
+        retention: Callable[[str], Retention] | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._ledger = Ledger(place) if place is not None else None
+        self._retention = retention
+        self._swept: set[str] = set()
         # Tenant and user, to when what everybody has spent was last read for them. Of this day; so are the sums.
         self._read: dict[tuple[str, str], float] = {}
         self._now = now
@@ -171,6 +187,19 @@ class Accounts:
             found.append(Share(who, what, incoming, outgoing, calls, micro_usd / 1e6))
         return found
 
+    async def erase(self, *, scope: Scope, subject: str | None = None) -> int:
+        """Take a user's name, None: everybody's of the tenant, from what was used; the tenant's sums stay as they are.
+
+        From how many sums it went. A budget of the user's own begins anew. Raises StoreError.
+        """
+        await self._write()
+        gone = await asyncio.to_thread(self._here.forget, scope.tenant, user=subject)
+        mine = [key for key in self._sums if key[0] == scope.tenant and key[1] and subject in (None, key[1])]
+        for key in mine:
+            del self._sums[key]
+            self._read.pop(key[:2], None)
+        return gone
+
     async def close(self) -> None:
         """Write what is in memory only. Raises StoreError when it cannot be."""
         await self._background.stop()
@@ -214,6 +243,7 @@ class Accounts:
             if self._ledger is not None:
                 self._sums = {key: sums for key, sums in self._sums.items() if key[2] in self._day[1]}
                 self._read.clear()
+            self._swept.clear()
         return self._day[1]
 
     async def _write_soon(self) -> None:
@@ -241,6 +271,17 @@ class Accounts:
             for tenant, user, period in rows:
                 if user and period == self._day[1][0]:
                     self._read[tenant, user] = now
+        await self._sweep({key[0] for key in by_model})
+
+    async def _sweep(self, tenants: set[str]) -> None:
+        """Names that have been kept for as long as the policy says, once a day."""
+        periods = self._periods()
+        for tenant in tenants - self._swept:
+            days = self._retention(tenant).days(_LIKE) if self._retention is not None else None
+            if days is not None:
+                before = (date.fromisoformat(periods[0]) - timedelta(days=days)).isoformat()
+                await asyncio.to_thread(self._here.forget, tenant, user=None, before=before, but=periods)
+            self._swept.add(tenant)
 
     def _learn(self, rows: Mapping[Key, Sums]) -> None:
         periods = self._periods()

@@ -31,11 +31,16 @@ INSERT INTO spent VALUES {rows} ON CONFLICT (tenant, "user", period) DO UPDATE S
 RETURNING *
 """
 _ADD_BY_MODEL = """
-INSERT INTO spent_by_model {rows} ON CONFLICT (tenant, day, "user", model) DO UPDATE SET
+INSERT INTO spent_by_model {rows}
+ON CONFLICT (tenant, day, "user", model) DO UPDATE SET
     input_tokens = spent_by_model.input_tokens + excluded.input_tokens,
     output_tokens = spent_by_model.output_tokens + excluded.output_tokens,
     calls = spent_by_model.calls + excluded.calls, micro_usd = spent_by_model.micro_usd + excluded.micro_usd
 """
+_NAMELESS = (
+    "SELECT tenant, day, '', model, sum(input_tokens), sum(output_tokens), sum(calls), sum(micro_usd) "
+    "FROM spent_by_model WHERE {which} GROUP BY tenant, day, model"
+)
 _AT_ONCE = 100
 """Rows in one statement."""
 _SUMS = "sum(input_tokens), sum(output_tokens), sum(calls), sum(micro_usd)"
@@ -91,6 +96,29 @@ class Ledger:
         asked = f"SELECT * FROM spent WHERE tenant = ? AND \"user\" IN ('', ?) AND period IN ({marks})"  # noqa: S608
         found = once(self._tables, tenant, asked, (tenant, user, *periods))
         return {(tenant, whose, period): (a, b, c, d) for _, whose, period, a, b, c, d in found}
+
+    def forget(self, tenant: str, *, user: str | None, before: str | None = None, but: Sequence[str] = ()) -> int:
+        """Take the name of a user, None: of each, from what was used: all, or what was `before` a day.
+
+        What the tenant has used stays, of each model too. Not touched: the sums of the periods in `but`, by which
+        budgets are kept. Returns from how many sums a name went.
+        """
+        which, values = "tenant = ? AND \"user\" <> ''", [tenant]
+        if user is not None:
+            which, values = f'{which} AND "user" = ?', [*values, user]
+        days, periods = which, which
+        if before is not None:
+            days, periods = f"{which} AND day < ?", f"{which} AND period < ?"
+            values = [*values, before]
+        if but:
+            periods = f"{periods} AND period NOT IN ({', '.join('?' * len(but))})"
+        with self._tables.transaction(tenant, alone=tenant) as rows:
+            rows.execute(_ADD_BY_MODEL.format(rows=_NAMELESS.format(which=days)), values)
+            gone: int = rows.execute(f"DELETE FROM spent_by_model WHERE {days}", values).rowcount  # noqa: S608
+            gone += rows.execute(f"DELETE FROM spent WHERE {periods}", [*values, *but]).rowcount  # noqa: S608
+        if gone:
+            self._tables.scrub()
+        return gone
 
     def by_model(
         self,

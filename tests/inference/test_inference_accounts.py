@@ -21,6 +21,7 @@ from aibox.inference.accounts import Accounts, Call
 from aibox.inference.router import Router
 from aibox.policy.budgets import Budget, Budgets
 from aibox.policy.policy import Policy
+from aibox.policy.retention import Retention
 from aibox.testing.scripted import ScriptedBackend
 from aibox.types import Scope
 
@@ -326,3 +327,66 @@ async def test_spendings_of_many_are_written_together(shared_place: Path | str) 
         assert (await again.spent(tenant, user="u129")).tokens == 129
         assert [one.input_tokens for one in await again.shares(tenant, user="u129")] == [129]
     await again.close()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_who_is_erased_is_in_no_sum_any_more_and_the_tenants_sums_stay(
+    kept: bool, shared_place: Path | str, scope: Scope
+) -> None:
+    """Of a user and of each: the name goes from every table; the tenant's budget and use of models stay."""
+    now = [NOON]
+    accounts = Accounts(shared_place if kept else None, now=lambda: now[0])
+    people = [Scope(tenant=tenant, user=user) for tenant in ("acme", "rival") for user in ("eva", "ben", "ian")]
+    for _ in range(2):
+        for who in people:
+            for model in ("m", "n"):
+                accounts.settle(replace(spent(who, 10, usd=0.5), model=model))
+        now[0] += 86_400
+    now[0] -= 86_400
+    budgets = Budgets(tenant=Budget(tokens_per_month=120), user=Budget(tokens_per_month=40))
+
+    async def names(tenant: str) -> list[str]:
+        return [one.user for one in await accounts.shares(tenant, by="user")]
+
+    before = await accounts.spent("acme"), await accounts.spent("acme", period="2026-03")
+    models = await accounts.shares("acme", by="model")
+    for subject, left in (("eva", ["", "ben", "ian"]), ("ian", ["", "ben"]), ("nobody", ["", "ben"]), (None, [""])):
+        gone = await accounts.erase(scope=scope, subject=subject)
+        assert bool(gone) == (subject != "nobody")
+        assert await names("acme") == left
+        assert (await accounts.spent("acme"), await accounts.spent("acme", period="2026-03")) == before
+        assert await accounts.shares("acme", by="model") == models
+        if subject == "eva":
+            assert (await accounts.spent("acme", user="eva", period="2026-03")).tokens == 0
+            with pytest.raises(LimitError, match="tenant acme"):
+                await accounts.admit(scope, budgets)
+    assert await names("rival") == ["ben", "eva", "ian"]
+    assert (await accounts.spent("rival", user="eva", period="2026-03")).tokens == 40
+    await accounts.close()
+    if isinstance(shared_place, Path) and kept:
+        again = Accounts(shared_place)
+        await again.erase(scope=people[-1])
+        await again.close()
+        for file in shared_place.parent.iterdir():
+            assert not any(name in file.read_bytes() for name in (b"eva", b"ben", b"ian")), file
+
+
+async def test_names_are_kept_for_as_long_as_the_entries_of_calls(shared_place: Path | str) -> None:
+    """Who used what before is nobody's any more, in this tenant; the month that counts for a budget is still theirs."""
+    now = [NOON + 9 * 86_400]
+    rules = {"acme": Retention(bodies_days={"model": 5}), "rival": Retention(bodies_days={"tool": 5})}
+    accounts = Accounts(shared_place, retention=rules.__getitem__, now=lambda: now[0])
+    for tenant in rules:
+        accounts.settle(spent(Scope(tenant=tenant, user="eva"), 10))
+    assert [one.user for one in await accounts.shares("acme")] == ["eva"]
+    for days, kept in ((5, ["eva"]), (6, ["", "ben"])):
+        now[0] = NOON + (9 + days) * 86_400
+        for tenant in rules:
+            accounts.settle(spent(Scope(tenant=tenant, user="ben" if days == 6 else "eva"), 1))
+        found = await accounts.shares("acme", period="2026-03-10")
+        assert [(one.user, one.input_tokens) for one in found] == [(kept[0], 10)]
+    assert (await accounts.spent("acme", user="eva", period="2026-03")).tokens == 11
+    assert (await accounts.spent("acme", user="eva", period="2026-03-10")).tokens == 0
+    assert (await accounts.spent("rival", user="eva", period="2026-03-10")).tokens == 10
+    assert (await accounts.spent("acme", period="2026-03-10")).tokens == 10
+    await accounts.close()
