@@ -18,7 +18,7 @@ from aibox.audit.chain import AuditChain
 from aibox.chat import ChatRequest, Chunk, Completion, assemble
 from aibox.errors import AIBoxError, BackendError, GuardrailError
 from aibox.guardrails.guardrail import Guardrail
-from aibox.guardrails.pseudonyms import find_tokens
+from aibox.guardrails.pseudonyms import find_tokens, json_might_hold_tokens
 from aibox.guardrails.stream import OutputFilter
 from aibox.inference.capabilities import Api
 from aibox.inference.router import Router
@@ -54,7 +54,7 @@ class BareCall:
         try:
             request = await self._prepare()
             completion = await self._router.post(self._api, request, scope=self._called_under)
-            body = await bodies.answered(self._api, completion.body, self._show)
+            body = await bodies.answered(self._api, completion.body, self._show) if self._shows else completion.body
             await self._end(completion)
         except AIBoxError as error:
             if completion is not None:
@@ -81,7 +81,7 @@ class BareCall:
             ending: list[Chunk] = []
             request = await self._prepare()
             batches = self._router.batches(self._api, request, scope=self._called_under)
-            shows = self._guardrail_looks or self._restores
+            shows = self._shows
             through = (
                 Response(self._filter, self._call)
                 if self._api == "responses"
@@ -113,18 +113,26 @@ class BareCall:
             raise
 
     async def _prepare(self) -> ChatRequest:
-        checked = any(self._guardrail.looks(where) for where in PLACES)
-        if prompt := bodies.instructions(self._request.body):
-            self._guardrail = self._guardrail.about(prompt=prompt)
-        body = await bodies.asked(self._api, self._request.body, self._check, checked=checked)
-        if self._guardrail.looks("input"):
-            self._enforce(await self._guardrail.together(bodies.users(body), scope=self._scope, label=self._label))
-        request = self._request.with_body(body)
+        request = self._request
         data = request.encoded()
-        # A model that was shown no pseudonym has none to give back.
-        self._restores = bool(find_tokens(data.decode()))
+        # Where nothing is looked for, and nothing can be taken for a pseudonym, a chat goes on as it came.
+        if self._api != "chat" or not self._guardrail.idle or json_might_hold_tokens(data):
+            request = request.with_body(await self._looked_at(request.body))
+            data = request.encoded()
+            # A model that was shown no pseudonym has none to give back.
+            self._restores = bool(find_tokens(data.decode()))
         self._began, self._called_under = self._record.called(request, data, scope=self._scope, api=self._api)
         return request
+
+    async def _looked_at(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The body with its texts as they may go to a model. Raises GuardrailError."""
+        checked = any(self._guardrail.looks(where) for where in PLACES)
+        if prompt := bodies.instructions(body):
+            self._guardrail = self._guardrail.about(prompt=prompt)
+        body = await bodies.asked(self._api, body, self._check, checked=checked)
+        if self._guardrail.looks("input"):
+            self._enforce(await self._guardrail.together(bodies.users(body), scope=self._scope, label=self._label))
+        return body
 
     async def _end(self, completion: Completion) -> None:
         """One entry for the answer and the end: durable when it returns."""
@@ -133,8 +141,9 @@ class BareCall:
         await self._record.end(outcome="answered", label=self._label, detail=detail)
 
     @property
-    def _guardrail_looks(self) -> bool:
-        return self._guardrail.looks("output") or self._guardrail.looks("tool_arguments")
+    def _shows(self) -> bool:
+        """Whether what the model writes is looked at, or changed, before it is shown."""
+        return self._restores or self._guardrail.looks("output") or self._guardrail.looks("tool_arguments")
 
     async def _check(self, text: str, where: Where) -> str:
         began = time.perf_counter() if self._guardrail.looks(where) else 0.0

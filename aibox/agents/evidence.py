@@ -6,9 +6,7 @@ Everything here is noted in order and becomes durable with the terminal entry, o
 from __future__ import annotations
 
 import hashlib
-import os
 import time
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +14,7 @@ import msgspec
 
 from aibox.audit.chain import AuditChain
 from aibox.audit.receipt import Receipt
+from aibox.audit.record import uuid7
 from aibox.chat import ChatRequest, Completion
 from aibox.errors import AIBoxError, IntegrityError
 from aibox.inference.capabilities import Api
@@ -34,7 +33,7 @@ class TurnRecord:
 
     def __init__(self, chain: AuditChain | None, *, scope: Scope, agent: str = "") -> None:
         self.chain = chain
-        self.turn = _turn_id()
+        self.turn = uuid7()
         watcher = None if chain is None else chain.watcher
         self.trace = None if watcher is None else watcher.turn(self.turn, scope=scope, agent=agent)
         self.scope = scope if self.trace is None else self.trace.scope
@@ -129,21 +128,6 @@ class TurnRecord:
             await self.chain.end(self.turn, scope=self.scope, kind="turn.failed", detail=detail)
         except AIBoxError as second:
             error.add_note(f"and the failure could not be recorded: {second}")
-
-
-_drawn: list[bytes] = []
-
-
-def _turn_id() -> str:
-    """A random UUID. Drawn by the hundred: each call into the kernel lets another thread take the interpreter."""
-    if not _drawn:
-        data = os.urandom(16 * 128)
-        _drawn.extend(data[at : at + 16] for at in range(0, len(data), 16))
-    return str(uuid.UUID(bytes=_drawn.pop(), version=4))
-
-
-# Two processes must not draw from what one has drawn.
-os.register_at_fork(after_in_child=_drawn.clear)
 
 
 def _decided(verdict: Verdict) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def make_parts(kind: str, *, scope: Scope, turn: str, detail: Mapping[str, Any])
     Raises ConfigError for a detail that has no canonical form or is too long: that is a mistake of the caller.
     """
     shown, kept = kinds.split(kind, detail)
-    body = {"action": kind, "detail": shown, "id": _uuid7(), "tenant": scope.tenant, "turn_id": turn, "v": 1}
+    body = {"action": kind, "detail": shown, "id": uuid7(), "tenant": scope.tenant, "turn_id": turn, "v": 1}
     try:
         canonical.check(detail)
         data = canonical.encode(body)
@@ -235,17 +235,23 @@ def pruned_by(detail: Mapping[str, Any]) -> list[int]:
 
 
 _drawn: list[bytes] = []
+# Two processes must not draw from what one has drawn.
 os.register_at_fork(after_in_child=_drawn.clear)
 
 
-def _uuid7() -> str:
-    """RFC 9562 sec. 5.7: sortable by time, unique by 74 random bits."""
+def drawn16() -> bytes:
+    """16 random bytes that nothing else has."""
     try:
-        drawn = _drawn.pop()
+        return _drawn.pop()
     except IndexError:
         # Many at once: asking the system lets other threads go first, which splits what would be written together.
-        many = os.urandom(10 * 256)
-        _drawn.extend(many[n : n + 10] for n in range(10, len(many), 10))
-        drawn = many[:10]
+        many = os.urandom(16 * 256)
+        _drawn.extend(many[n : n + 16] for n in range(16, len(many), 16))
+        return many[:16]
+
+
+def uuid7() -> str:
+    """RFC 9562 sec. 5.7: sortable by time, so that a table of them grows at its end; unique by 74 random bits."""
+    drawn = drawn16()
     ms, rest = f"{time.time_ns() // 1_000_000:012x}", drawn.hex()
     return f"{ms[:8]}-{ms[8:]}-7{rest[:3]}-{'89ab'[drawn[-1] & 3]}{rest[3:6]}-{rest[6:18]}"

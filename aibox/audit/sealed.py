@@ -18,7 +18,7 @@ from typing import NamedTuple
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from aibox.audit.record import Mac
+from aibox.audit.record import Mac, drawn16
 
 ID_BYTES = 16
 SALT_BYTES = 16
@@ -44,7 +44,7 @@ class Subject(NamedTuple):
         return cls.of(drawn[:ID_BYTES], drawn[ID_BYTES:])
 
     def seal(self, private: bytes) -> bytes:
-        salt = os.urandom(SALT_BYTES)
+        salt = drawn16()
         key = self.mac.of(salt)
         return b"".join((self.id, salt, _commitment(key), AESGCM(key).encrypt(_NONCE, private, None)))
 

@@ -297,6 +297,11 @@ class Guardrail:
         """Whether anything is looked for at this place, by the policy in force or by one in shadow."""
         return where in self._looks
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is looked for anywhere, by a check or a judge."""
+        return self._constitution is None and self._shadow is None and not self._looks
+
     def whole(self, where: Where) -> bool:
         """Whether a check that the policy asks for at this place can judge a whole text only."""
         return where in self._wholes

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, TypeVar
 
 from aibox.chat import ChatRequest, Chunk, Completion
@@ -64,8 +63,8 @@ class Dispatch:
         async def attempt(target: Target, sent: ChatRequest, emulates: ChatRequest | None) -> Completion:
             return await self._whole(api, target, sent, scope, emulates)
 
-        async with _deadline(deadline_s):
-            return await self._somewhere(api, request, attempt, scope=scope, policy=policy, deadline_s=deadline_s)
+        answer = self._somewhere(api, request, attempt, scope=scope, policy=policy, deadline_s=deadline_s)
+        return await (answer if deadline_s is None else _within(deadline_s, answer))
 
     async def stream(
         self, api: Api, request: ChatRequest, *, scope: Scope, policy: Policy | None, deadline_s: float | None = None
@@ -85,10 +84,8 @@ class Dispatch:
                 raise
 
         usage = api != "chat" or wants_usage(request)
-        async with _deadline(deadline_s):
-            head, rest = await self._somewhere(
-                api, request, attempt, scope=scope, policy=policy, deadline_s=deadline_s, streamed=True
-            )
+        begun = self._somewhere(api, request, attempt, scope=scope, policy=policy, deadline_s=deadline_s, streamed=True)
+        head, rest = await (begun if deadline_s is None else _within(deadline_s, begun))
         try:
             for batch in head:
                 if shown := batch if usage else _without_usage(batch):
@@ -325,8 +322,7 @@ def _without_usage(batch: list[Chunk]) -> list[Chunk]:
 
 async def _timed(batches: Batches, ends: float) -> Batches:
     while True:
-        async with _deadline(ends - time.monotonic()):
-            following = await anext(batches, None)
+        following = await _within(ends - time.monotonic(), anext(batches, None))
         if following is None:
             return
         yield following
@@ -364,15 +360,10 @@ async def _nothing() -> Batches:
     yield
 
 
-def _deadline(deadline_s: float | None) -> AbstractAsyncContextManager[None]:
-    return nullcontext() if deadline_s is None else _held(deadline_s)
-
-
-@asynccontextmanager
-async def _held(deadline_s: float) -> AsyncIterator[None]:
+async def _within(deadline_s: float, work: Awaitable[T]) -> T:
     try:
         async with asyncio.timeout(deadline_s):
-            yield
+            return await work
     except TimeoutError:
         raise BackendError(
             "no answer before the deadline", hint="give it longer, or ask for less", timeout=True

@@ -191,7 +191,7 @@ class _Connection(asyncio.Protocol):
         Nobody has asked for it. It would be taken for the next answer, or is the end of the connection.
         """
         kept = self._error is None and not self._asked and not self._transport.is_closing()
-        return kept and not _waits(self._descriptor)
+        return kept and not self._waits()
 
     async def ask(self, head: bytes, body: bytes) -> Response:
         self._begin()
@@ -269,7 +269,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of TCP
         self._transport = transport
-        self._descriptor: int = transport.get_extra_info("socket").fileno()
+        self._waits = _waiting(transport.get_extra_info("socket").fileno())
 
     def data_received(self, data: bytes) -> None:
         if not self._asked or self._complete:
@@ -360,13 +360,13 @@ class _Connection(asyncio.Protocol):
             self._complete = True
 
 
-def _waits(descriptor: int) -> bool:
-    """Whether a socket has something to be read, its end included."""
+def _waiting(descriptor: int) -> Callable[[], bool]:
+    """Tells whether a socket has something to be read, its end included."""
     if not hasattr(select, "poll"):  # Windows, where `select` takes descriptors of any number
-        return bool(select.select([descriptor], [], [], 0)[0])
+        return lambda: bool(select.select([descriptor], [], [], 0)[0])
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))
+    return lambda: bool(poll.poll(0))
 
 
 def serves(origin: str, path: str, fields: Mapping[str, str]) -> bool:

@@ -55,7 +55,8 @@ class LocalKey:
         if scope.is_local:
             raise ConfigError("a server does not serve the local scope", hint="set server.tenant to another name")
         self._path = path
-        self._scope = scope
+        roles = frozenset({Role.USER, Role.TENANT_ADMIN, Role.PLATFORM_ADMIN})
+        self._principal = Principal(scope, roles, how="local key")
         self._hash = b""
 
     def prepare(self, *, renew: bool = False) -> str | None:
@@ -77,9 +78,7 @@ class LocalKey:
 
     async def authenticate(self, token: str) -> Principal | None:
         """The one person, when this is the key; None when it is not."""
-        if not hmac.compare_digest(_hash(token), self._hash):
-            return None
-        return Principal(self._scope, frozenset({Role.USER, Role.TENANT_ADMIN, Role.PLATFORM_ADMIN}), how="local key")
+        return self._principal if hmac.compare_digest(_hash(token), self._hash) else None
 
     async def close(self) -> None:
         """Nothing is held open."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 import subprocess
@@ -17,7 +18,14 @@ from hypothesis import strategies as st
 
 from aibox.errors import ConfigError, IntegrityError, StoreError
 from aibox.guardrails.pii import scan
-from aibox.guardrails.pseudonyms import TOKEN_CHARS, Pseudonyms, Restorer
+from aibox.guardrails.pseudonyms import (
+    TOKEN_CHARS,
+    Pseudonyms,
+    Restorer,
+    find_tokens,
+    json_might_hold_tokens,
+    might_hold_tokens,
+)
 from aibox.guardrails.vault import _of_case
 from aibox.policy.pseudonyms import PseudonymRules
 from aibox.types import Finding, Scope
@@ -27,6 +35,20 @@ pytestmark = pytest.mark.anyio
 KEY = bytes(range(32))
 TEXT = "My name is Eva Novak, write to eva@example.org."
 TOKEN = re.compile(r"<[A-Z]+_[0-9]{6}[a-z]{0,2}>")
+
+
+@given(st.text("PERSON_<>[]0123456789é\\u", max_size=24), st.data())
+def test_no_spelling_in_json_hides_a_token(text: str, data: st.DataObject) -> None:
+    """However the characters of a text are written in JSON, what might hold a token is known by its bytes."""
+    text += data.draw(st.sampled_from(["", "<PERSON_482139>", "email_001122ab"]))
+    hidden = data.draw(st.sets(st.integers(0, max(0, len(text) - 1))))
+    spell = data.draw(st.sampled_from(["\\u{:04x}", "\\u{:04X}"]))
+    written = "".join(
+        spell.format(ord(char)) if at in hidden else json.dumps(char)[1:-1] for at, char in enumerate(text)
+    )
+    assert json.loads(f'"{written}"') == text
+    found = json_might_hold_tokens(f'{{"content": "{written}"}}'.encode())
+    assert found or not (might_hold_tokens(text) or find_tokens(text))
 
 
 async def hide(pseudonyms: Pseudonyms, text: str, scope: Scope) -> str:

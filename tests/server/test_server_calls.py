@@ -91,6 +91,32 @@ async def test_instructions_of_the_caller_are_kept_by_a_bare_model_too(scope: Sc
         await bare(ScriptedBackend(f"Sure: {told}"), policy, messages, scope).complete()
 
 
+@pytest.mark.parametrize("token", ["<PERSON_482139>", "<PERSON\\u005f482139>", "<PERSON_\\u003482139>"])
+@pytest.mark.parametrize("checks", [{}, {"pii": {"input": "redact"}}])
+async def test_what_only_looks_like_a_pseudonym_reaches_no_model(
+    scope: Scope, token: str, checks: dict[str, Any]
+) -> None:
+    """Whether or not a policy has checks, and however it is written in JSON, a token of the caller's is made safe."""
+    model, sent = ScriptedBackend(lambda request: request.messages[-1]["content"]), f"I am {token}."
+    data = b'{"model":"scripted","messages":[{"role":"user","content":"%s"}]}' % sent.encode()
+    guardrail, router = Guardrail(Policy.read({"checks": checks})), aibox.Router(model)
+    bare_call = BareCall(ChatRequest.read(data), router=router, guardrail=guardrail, audit=None, scope=scope)
+    answer = (await bare_call.complete()).text
+    assert "PERSON_482139" not in str(model.requests[0].body)
+    assert answer == json.loads(f'"{sent}"')
+
+
+async def test_what_no_policy_looks_at_goes_on_as_it_came(scope: Scope) -> None:
+    """Without a check, and without anything that might be a pseudonym, the model gets the caller's own bytes."""
+    model = ScriptedBackend("Yes.")
+    data = b'{"model":"scripted","messages":[ {"role" : "user", "content":"caf\\u00e9_12345"} ]}'
+    request = ChatRequest.read(data)
+    await BareCall(
+        request, router=aibox.Router(model), guardrail=Guardrail(Policy()), audit=None, scope=scope
+    ).complete()
+    assert b'[ {"role" : "user", "content":"caf\\u00e9_12345"} ]' in model.requests[0].encoded()
+
+
 async def test_values_are_put_into_json_as_json(scope: Scope) -> None:
     """A value with quotes and line ends leaves the arguments valid, and equal to what was meant."""
     guardrail = Guardrail(Policy())
