@@ -20,6 +20,7 @@ from report import Report, arguments, p
 
 from aibox.guardrails import content, entity_model, grounding, heads, injection, jailbreak, pii
 from aibox.guardrails.entities import Entities
+from aibox.guardrails.once import once
 from aibox.types import Finding
 
 FORMATS = {
@@ -206,9 +207,10 @@ def entity_cost(report: Report, *, quick: bool) -> None:
 
 
 def hot(text: str) -> None:
-    jailbreak.scan(text)
-    injection.scan(text)
-    pii.scan(text)
+    with once():  # as the guardrail asks them
+        jailbreak.scan(text)
+        injection.scan(text)
+        pii.scan(text)
 
 
 def cost(report: Report, *, quick: bool) -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from html import unescape
 from urllib.parse import unquote
 
+from aibox.guardrails.once import shared
+
 DEPTH = 4
 VIEWS = 64
 VIEW_CHARS = 65_536
@@ -32,6 +34,7 @@ class View:
     deep: bool = False
 
 
+@shared
 def views(text: str) -> tuple[View, ...]:
     """The decoded readings of a text, the outermost first. Most texts have none, and that is found out quickly."""
     found: list[View] = []

@@ -91,10 +91,11 @@ def find(text: str) -> Iterator[Found]:
         yield from _emails(text)
         if "://" in text:
             yield from _urls(text)
-    if any(digit in text for digit in "0123456789"):
-        for finder in _NUMBERS:
+    digits = len(_DIGIT.findall(text))
+    for fewest, finder in _NUMBERS:
+        if digits >= fewest:
             yield from finder(text)
-    elif "::" in text:
+    if digits < _FEWEST_OF_IP and _maybe_ipv6(text):
         yield from _ip_addresses(text)
 
 
@@ -179,7 +180,7 @@ def _ssns(text: str) -> Iterator[Found]:
 
 
 def _ip_addresses(text: str) -> Iterator[Found]:
-    sixes = _IPV6.finditer(text) if "::" in text or text.count(":") >= 7 else ()
+    sixes = _IPV6.finditer(text) if _maybe_ipv6(text) else ()
     for match in (*_IPV4.finditer(text), *sixes):
         candidate = match[0].rstrip(":") if not match[0].endswith("::") else match[0]
         try:
@@ -192,6 +193,10 @@ def _ip_addresses(text: str) -> Iterator[Found]:
         if address.version == 6 and len(re.findall(r"[0-9A-Fa-f]+", candidate)) < 3:
             continue
         yield match.start(), match.start() + len(candidate), "IP", 1.0
+
+
+def _maybe_ipv6(text: str) -> bool:
+    return "::" in text or text.count(":") >= 7
 
 
 def _phones(text: str) -> Iterator[Found]:
@@ -219,4 +224,14 @@ def _birthdates(text: str) -> Iterator[Found]:
         yield *match.span(1), "BIRTHDATE", 0.9
 
 
-_NUMBERS: tuple[Callable[[str], Iterator[Found]], ...] = (_cards, _ibans, _ssns, _ip_addresses, _phones, _birthdates)
+_DIGIT = re.compile(r"\d")
+_FEWEST_OF_IP = 4
+# Each with the fewest digits of what it finds: most texts have fewer, and counting them costs next to nothing.
+_NUMBERS: tuple[tuple[int, Callable[[str], Iterator[Found]]], ...] = (
+    (12, _cards),
+    (2, _ibans),
+    (9, _ssns),
+    (_FEWEST_OF_IP, _ip_addresses),
+    (6, _phones),
+    (3, _birthdates),
+)

@@ -18,6 +18,7 @@ from aibox.guardrails.catalogue import OF_POLICY, brought, built_in, offered, wa
 from aibox.guardrails.constitution import Constitution
 from aibox.guardrails.grounding import Grounding, Sources
 from aibox.guardrails.leak import PromptLeak
+from aibox.guardrails.once import once
 from aibox.guardrails.pseudonyms import Pseudonyms, Restorer, Unknown, placeholder
 from aibox.guardrails.rewriting import restored_json, rewritten
 from aibox.guardrails.stream import CheckedStream, Decided, Judged, OutputFilter
@@ -240,10 +241,11 @@ class Guardrail:
         asked = {name: check for name, check in self._asked("input").items() if name in _ATTACKS}
         decided: tuple[Decided, ...] = ()
         if len(last) > 1 and asked:
-            seen = {
-                id(check): await self._look(name, check, text, where="input", scope=scope, label=label)
-                for name, check in asked.items()
-            }
+            with once():
+                seen = {
+                    id(check): await self._look(name, check, text, where="input", scope=scope, label=label)
+                    for name, check in asked.items()
+                }
             decided = self._decide(asked, seen, text, "input")
         strict = tuple((found, what) for found, what in decided if what >= Decision.REQUIRE_APPROVAL)
         decision = max((what for _, what in strict), default=Decision.ALLOW)
@@ -327,19 +329,17 @@ class Guardrail:
             except IntegrityError as error:
                 broken.append(error)
 
-        waiting = {}
-        for key, (name, check) in checks.items():
-            if waits(check, text):
-                waiting[key] = (name, check)
-            else:  # a task of its own would only cost more
-                await run(key, name, check)
-        if len(waiting) == 1:
-            [(key, (name, check))] = waiting.items()
-            await run(key, name, check)
-        elif waiting:
-            async with anyio.create_task_group() as group:
-                for key, (name, check) in waiting.items():
-                    group.start_soon(run, key, name, check)
+        waiting = {key: named for key, named in checks.items() if waits(named[1], text)}
+        # Of what does not wait, and of one that waits alone, a task of its own would only cost more.
+        apart = waiting if len(waiting) > 1 else {}
+        with once():
+            for key, named in checks.items():
+                if key not in apart:
+                    await run(key, *named)
+            if apart:
+                async with anyio.create_task_group() as group:
+                    for key, named in apart.items():
+                        group.start_soon(run, key, *named)
         if broken:
             raise broken[0]
         decided = self._decide(mine, seen, text, where)

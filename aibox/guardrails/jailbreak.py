@@ -50,6 +50,12 @@ def _patterns() -> tuple[_Pattern, ...]:
     )
 
 
+@cache
+def _anchors() -> frozenset[str]:
+    """Of all rules, each once: many share theirs."""
+    return frozenset(anchor for pattern in _patterns() for anchor in pattern.anchors)
+
+
 # Unicode tags spell ASCII text that no screen shows; the only honest use is in the flags of regions.
 _TAGS = re.compile("(?<!\U0001f3f4)(?<![\U000e0020-\U000e007f])[\U000e0020-\U000e007f]{4,256}")
 
@@ -96,16 +102,20 @@ def scan(text: str, *, sentences: bool = False) -> tuple[Finding, ...]:
         if view.deep:
             reason = "hides a text under more encodings than are undone"
             found.append(Finding("jailbreak", "encoded-payload", view.span, 0.9, reason))
-    found += (
-        Finding("jailbreak", "hidden-text", match.span(), 0.95, "carries text that no screen shows")
-        for match in _TAGS.finditer(text)
-    )
+    if not text.isascii():
+        found += (
+            Finding("jailbreak", "hidden-text", match.span(), 0.95, "carries text that no screen shows")
+            for match in _TAGS.finditer(text)
+        )
     return tuple(_strongest(found))
 
 
 def _matches(text: str) -> Iterator[tuple[_Pattern, int, int]]:
+    there = {anchor for anchor in _anchors() if anchor in text}
+    if not there:
+        return
     for pattern in _patterns():
-        if any(anchor in text for anchor in pattern.anchors):
+        if not there.isdisjoint(pattern.anchors):
             for match in pattern.match.finditer(text):
                 yield pattern, *match.span()
 

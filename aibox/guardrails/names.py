@@ -37,6 +37,7 @@ _CUE_CHARS = 16
 _PAIR_CUE = re.compile(
     rf"\b(?:I am|I'm|I’m|[Cc]ontact|[Rr]egards,|[Ss]incerely,|(?:called|named)) ?\n?({_WORD}{_MORE})(?!\w)"
 )
+_PAIR_ANCHORS = ("I am", "I'm", "I’m", "ontact", "egards,", "incerely,", "called", "named")
 _SEQUENCE = re.compile(rf"(?<![\w@.-]){_NAME}(?![\w@])")
 _SMALL_WORD = re.compile(r"[^\W\d_]{2,30}(?: [^\W\d_]{2,30})?")
 
@@ -78,7 +79,8 @@ def _introduced(text: str) -> Iterator[Found]:
                 yield *trimmed, "PERSON", 0.9
         elif (small := _SMALL_WORD.match(text, cue.end())) and is_given(small[0].split()[0]):
             yield *small.span(), "PERSON", 0.8
-    for match in _PAIR_CUE.finditer(text):
+    pairs = _PAIR_CUE.finditer(text) if any(anchor in text for anchor in _PAIR_ANCHORS) else ()
+    for match in pairs:
         trimmed = _trimmed(text, *match.span(1))
         if trimmed and " " in text[trimmed[0] : trimmed[1]]:
             yield *trimmed, "PERSON", 0.7

@@ -11,6 +11,8 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
 
+from aibox.guardrails.once import shared
+
 LONG_CHARS = 20_000
 """A text from here on is looked at in a thread, not on the event loop."""
 
@@ -64,6 +66,7 @@ class Normal:
         return start, end
 
 
+@shared
 def normalise(text: str, *, fold: bool = True) -> Normal:
     """The normal form of a text (Unicode NFKC by character cluster, UAX 15), with an offset map.
 

@@ -16,18 +16,20 @@ from anyio import to_thread
 from aibox.guardrails.normalise import LONG_CHARS, normalise
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
 
-# Rule, a string without which the pattern need not be tried, the pattern. Prefixes are as their issuers document them.
+# Rule, strings of which one must stand in a text for the pattern to be tried, the pattern. Prefixes are as issuers
+# document them.
 _FORMS: tuple[tuple[str, str, re.Pattern[str]], ...] = (
     ("private-key", "-----BEGIN", re.compile(
         r"-----BEGIN (?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----"
         r"(?:[^-]{0,8192}-----END [A-Z0-9 ]{1,40}-----)?")),
-    ("aws-key", "A", re.compile(r"(?<![A-Z0-9])(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}(?![A-Z0-9])")),
-    ("github-token", "gh", re.compile(r"(?<!\w)gh[pousr]_[A-Za-z0-9]{36,255}")),
+    ("aws-key", "AKIA ASIA ABIA ACCA", re.compile(r"(?<![A-Z0-9])(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}(?![A-Z0-9])")),
+    ("github-token", "ghp_ gho_ ghu_ ghs_ ghr_", re.compile(r"(?<!\w)gh[pousr]_[A-Za-z0-9]{36,255}")),
     ("github-token", "github_pat_", re.compile(r"(?<!\w)github_pat_\w{22,255}")),
-    ("gitlab-token", "gl", re.compile(r"(?<!\w)gl(?:pat|ptt|dt|rt|soat|cbt)-[\w-]{20,64}")),
+    ("gitlab-token", "glpat- glptt- gldt- glrt- glsoat- glcbt-", re.compile(
+        r"(?<!\w)gl(?:pat|ptt|dt|rt|soat|cbt)-[\w-]{20,64}")),
     ("slack-token", "xox", re.compile(r"(?<!\w)xox[abeoprs]-[A-Za-z0-9-]{10,255}")),
     ("slack-hook", "hooks.slack", re.compile(r"hooks\.slack\.com/(?:services|workflows)/[A-Za-z0-9/+]{20,80}")),
-    ("stripe-key", "k_", re.compile(r"(?<!\w)(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,120}")),
+    ("stripe-key", "k_live_ k_test_", re.compile(r"(?<!\w)(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,120}")),
     ("google-key", "AIza", re.compile(r"(?<!\w)AIza[\w-]{35}(?![\w-])")),
     ("google-token", "ya29.", re.compile(r"(?<!\w)ya29\.[\w-]{20,512}")),
     ("model-key", "sk-", re.compile(r"(?<!\w)sk-(?:ant-|proj-|svcacct-|or-v1-)?[\w-]{24,200}")),
@@ -37,10 +39,13 @@ _FORMS: tuple[tuple[str, str, re.Pattern[str]], ...] = (
     ("mail-key", "SG.", re.compile(r"(?<!\w)SG\.[\w-]{16,32}\.[\w-]{32,64}")),
     ("telephony-key", "SK", re.compile(r"(?<!\w)SK[0-9a-f]{32}(?!\w)")),
     ("storage-key", "AccountKey=", re.compile(r"AccountKey=[A-Za-z0-9+/]{40,100}={0,2}")),
-    ("vault-token", "hv", re.compile(r"(?<!\w)hv[sbr]\.[\w-]{24,200}")),
+    ("vault-token", "hvs. hvb. hvr.", re.compile(r"(?<!\w)hv[sbr]\.[\w-]{24,200}")),
     ("web-token", "eyJ", re.compile(r"(?<!\w)eyJ[\w-]{8,1024}\.eyJ[\w.-]{8,3000}")),
     ("aibox-key", "aibox", re.compile(r"(?<!\w)aibox[_-][\w-]{24,200}")),
 )  # fmt: skip
+
+_SIGNED = tuple((rule, signs.split(), pattern) for rule, signs, pattern in _FORMS)
+_SIGNS = tuple(sign for _, signs, _ in _SIGNED for sign in signs)
 
 _NAMED = re.compile(
     r"(?i)(?<![a-z])(?:pass(?:word|wd|phrase)|secret|api[ _-]?key|access[ _-]?key|auth[ _-]?token|access[ _-]?token|"
@@ -89,8 +94,11 @@ def scan(text: str) -> tuple[Finding, ...]:
 
 
 def _formed(text: str) -> Iterator[tuple[int, int, str, float]]:
-    for rule, sign, pattern in _FORMS:
-        if sign in text:
+    there = {sign for sign in _SIGNS if sign in text}
+    if not there:
+        return
+    for rule, signs, pattern in _SIGNED:
+        if not there.isdisjoint(signs):
             for match in pattern.finditer(text):
                 # A private key goes over many lines: while it streams, only its first line tells.
                 yield *match.span(), rule, 1.0 if rule == "private-key" else 0.95
