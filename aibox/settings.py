@@ -83,6 +83,8 @@ class BackendSettings(Section):
     output_usd: float | None = Field(default=None, ge=0)
     timeout_s: float = Field(default=300.0, gt=0)
     """The longest silence of the server to bear."""
+    total_s: float = Field(default=3600.0, gt=0)
+    """What a whole answer may take, a stream's too."""
     calls_at_once: int | None = Field(default=None, ge=1)
     """More wait, and tenants take turns. None: 4 for a model in this process, 256 for a server."""
     ca_bundle: Path | None = None

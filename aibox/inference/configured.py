@@ -62,6 +62,7 @@ def make_backend(
         "external": settings.external,
         "tools": settings.tools,
         "timeout_s": settings.timeout_s,
+        "total_s": settings.total_s,
         "capabilities": settings.capabilities,
         "price": _price(settings),
         "transport": _transport(settings),
@@ -82,6 +83,7 @@ def _openrouter(settings: BackendSettings, name: str) -> OpenRouter:
         base_url=settings.url or BASE_URL,
         prices=dict.fromkeys(models, price) if price is not None else None,
         timeout_s=settings.timeout_s,
+        total_s=settings.total_s,
         transport=_transport(settings),
     )
 

@@ -54,12 +54,12 @@ class Session:
     async def ask(self, method: str, target: str, more: Mapping[str, str], body: bytes | None) -> Response:
         """As `plain.Pool.ask`."""
         with _translated():
-            return Response(
-                await self._session.request(
+            # aiohttp's own limit begins anew with every byte of a head.
+            async with asyncio.timeout(self._silence_s):
+                response = await self._session.request(
                     method, self._origin + target, data=body, headers=more, allow_redirects=False, proxy=self._proxy
-                ),
-                silence_s=self._silence_s,
-            )
+                )
+            return Response(response, silence_s=self._silence_s)
 
     async def close(self) -> None:
         await self._session.close()

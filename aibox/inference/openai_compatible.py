@@ -15,7 +15,7 @@ from aibox.errors import AIBoxError, ConfigError
 from aibox.inference.addresses import is_inside
 from aibox.inference.capabilities import Api
 from aibox.inference.transport import Transport
-from aibox.inference.wire import CHAT, Wire
+from aibox.inference.wire import CHAT, TOTAL_S, Wire
 from aibox.types import Scope
 
 PATHS: Mapping[Api, str] = {
@@ -39,7 +39,8 @@ class OpenAICompatible:
     `models` names what to offer where the server does not list it. `external=None` lets the address decide; an
     operator who knows better says True or False. `tools=False` says that the server does not enforce `tool_choice`: a
     Router then emulates tools. `capabilities` and `price` are those of its models, where the server does not say.
-    `timeout_s` is the longest silence to bear, before the first byte and between two. `transport` has certificates, a
+    `timeout_s` is the longest silence to bear, before the first piece and between two; a whole answer may take
+    `total_s`. `transport` has certificates, a
     proxy, and the networks that the host may be in: without them a name of the inside must resolve to the inside, and
     one of the outside to the public internet.
 
@@ -57,6 +58,7 @@ class OpenAICompatible:
         tools: bool = True,
         headers: Mapping[str, str] | None = None,
         timeout_s: float = 300.0,
+        total_s: float = TOTAL_S,
         capabilities: Collection[Capability] | None = None,
         price: Price | None = None,
         transport: Transport | None = None,
@@ -83,6 +85,7 @@ class OpenAICompatible:
             headers=sent,
             secret=key,
             timeout_s=timeout_s,
+            total_s=total_s,
             transport=transport,
             rule=transport.rule(external=self.external, declared=external is not None),
         )

@@ -13,6 +13,7 @@ from aibox.errors import ConfigError
 from aibox.inference.capabilities import Api
 from aibox.inference.openai_compatible import OpenAICompatible, Secret
 from aibox.inference.transport import Transport
+from aibox.inference.wire import TOTAL_S
 from aibox.types import Scope
 
 BASE_URL = "https://openrouter.ai/api/v1"
@@ -47,6 +48,7 @@ class OpenRouter(OpenAICompatible):
         base_url: str = BASE_URL,
         prices: Mapping[str, Price] | None = None,
         timeout_s: float = 300.0,
+        total_s: float = TOTAL_S,
         transport: Transport | None = None,
     ) -> None:
         if not models:
@@ -58,6 +60,7 @@ class OpenRouter(OpenAICompatible):
             models=models,
             external=True,
             timeout_s=timeout_s,
+            total_s=total_s,
             transport=transport,
         )
         self._provider = {**PROVIDER, **({"only": list(only)} if only else {}), **(provider or {})}

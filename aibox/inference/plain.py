@@ -70,7 +70,8 @@ class Response:
 class Pool:
     """Connections to one server, on one event loop. `fields` are sent with each request.
 
-    `silence_s` is the longest silence, `connect_s` what a connection may take, `idle_s` how long it is kept unused.
+    `silence_s` is what a head may take, and what the next piece of a body may; `connect_s` what a connection may,
+    `idle_s` how long it is kept unused.
     """
 
     def __init__(
@@ -276,7 +277,6 @@ class _Connection(asyncio.Protocol):
             # Nobody has asked: what this would be an answer to is the next request.
             self._fail(BrokenError("the server sent what nobody asked for"))
             return
-        self._heard = self._loop.time()
         self._gap += len(data)
         try:
             self._parser.feed_data(data)
@@ -342,7 +342,8 @@ class _Connection(asyncio.Protocol):
             return
         if self.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
             raise BrokenError("the server compressed its answer, although it was asked not to")
-        self.status, self._headed = status, True
+        # A whole head and a piece of a body break the silence, and not a byte of what stands between them.
+        self.status, self._headed, self._heard = status, True, self._loop.time()
         self._until_end = not self._framing and status not in (204, 304)
         self._reusable = (
             self._parser.should_keep_alive() and self._parser.get_http_version() == "1.1" and not self._until_end
@@ -351,7 +352,7 @@ class _Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         if not self._headed:
             raise BrokenError("the server's interim answer has a body")
-        self._gap = 0
+        self._gap, self._heard = 0, self._loop.time()
         self._parts.append(body)
         self._size += len(body)
 

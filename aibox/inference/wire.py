@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -25,6 +26,8 @@ _CHOICES = (CHAT, "/completions")
 CONNECT_S = 5.0
 KEEPALIVE_S = 4.0
 """Below the 5 s after which uvicorn, and so vLLM, closes an idle connection: the race would lose requests."""
+TOTAL_S = 3600.0
+"""What a whole answer may take. A server that sends a byte now and then is never silent."""
 MAX_BODY_BYTES = 32 << 20
 MAX_STREAM_BYTES = 128 << 20
 MAX_ERROR_BYTES = 64 << 10
@@ -60,9 +63,9 @@ class Answer(Protocol):
 class Wire:
     """The connection to one server: a pool for each event loop that uses it, made when it is first needed.
 
-    `timeout_s` is the longest silence of the server: before its first byte and between two pieces. Errors name the
-    server as `name`, and never show `secret` or a proxy's password. `rule` says which addresses the host's name may
-    resolve to.
+    `timeout_s` is the longest silence of the server: before its head is whole and between two pieces. An answer that
+    has taken `total_s` ends with its next piece. Errors name the server as `name`, and never show `secret` or a proxy's
+    password. `rule` says which addresses the host's name may resolve to.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Wire:
         headers: Mapping[str, str],
         secret: str = "",
         timeout_s: float,
+        total_s: float = TOTAL_S,
         transport: Transport | None = None,
         rule: Rule | None = None,
     ) -> None:
@@ -85,6 +89,7 @@ class Wire:
         self._headers = dict(headers)
         self._secrets = [text for text in (*self._transport.secrets, secret) if text]
         self._timeout_s = timeout_s
+        self._total_s = total_s
         self._clients: dict[asyncio.AbstractEventLoop, Pool | Session] = {}
 
     async def complete(self, body: bytes, *, path: str = CHAT, correlation: str = "", trace: str = "") -> Read:
@@ -104,11 +109,14 @@ class Wire:
         Leaving the iteration closes the connection, and so tells the server to stop.
         """
         events, received, finished, ended = Events(), 0, False, False
+        over_at = time.monotonic() + self._total_s
         async with self._open("POST", path, data=body, correlation=correlation, trace=trace) as response:
             while data := await response.readany():
                 received += len(data)
                 if received > MAX_STREAM_BYTES:
                     raise BackendError(f"{self._name} sent more than {MAX_STREAM_BYTES >> 20} MiB")
+                if time.monotonic() > over_at:
+                    raise self._late()
                 whole: list[Read] = []
                 for event in events.feed(data):
                     if event == b"[DONE]":
@@ -206,11 +214,13 @@ class Wire:
         return _Opened(self, self._client().ask(method, target, more, data))
 
     async def _read(self, response: Answer, limit: int) -> bytes:
-        parts, size = [], 0
+        parts, size, over_at = [], 0, time.monotonic() + self._total_s
         while data := await response.readany():
             size += len(data)
             if size > limit:
                 raise BackendError(f"{self._name} sent more than {limit >> 10} KiB")
+            if time.monotonic() > over_at:
+                raise self._late()
             parts.append(data)
         return b"".join(parts)
 
@@ -254,6 +264,14 @@ class Wire:
             timeout=status in (408, 504),
             status=status,
             retry_after_s=_retry_after(response.headers.get("retry-after", "")),
+        )
+
+    def _late(self) -> BackendError:
+        return BackendError(
+            f"{self._name} took longer than {self._total_s:g} s over one answer",
+            hint="ask for less, or set total_s, which is how long a whole answer may take",
+            retryable=True,
+            timeout=True,
         )
 
     def _short(self, message: str) -> str:

@@ -26,9 +26,10 @@ Outcome = tuple[int, bytes] | None
 class Scripted:
     """A server that answers each request on a connection with the next bytes of a script, cut as the script says."""
 
-    def __init__(self, *answers: Sequence[bytes], close: bool = True) -> None:
+    def __init__(self, *answers: Sequence[bytes], close: bool = True, drips: bool = False) -> None:
         self.answers = answers
         self.close = close
+        self.drips = drips
         self.connections = self.serving = 0
         self.asked: list[bytes] = []
         self.gone = asyncio.Event()
@@ -45,6 +46,10 @@ class Scripted:
                     writer.write(part)
                     await writer.drain()
                     await asyncio.sleep(0)
+            while self.drips and not reader.at_eof():
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.02)
             if not self.close:
                 await reader.read()
         except (OSError, asyncio.IncompleteReadError):
@@ -329,6 +334,19 @@ async def test_silence_ends_and_time_to_read_does_not() -> None:
         with pytest.raises(TimeoutError):
             await response.readany()
         response.close()
+        await asking.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["ours", "aiohttp"])
+@pytest.mark.parametrize("begun", [b"HTTP/1.1 200 OK\r\nX: ",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n5;"], ids=["head", "chunk"])  # fmt: skip
+async def test_a_byte_now_and_then_is_silence(kind: str, begun: bytes) -> None:
+    """Where it is no part of a body: whoever waits for the head, or for the next piece, does not wait for ever."""
+    server = Scripted([begun], drips=True)
+    async with server.running() as origin:
+        asking = client(kind, origin, silence_s=0.3)
+        assert await asyncio.wait_for(fetch(asking), 60) is None
         await asking.close()
 
 

@@ -175,6 +175,25 @@ async def test_a_stream_is_understood_however_it_is_cut(
 
 @pytest.mark.anyio
 @pytest.mark.loopback
+@pytest.mark.parametrize("proxied", [False, True], ids=["ours", "aiohttp"])
+@pytest.mark.parametrize("streams", [False, True], ids=["whole", "stream"])
+async def test_an_answer_that_drips_ends_when_its_time_is_over(
+    upstream: Upstream, scope: Scope, monkeypatch: pytest.MonkeyPatch, proxied: bool, streams: bool
+) -> None:
+    """A server that is never silent and never done is left after `total_s`, and hears of it."""
+    if proxied:
+        monkeypatch.setattr("aibox.inference.wire.serves", lambda *_: False)
+    upstream.answer = upstream.sends(CHUNK, then="wait")
+    backend = OpenAICompatible(upstream.url, timeout_s=30, total_s=0.3)
+    with pytest.raises(BackendError, match="took longer than") as caught:
+        await asyncio.wait_for(streamed(backend, scope) if streams else backend.complete(REQUEST, scope=scope), 60)
+    assert caught.value.timeout
+    await until(upstream.gone.is_set)
+    await backend.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.loopback
 async def test_silence_ends_in_a_timeout(upstream: Upstream, scope: Scope) -> None:
     """A server that says nothing, before its first byte or in the middle, is given up."""
 
