@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
-from aibox.inference.plain import BrokenError, Resolve, UnreachableError
+from aibox.inference.plain import BrokenError, Resolve, UnreachableError, waiting
 from aibox.inference.transport import Transport
 
 _NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 if TYPE_CHECKING:
-    from aiohttp import ClientResponse
+    from aiohttp import ClientResponse, TCPConnector
+    from aiohttp.connector import Connection
 
 
 class Session:
@@ -42,7 +45,7 @@ class Session:
         self.loop = asyncio.get_running_loop()
         tls = transport.tls() if origin.startswith("https:") else True
         resolver: Any = _Resolver(resolve)
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=idle_s, resolver=resolver, ssl=tls)
+        connector = _connector()(limit=0, keepalive_timeout=idle_s, resolver=resolver, ssl=tls)
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -89,6 +92,34 @@ class Response:
         if self._response.content.at_eof():
             self._response.release()
         self._response.close()
+
+
+@functools.cache
+def _connector() -> type[TCPConnector]:
+    import aiohttp
+
+    class Connector(aiohttp.TCPConnector):
+        """Gives out no kept connection over which something has come: aiohttp would take it for the answer (3.14)."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self._given: WeakSet[Any] = WeakSet()
+
+        async def connect(self, req: Any, traces: Any, timeout: Any) -> Connection:
+            while True:
+                connection = await super().connect(req, traces, timeout)
+                protocol = connection.protocol
+                assert protocol is not None
+                if protocol not in self._given:
+                    self._given.add(protocol)
+                    return connection
+                transport = connection.transport
+                read = transport is not None and not waiting(transport.get_extra_info("socket").fileno())()
+                if read and not protocol.should_close:
+                    return connection
+                connection.close()
+
+    return Connector
 
 
 class _Resolver:

@@ -270,7 +270,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of TCP
         self._transport = transport
-        self._waits = _waiting(transport.get_extra_info("socket").fileno())
+        self._waits = waiting(transport.get_extra_info("socket").fileno())
 
     def data_received(self, data: bytes) -> None:
         if not self._asked or self._complete:
@@ -361,7 +361,7 @@ class _Connection(asyncio.Protocol):
             self._complete = True
 
 
-def _waiting(descriptor: int) -> Callable[[], bool]:
+def waiting(descriptor: int) -> Callable[[], bool]:
     """Tells whether a socket has something to be read, its end included."""
     if not hasattr(select, "poll"):  # Windows, where `select` takes descriptors of any number
         return lambda: bool(select.select([descriptor], [], [], 0)[0])

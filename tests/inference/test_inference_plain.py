@@ -148,6 +148,7 @@ ANSWERS = (
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n3;a=b\r\nyou\r\n0\r\n\r\n",
     b"HTTP/1.1 200 OK\r\n\r\nhello",
 )
+EVIL = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
 BITS = (b"\r\n", b"\n", b"\r", b" ", b"\0", b":", b"0", b"5", b"-", b"+", b"_", b"\t", b"Content-Length: 3\r\n",
         b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: gzip, chunked\r\n", b"Content-Length : 5\r\n",
         b" folded\r\n", b"HTTP/1.1 200 OK\r\n\r\n")  # fmt: skip
@@ -199,13 +200,16 @@ async def test_what_could_be_read_in_two_ways_or_never_ends_is_refused(answer: b
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("after", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", b"junk"])
-async def test_a_connection_is_used_again_and_nothing_unasked_becomes_an_answer(after: bytes) -> None:
+@pytest.mark.parametrize(
+    ("kind", "after"),
+    [(kind, after) for kind in ("ours", "aiohttp") for after in (b"", EVIL)] + [("ours", b"junk")],
+)
+async def test_a_connection_is_used_again_and_nothing_unasked_becomes_an_answer(kind: str, after: bytes) -> None:
     """An answer that came before its question closes the connection; the next request has one of its own."""
     first = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirst"
     server = Scripted([first + after], [first.replace(b"first", b"again")], close=False)
     async with server.running() as origin:
-        asking = client("ours", origin)
+        asking = client(kind, origin)
         assert await fetch(asking) == (200, b"first")
         second = await fetch(asking)
         assert (second, server.connections) == ((200, b"first"), 2) if after else ((200, b"again"), 1)
@@ -213,9 +217,11 @@ async def test_a_connection_is_used_again_and_nothing_unasked_becomes_an_answer(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("late", [b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", b""])
-async def test_what_came_unasked_and_was_not_read_yet_is_no_answer(late: bytes) -> None:
-    """A second answer, or the end of the connection, that this machine has and the event loop has not seen."""
+@pytest.mark.parametrize("kind", ["ours", "aiohttp"])
+@pytest.mark.parametrize("seen", [False, True])
+@pytest.mark.parametrize("late", [EVIL, b""])
+async def test_what_came_unasked_and_nobody_was_waiting_for_is_no_answer(kind: str, seen: bool, late: bytes) -> None:
+    """A second answer, or the end of the connection, whether the event loop has seen it or only this machine."""
     writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -225,13 +231,15 @@ async def test_what_came_unasked_and_was_not_read_yet_is_no_answer(late: bytes) 
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nmine")
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    asking = client("ours", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    asking = client(kind, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     assert await fetch(asking) == (200, b"mine")
     # Both at once: asyncio sends what it can as soon as it is told to, so it is here before the next question goes.
     if late:
         writers[0].write(late)
     else:
         writers[0].transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
+    if seen:
+        await asyncio.sleep(0.05)
     assert await fetch(asking) == (200, b"mine")
     assert len(writers) == 2
     await asking.close()

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from inference_parts import Notes, Upstream
 
+from aibox.chat import ChatRequest
 from aibox.errors import BackendError, ConfigError, EgressError
 from aibox.inference.configured import make_backend
 from aibox.inference.openai_compatible import OpenAICompatible
@@ -205,6 +206,42 @@ async def test_an_authority_of_ones_own_is_trusted_where_it_is_named(peers: Peer
         with pytest.raises(BackendError, match=r"(?i)certificate|ssl"):
             await _ask(kind(peers.url, name="tls", models=["m"], transport=transport), scope)
     assert len(peers.upstream.bodies) == asked
+
+
+async def test_over_tls_a_connection_is_kept_until_something_comes_that_nobody_asked_for(
+    tmp_path: Path, scope: Scope
+) -> None:
+    """Three calls go over one; an answer to nobody ends it, and is not taken for the answer to the next call."""
+    authority = Authority(tmp_path, "ours")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*authority.issue("127.0.0.1"))
+    writers: list[asyncio.StreamWriter] = []
+
+    def answer(text: str) -> bytes:
+        body = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}).encode()
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+                writer.write(answer("mine"))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    backend = OpenAICompatible(url, models=["m"], transport=Transport(ca_bundle=authority.bundle))
+    request = ChatRequest({"model": "m", "messages": [{"role": "user", "content": "Hi"}]})
+    for connections in (1, 1, 1, 2, 2):
+        if connections == 2 and len(writers) == 1:
+            writers[0].write(answer("somebody else's"))
+        assert (await backend.complete(request, scope=scope)).text == "mine"
+        assert len(writers) == connections
+    await backend.close()
+    server.close()
+    await server.wait_closed()
 
 
 async def test_a_certificate_is_of_a_name(peers: Peers, scope: Scope) -> None:
