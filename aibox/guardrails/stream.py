@@ -27,10 +27,12 @@ RUN_CHARS = 4_096
 _RUN_BEFORE = re.compile(r"[!-~]{1,4096}\Z")
 _RUN_AFTER = re.compile(r"[!-~]{0,4096}")
 
-# A full stop after one letter, a day of a month or a usual abbreviation ends no sentence; an empty line ends one.
+# A full stop after one letter, a day of a month or a usual abbreviation ends no sentence; an empty line ends one. The
+# sign comes first and what stands before it is looked at after: the other way round costs a hundred times as much.
 _ABBREVIATIONS = "mr|mrs|ms|dr|st|no|ext|tel|prof|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec"
-_NO_END = "".join(rf"(?<!\b{word})" for word in ("[a-z]", r"\d", r"\d\d", *_ABBREVIATIONS.split("|")))
-_SENTENCE_END = re.compile(rf"(?i:{_NO_END})\.[\"')\]]{{0,3}}\s|[!?][\"')\]]{{0,3}}\s|\n[ \t]{{0,8}}\n")
+_NO_END = "".join(rf"(?<!\b{word}\.)" for word in ("[a-z]", r"\d", r"\d\d", *_ABBREVIATIONS.split("|")))
+_AFTER = r"[\"')\]]{0,3}\s"
+_SENTENCE_END = re.compile(rf"[.!?\n](?:(?<=\.)(?i:{_NO_END}){_AFTER}|(?<=[!?]){_AFTER}|(?<=\n)[ \t]{{0,8}}\n)")
 
 Decided = tuple[Finding, Decision]
 
