@@ -36,14 +36,14 @@ class Usage:
         `cost` is OpenRouter's field, in USD; a Router fills it in where it knows the price.
         """
         body = body or {}
-        incoming = body.get("prompt_tokens_details") or body.get("input_tokens_details") or {}
-        outgoing = body.get("completion_tokens_details") or body.get("output_tokens_details") or {}
+        incoming = body.get("prompt_tokens_details") or body.get("input_tokens_details")
+        outgoing = body.get("completion_tokens_details") or body.get("output_tokens_details")
         cost = body.get("cost")
         return cls(
             input_tokens=_count(body.get("prompt_tokens", body.get("input_tokens"))),
             output_tokens=_count(body.get("completion_tokens", body.get("output_tokens"))),
-            cached_tokens=_count(incoming.get("cached_tokens")),
-            reasoning_tokens=_count(outgoing.get("reasoning_tokens")),
+            cached_tokens=_count(incoming.get("cached_tokens")) if incoming else 0,
+            reasoning_tokens=_count(outgoing.get("reasoning_tokens")) if outgoing else 0,
             cost_usd=float(cost) if isinstance(cost, int | float) and 0 <= cost < math.inf else None,
         )
 

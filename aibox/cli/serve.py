@@ -63,7 +63,9 @@ def serve(
             from aibox.server.app import create_app
             from aibox.server.auth import Callers, LocalKey
             from aibox.server.process import Server, allow_connections
-            from aibox.server.tokens import Tokens
+
+            if server.issuers:  # the only need of PyJWT, and 4 MiB
+                from aibox.server.tokens import Tokens
         except ImportError:
             raise MissingExtraError("aibox serve", extra="server") from None
         key = LocalKey(settings.key_folder / "server.sha256", scope=Scope(tenant=server.tenant, user=server.user))

@@ -104,7 +104,7 @@ class Registry:
             return await self._role(name, tiers)
         # The name of a role is never taken for a model of an external backend that happens to be called so.
         for tier in tiers[:2] if name in ROLES else tiers:
-            if found := await self._offering(name, tier):
+            if tier and (found := await self._offering(name, tier)):
                 return _routes(found)
         if name in ROLES:
             return await self._role(name, tiers)

@@ -14,17 +14,20 @@ from aibox.types import Label
 class Asked(BaseModel):
     """Something that a caller sends. A field that is not known is a mistake, and told."""
 
+    # Built when a route first needs it: a gateway for models alone is not made larger by the others.
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True, allow_inf_nan=False
-    )
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True, allow_inf_nan=False,
+        defer_build=True,
+    )  # fmt: skip
 
 
 class Answer(BaseModel):
     """Something that the server answers. A client passes over fields that it does not know yet."""
 
     model_config = ConfigDict(
-        frozen=True, from_attributes=True, use_attribute_docstrings=True, serialize_by_alias=True, validate_by_name=True
-    )
+        frozen=True, from_attributes=True, use_attribute_docstrings=True, serialize_by_alias=True,
+        validate_by_name=True, defer_build=True,
+    )  # fmt: skip
 
 
 def _text(value: Any) -> Any:
