@@ -13,7 +13,8 @@ import re
 import secrets
 import signal
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
 from functools import cached_property, partial
 from io import FileIO
 from typing import Any
@@ -48,6 +49,7 @@ class Bubblewrap:
         self._runtime: Runtime | None = None
         self._groups: ControlGroups | None = None
         self._filter: bytes | None = None
+        self._starter = ThreadPoolExecutor(1, "sandbox starts")
 
     @property
     def recorded(self) -> Mapping[str, Any]:
@@ -129,29 +131,29 @@ class Bubblewrap:
         new: Callable[[], ControlGroup] | None = None
         if self._groups is not None:
             new = partial(self._groups.new, memory_mib=limits.memory_mib, pids=limits.pids, cpus=limits.cpus)
-        guest = BubblewrapGuest(new)
+        guest = BubblewrapGuest(self._starter)
         greeting = program.greeting(
             limits, count_processes=True, per_process_memory=not self._bounds_memory, count_files=True
         )
         async with starting(guest, within_s=_START_S):
-            await guest.begin(self._command(runtime, limits, uid), uid=uid, filter_program=self._filter)
+            command_ = partial(command.isolate, runtime, limits, uid=uid)
+            await guest.begin(command_, new, uid=uid, filter_program=self._filter)
             await guest.send(program.body(same=True))  # it reads that while it is bound, and does no more
             await guest.bound()
             await Frames(guest).greet(greeting)
         return guest
 
-    def _command(self, runtime: Runtime, limits: Limits, uid: int) -> partial[list[str]]:
-        return partial(command.isolate, runtime, limits, uid=uid)
-
 
 class BubblewrapGuest:
-    """One process tree in its namespaces, held by its first process."""
+    """One process tree in its namespaces, held by its first process.
 
-    def __init__(self, make_group: Callable[[], ControlGroup] | None) -> None:
-        self._make_group = make_group
-        self._making: asyncio.Future[ControlGroup] | None = None
+    `starter` is one thread: what it started ends with it.
+    """
+
+    def __init__(self, starter: ThreadPoolExecutor) -> None:
+        self._starter = starter
+        self._starting: asyncio.Future[None] | None = None
         self._group: ControlGroup | None = None
-        self._removing: asyncio.Future[None] | None = None
         self._pipes: Pipes | None = None
         self._status: FileIO | None = None
         self._status_said = b""
@@ -159,10 +161,33 @@ class BubblewrapGuest:
         self._closing = anyio.Lock()
         self._closed = False
 
-    async def begin(self, make: partial[list[str]], *, uid: int, filter_program: bytes | None) -> None:
-        """Start it, and hold on to its first process; its control group is made meanwhile."""
-        if self._make_group is not None:
-            self._making = asyncio.ensure_future(anyio.to_thread.run_sync(self._make_group))
+    async def begin(
+        self,
+        make: partial[list[str]],
+        group: Callable[[], ControlGroup] | None,
+        *,
+        uid: int,
+        filter_program: bytes | None,
+    ) -> None:
+        """Start it in its control group, and hold on to its first process."""
+        start = partial(self._start, make, group, uid=uid, filter_program=filter_program)
+        self._starting = asyncio.get_running_loop().run_in_executor(self._starter, start)
+        try:
+            await asyncio.shield(self._starting)
+        except OSError as error:
+            raise SandboxError(f"the isolation could not be started: {error}") from None
+        await self._find()
+        if self._pidfd is None:
+            raise SandboxError("the isolation failed")
+
+    def _start(
+        self,
+        make: partial[list[str]],
+        group: Callable[[], ControlGroup] | None,
+        *,
+        uid: int,
+        filter_program: bytes | None,
+    ) -> None:
         with ExitStack() as given, ExitStack() as kept:
             status_r, status_w = pipe(kept, given, owner=None)
             passed, options = [status_w.fileno()], ["--json-status-fd", str(status_w.fileno())]
@@ -173,20 +198,17 @@ class BubblewrapGuest:
                 passed.append(number)
             passed += etc.values()
             words = [*make(etc=etc), *options, "--", *program.COMMAND]
-            self._pipes = Pipes.open(words, owner=uid, passed=passed)
+            self._status = status_r
+            os.set_blocking(status_r.fileno(), False)
             kept.pop_all()
-        self._status = status_r
-        os.set_blocking(status_r.fileno(), False)
-        await self._find()
-        if self._pidfd is None:
-            raise SandboxError("the isolation failed")
+            self._group = group and group()
+            with self._group.joined() if self._group is not None else nullcontext():
+                self._pipes = Pipes.open(words, owner=uid, passed=passed)
 
     async def bound(self) -> None:
         """Take its first process into the control group: before it is greeted, since then it forks."""
-        if self._making is not None:
+        if self._group is not None and self._group.late:
             try:
-                self._group = await asyncio.shield(self._making)
-                # The kernel waits for all processors here, which may take it milliseconds.
                 await anyio.to_thread.run_sync(self._group.add, self._pid)
             except OSError as error:
                 raise SandboxError(f"no limits could be set: {error}") from None
@@ -240,6 +262,8 @@ class BubblewrapGuest:
                 if self._closed:
                     return
                 self._closed = True
+                if self._starting is not None:
+                    await asyncio.wait([self._starting])
                 ended = self._pipes is None or await self._end(self._pipes)
                 if self._pipes is not None:
                     self._pipes.hang_up()
@@ -247,7 +271,8 @@ class BubblewrapGuest:
                     self._status.close()
                 if self._pidfd is not None:
                     os.close(self._pidfd)
-                await (self._removing or self._remove_group())
+                if self._group is not None:
+                    await self._group.close()
         if not ended:
             raise SandboxError("processes of a session could not be ended", hint="look for processes in state D")
 
@@ -260,17 +285,10 @@ class BubblewrapGuest:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
                 await anyio.wait_readable(self._pidfd)
-            self._removing = asyncio.ensure_future(self._remove_group())  # while bwrap ends as well
             await pipes.ended()
         if clock.cancelled_caught:
             pipes.kill()
         return not clock.cancelled_caught
-
-    async def _remove_group(self) -> None:
-        if self._making is not None:
-            await asyncio.wait([self._making])
-            if self._making.exception() is None:
-                await anyio.to_thread.run_sync(self._making.result().close)
 
 
 def _guest_uid() -> int:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
+
 _PREFIX = "aibox-"
 _CONTROLLERS = ("memory", "pids", "cpu")
-# The supervisor and the interpreter.
-_OUR_PIDS = 2
+# The supervisor and the interpreter, and up to two of bubblewrap; limits of the kernel's count the guest's own exactly.
+_OUR_PIDS = 4
 _PERIOD_US = 100_000
 
 
@@ -26,6 +28,8 @@ class Place:
     parent: Path
     unified: bool
     controllers: tuple[str, ...]
+    own: Path
+    """Our own group."""
 
 
 class ControlGroups:
@@ -44,7 +48,9 @@ class ControlGroups:
             taken = {name for place in places for name in place.controllers}
             wanted = tuple(name for name in controllers if name not in taken)
             parents = [parent for parent in (start, *start.parents) if parent.is_relative_to(top)]
-            found = [Place(parent, unified, _usable(parent, wanted, unified=unified)) for parent in parents]
+            found = [Place(parent, unified, _usable(parent, wanted, unified=unified), start) for parent in parents]
+            if not unified and not os.access(start / "tasks", os.W_OK):
+                continue  # there would be no way back
             best = max(found, key=lambda place: len(place.controllers), default=None)  # of equals the nearest
             if best is not None and best.controllers:
                 places.append(best)
@@ -71,7 +77,7 @@ class ControlGroups:
         try:
             group.make(memory_mib=memory_mib, pids=pids, cpus=cpus)
         except OSError:
-            group.close()
+            group.remove()
             raise
         return group
 
@@ -81,6 +87,8 @@ class ControlGroup:
 
     def __init__(self, folders: Sequence[tuple[Place, Path]]) -> None:
         self._folders = {name: (folder, place.unified) for place, folder in folders for name in place.controllers}
+        self._apart = [(folder, place.own) for place, folder in folders if not place.unified]
+        self.late = {folder for place, folder in folders if place.unified}
 
     def make(self, *, memory_mib: int, pids: int, cpus: float) -> None:
         size = str(memory_mib * 1024 * 1024)
@@ -100,9 +108,24 @@ class ControlGroup:
                 (folder / "memory.limit_in_bytes").write_text(size)
                 _write_if_there(folder / "memory.memsw.limit_in_bytes", size)
 
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """What the calling thread starts meanwhile is in the group from the beginning: in v1, where one thread can be.
+
+        A thread that moves itself waits for nobody. For any other move the kernel waits until each processor has come
+        by, which takes it milliseconds, and holds up every fork of the machine.
+        """
+        try:
+            for folder, _ in self._apart:
+                (folder / "tasks").write_text("0")
+            yield
+        finally:
+            for _, own in self._apart:
+                (own / "tasks").write_text("0")
+
     def add(self, pid: int) -> None:
-        """Take in a process; what it starts from now on is in the group as well."""
-        for folder in {folder for folder, _ in self._folders.values()}:
+        """Take in a process where `joined` cannot: in v2. What it starts from now on is in the group as well."""
+        for folder in self.late:
             (folder / "cgroup.procs").write_text(str(pid))
 
     def peak_mib(self) -> float | None:
@@ -122,9 +145,18 @@ class ControlGroup:
         counts = dict(line.split() for line in lines)
         return int(counts.get("oom_kill", 0))
 
-    def close(self) -> None:
-        for folder in {folder for folder, _ in self._folders.values()}:
-            _remove(folder)
+    async def close(self) -> None:
+        """Remove it. The kernel may let go of the last process a moment after it was reaped."""
+        for pause_s in (0.001, 0.005, 0.02, 0.1):
+            if self.remove():
+                return
+            await anyio.sleep(pause_s)
+        self.remove()  # what stays is swept at the next start
+
+    def remove(self) -> bool:
+        """Whether it is gone, where nothing is in it any more."""
+        gone = [_remove(folder) for folder in {folder for folder, _ in self._folders.values()}]
+        return all(gone)
 
 
 def _usable(parent: Path, controllers: Sequence[str], *, unified: bool) -> tuple[str, ...]:
@@ -151,18 +183,12 @@ def _limit_file(controller: str, *, unified: bool) -> str:
     return "memory.max" if unified else "memory.limit_in_bytes"
 
 
-def _remove(folder: Path) -> None:
-    # The kernel lets go of the last process a moment after it was reaped.
-    for pause_s in (0.001, 0.005, 0.02, 0.1, 0.0):
-        try:
-            folder.rmdir()
-        except FileNotFoundError:
-            return
-        except OSError:
-            # Still busy; what stays after the last try is swept at the next start.
-            time.sleep(pause_s)
-        else:
-            return
+def _remove(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)  # else it is still busy
+    return True
 
 
 def _write_if_there(file: Path, text: str) -> None:

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -90,8 +91,13 @@ def chooses_user() -> bool:
 
 def is_mapped(uid: int) -> bool:
     """Whether the user namespace that this process runs in knows the user. user_namespaces(7)."""
+    return any(uid in users for users in _mapped())
+
+
+@cache
+def _mapped() -> list[range]:
     rows = [[int(word) for word in line.split()] for line in Path("/proc/self/uid_map").read_text("ascii").splitlines()]
-    return any(first <= uid < first + count for first, _, count in rows)
+    return [range(first, first + count) for first, _, count in rows]
 
 
 def _reachable(folder: Path) -> bool:

@@ -96,7 +96,8 @@ async def test_nothing_outlives_a_host_that_was_killed() -> None:
     host = subprocess.Popen([sys.executable, "-c", HOST.replace("MARKER", marker)])
     try:
         await until_running(marker)
-        children = Path(f"/proc/{host.pid}/task/{host.pid}/children").read_text().split()
+        tasks = Path(f"/proc/{host.pid}/task").iterdir()
+        children = [pid for task in tasks for pid in (task / "children").read_text().split()]
     finally:
         host.send_signal(signal.SIGKILL)
         host.wait()

@@ -26,7 +26,7 @@ SMALL = Limits(memory_mib=64, pids=8, wall_s=20, output_kib=4, workspace_mib=1)
 
 def left() -> tuple[set[str], set[str], int]:
     """Children of this process, its control groups, and how many descriptors it holds."""
-    children = set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+    children = {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
     # Not `glob`, which stumbles over a group that another process removes meanwhile.
     folders = (Path(top, name) for top, names, _ in os.walk("/sys/fs/cgroup") for name in names)
     groups = {str(folder) for folder in folders if folder.name.startswith(f"aibox-{os.getpid()}-")}

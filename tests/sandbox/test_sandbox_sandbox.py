@@ -204,5 +204,5 @@ def test_groups_of_processes_that_are_gone_are_swept(tmp_path: Path, *, unified:
     gone.wait()
     for name in (f"aibox-{gone.pid}-1", "aibox-1-1", "other", "aibox-x"):
         (tmp_path / name).mkdir()
-    ControlGroups([Place(tmp_path, unified, ("memory",))]).sweep()
+    ControlGroups([Place(tmp_path, unified, ("memory",), tmp_path)]).sweep()
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["aibox-1-1", "aibox-x", "other"]
