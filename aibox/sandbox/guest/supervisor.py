@@ -52,6 +52,7 @@ class Supervisor:
         self._worker = 0
         self._channel: Any = None
         self._out = self._err = -1
+        self._hidden = False
         self._limits: dict[str, Any] = {}
 
     def serve(self) -> None:
@@ -88,9 +89,6 @@ class Supervisor:
         if limits["uid"]:
             part(limits["uid"])
         _signal.signal(INTERRUPT, _signal.SIG_DFL)  # which process 1 never gets from inside
-        if not self._protected():
-            self._done(error="unprotected")
-            _exit(1)
         posix.umask(0o022)
         wanted = {
             resource.RLIMIT_CORE: 0,
@@ -104,13 +102,17 @@ class Supervisor:
             limit(kind, value)
         posix.chdir(limits["top"])
         surroundings(limits["env"])
-        self._interpreter()
-        self._done(code=0)  # it makes itself ready while the host reads that
+        self._interpreter()  # it makes itself ready meanwhile, and gets no code before this one is protected
+        if not self._protected():
+            self._done(error="unprotected")
+            _exit(1)
+        self._done(code=0)
         prepare()
 
     def _protected(self) -> bool:
         """Whether nothing inside can end it, look into it, or outlive it."""
         prctl(SET_DUMPABLE, 0)
+        self._hidden = True
         return posix.getpid() == 1 and prctl(GET_DUMPABLE, 0) == 0
 
     # The interpreter.
@@ -158,7 +160,8 @@ class Supervisor:
 
     def _bound(self) -> None:
         """What holds for the guest's own processes and not for the supervisor."""
-        prctl(SET_DUMPABLE, 1)  # else its own /proc/self is not its own
+        if self._hidden or self._limits["uid"]:  # who changes its user is hidden by the kernel
+            prctl(SET_DUMPABLE, 1)  # else its own /proc/self is not its own
         score = posix.open("/proc/self/oom_score_adj", posix.O_WRONLY)
         posix.write(score, b"1000")  # when memory runs out, never the supervisor first
         posix.close(score)
