@@ -30,8 +30,10 @@ PLACE_SCORE = 0.5
 """The score of a city or a state by itself. Names and addresses score from 0.7 to 1."""
 CACHED = 4_096
 """So many sentences are remembered."""
-BATCH_PIECES = 512
-"""So much is looked at in one go: it bounds the memory, and how long abandoned work goes on."""
+BATCH_PIECES = 1024
+"""So much is looked at in one go: it bounds the memory, and how long abandoned work goes on (some 0.1 s)."""
+_START_PIECES = 20
+"""To begin a batch costs about as much as so many pieces of padding: 2 ms where a piece takes 0.11 ms."""
 _OVERLAP = 32
 _STEP = PIECES - _OVERLAP
 
@@ -144,11 +146,14 @@ def _weighed(sentences: Sequence[str], by: EntityModel, gone: threading.Event | 
 
 
 def _batches(rows: Sequence[tuple[int, list[Piece]]]) -> Iterator[Sequence[tuple[int, list[Piece]]]]:
-    """Rows of nearly one length together, so that little is padding; `BATCH_PIECES` bound the memory of a batch."""
+    """Rows, the short ones first, together while that costs less than another batch; none above `BATCH_PIECES`."""
     at = 0
     while at < len(rows):
         end = at + 1
-        while end < len(rows) and (end + 1 - at) * len(rows[end][1]) <= BATCH_PIECES:
+        while end < len(rows):
+            longest, before = len(rows[end][1]), len(rows[end - 1][1])
+            if (end + 1 - at) * longest > BATCH_PIECES or (end - at) * (longest - before) > _START_PIECES:
+                break
             end += 1
         yield rows[at:end]
         at = end
