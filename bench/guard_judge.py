@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from guard_attacks import above, direct, held_out
 from report import Report, p
 
 from aibox.errors import BackendError
+from aibox.evals.judge_trial import Trial
 from aibox.guardrails.constitution import Constitution
 from aibox.inference import demo_model
 from aibox.inference.embedded import Embedded
@@ -23,6 +25,16 @@ ASKED, ASKED_QUICK = 100, 20
 
 Weighed = tuple[float, float]
 """A score, and how many texts it stands for."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A text in the band. `word`: whether the judge found fault with it, None for no answer."""
+
+    score: float
+    weight: float
+    attack: bool
+    word: bool | None
 
 
 def measure(report: Report, folder: Path, *, model: str | None, quick: bool) -> None:
@@ -43,43 +55,58 @@ async def _measure(report: Report, folder: Path, path: Path, *, most: int) -> No
     backend = Embedded(path)
     judge = Constitution(backend, model=(await backend.models())[0].id)
     try:
-        attacks = await _judged(report, judge, "attacks", texts.get(("attack", 1), []), most)
-        benign = await _judged(report, judge, "benign", texts.get(("benign", 0), []), most)
-        await _judged(report, judge, "harmless texts of the attacks' files", texts.get(("attack", 0), []), most)
+        attacks, calm = await _judged(report, judge, "attacks", texts.get(("attack", 1), []), most, attack=True)
+        benign, quiet = await _judged(report, judge, "benign", texts.get(("benign", 0), []), most)
+        harmless, _ = await _judged(
+            report, judge, "harmless texts of the attacks' files", texts.get(("attack", 0), []), most
+        )
     finally:
         await backend.close()
-    for name, column in (("without a judge", 0), ("with the judge", 1)):
-        limit = _threshold([row[column] for row in benign])
-        found = [row[column] for row in attacks]
+    asked = [*attacks, *benign, *harmless]
+    # A half of what was judged says whether the judge can tell, and whether its word counts in the other half.
+    halves = [Trial.of([(row.attack, row.word) for row in asked[half::2]]) for half in (0, 1)]
+    counts = {id(row): halves[1 - at % 2].measured.tells for at, row in enumerate(asked)}
+    whole = Trial.of([(row.attack, row.word) for row in asked])
+    note = f"found {whole.measured.found:g}, false alarms {whole.measured.false_alarms:g} at their 95 % bounds"
+    told = "it can" if whole.measured.tells else "it cannot, so a policy may not let it do more than flag"
+    report.row(f"judge {path.stem}: can it tell, by `aibox policy judge`", told, f"{note}; {whole}")
+    ways: tuple[tuple[str, Callable[[Asked], bool]], ...] = (
+        ("without a judge", lambda _: False),
+        ("with its word taken as it is", lambda row: row.word is True),
+        ("with the judge as policies allow", lambda row: row.word is True and counts[id(row)]),
+    )
+    for name, raised in ways:
+        limit = _threshold([*quiet, *((row.score + raised(row), row.weight) for row in benign)])
+        found = [*calm, *((row.score + raised(row), row.weight) for row in attacks)]
         total = sum(weight for _, weight in found)
         got = sum(weight for score, weight in found if score > limit) / total if total else 0.0
         report.row(f"judge {path.stem}: pooled TPR at 1 % FPR, {name}", f"{got:6.1%}", f"threshold {limit:.3f}")
 
 
 async def _judged(
-    report: Report, judge: Constitution, name: str, texts: Sequence[str], most: int
-) -> list[tuple[Weighed, Weighed]]:
-    """Each text without and with the judge, whose word puts it above all that rules have found."""
+    report: Report, judge: Constitution, name: str, texts: Sequence[str], most: int, *, attack: bool = False
+) -> tuple[list[Asked], list[Weighed]]:
+    """What the judge said of texts in the band, and the scores of those outside."""
     scored = [(direct(text), text) for text in texts]
-    rows = [((score, 1.0), (score, 1.0)) for score, _ in scored if not GREY[0] <= score < GREY[1]]
+    outside = [(score, 1.0) for score, _ in scored if not GREY[0] <= score < GREY[1]]
     grey = [(score, text) for score, text in scored if GREY[0] <= score < GREY[1]]
     chosen = grey[:: -(-len(grey) // most)] if grey else []
-    broken, failed, took = [], 0, []
+    rows: list[Asked] = []
+    took = []
     for score, text in chosen:
-        started, says = time.perf_counter(), False
+        started = time.perf_counter()
         try:
-            says = bool((await judge.judge(text, scope=Scope.local())).principle)
+            word: bool | None = bool((await judge.judge(text, scope=Scope.local())).principle)
         except BackendError:
-            failed += 1
+            word = None
         took.append(time.perf_counter() - started)
-        broken.append(float(says))
-        weight = len(grey) / len(chosen)
-        rows.append(((score, weight), (score + says, weight)))
+        rows.append(Asked(score, len(grey) / len(chosen), attack, word))
+    failed = sum(row.word is None for row in rows)
     note = f"{len(grey)} of {len(texts)} lie in the band, {len(chosen)} judged, {failed} without a valid answer"
     if took:
         note += f"; p50 {p(took, 50):.1f} s"
-    report.row(f"judge: says that {name} break a principle", above(broken, 0.5), note)
-    return rows
+    report.row(f"judge: says that {name} break a principle", above([float(bool(r.word)) for r in rows], 0.5), note)
+    return rows, outside
 
 
 def _threshold(benign: Sequence[Weighed]) -> float:

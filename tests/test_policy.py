@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from aibox.errors import ConfigError
 from aibox.execution import Limits
 from aibox.policy.egress import EgressRules
-from aibox.policy.judge import JudgeRules
+from aibox.policy.judge import JudgeRules, Measured
 from aibox.policy.limits import TurnLimits
 from aibox.policy.policy import PROFILES, SHIPPED, Policy
 from aibox.policy.pseudonyms import PseudonymRules
@@ -37,7 +37,13 @@ rate = st.builds(
 )
 policies = st.builds(
     Policy,
-    judge=st.builds(JudgeRules, places=st.frozensets(st.sampled_from(PLACES)), from_score=st.floats(0, 1)),
+    judge=st.builds(
+        JudgeRules,
+        places=st.frozensets(st.sampled_from(PLACES)),
+        from_score=st.floats(0, 1),
+        decision=st.sampled_from([Decision.FLAG, Decision.BLOCK]),
+        measured=st.builds(Measured, found=st.floats(0.3, 1), false_alarms=st.floats(0, 0.2)),
+    ),
     pseudonyms=st.builds(PseudonymRules, irreversible=st.frozensets(st.sampled_from(["*", "CARD"]))),
     spotlight=st.sampled_from(SPOTLIGHTS),
     topics=topics,

@@ -147,7 +147,10 @@ def test_the_command_checks_signatures(tmp_path: Path) -> None:
 
 def test_a_policy_with_a_judge_is_checked_without_one(tmp_path: Path) -> None:
     """The command line has no model: it reads such a policy, and says what its rules alone decide."""
-    own = 'judge = { places = ["input"], from_score = 0.5, below_score = 0.9, decision = "block" }\n'
+    own = (
+        'judge = { places = ["input"], from_score = 0.5, below_score = 0.9, decision = "block", '
+        "measured = { found = 0.7, false_alarms = 0.1 } }\n"
+    )
     path = written(tmp_path, "own.toml", own)
     assert run(["policy", "check", str(path)]) == 0
     assert run(["policy", "explain", ATTACK, "--policy", str(path)]) == 0

@@ -45,7 +45,12 @@ def policy(chance: random.Random) -> Policy:
     parts: dict[str, Any] = {
         "checks": {check: {where: ladder() for where in some(PLACES)} for check in some(CHECKS)},
         "on_check_failure": str(chance.choice(list(Decision))),
-        "judge": {"places": some(PLACES), "from_score": number() / 10, "decision": chance.choice(["flag", "block"])},
+        "judge": {
+            "places": some(PLACES),
+            "from_score": number() / 10,
+            "decision": chance.choice(["flag", "block"]),
+            "measured": {"found": (10 + number()) / 20, "false_alarms": number() / 50},
+        },
         "pseudonyms": {"irreversible": some(("*", "CARD")), "unmask": some(("eva", "adam"))},
         "spotlight": chance.choice(SPOTLIGHTS),
         "topics": {"banned": {topic: some(("buy", "sell*")) for topic in some(("money", "war"))}},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,19 +13,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 from rich.markup import escape
 
+import aibox.box
 from aibox.audit.keys import Keyring, write_new
 from aibox.audit.signer import KeySigner, public_key
 from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
 from aibox.cli.policy_changes import changes, guarded
 from aibox.errors import ConfigError
-from aibox.guardrails.cases import Outcome, read_cases, tried
+from aibox.evals.judge_trial import Trial, try_judge
+from aibox.guardrails.cases import Case, Outcome, read_cases, tried
+from aibox.guardrails.constitution import Constitution, attack_score
 from aibox.levels import load_policy
 from aibox.policy.files import sign as sign_file
 from aibox.policy.levels import effective
 from aibox.policy.policy import SHIPPED, Policy
 from aibox.settings import read_secret
-from aibox.types import PLACES, Scope, Where
+from aibox.types import PLACES, Decision, Scope, Where
 
 app = typer.Typer(no_args_is_help=True, help="Policies: check them, and ask what they decide.")
 
@@ -117,6 +121,38 @@ def test_(
 
 
 @app.command()
+def judge(
+    policy: Annotated[str, typer.Argument(help="The policy: its `[judge]` says where, in which band and by what.")],
+    cases: Annotated[Path, typer.Argument(help="As for `test`: what a person wants refused is an attack.")],
+    model: Annotated[str | None, typer.Option(help="A GGUF file; the model of the role `guardrail` without.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Measure whether the policy's judge can tell attacks from harmless texts. 1: it cannot, and may only flag.
+
+    Give it texts of your own, some fifty of each kind: only those in the band count, and few leave wide bounds.
+    """
+    console = Console(highlight=False)
+    asked = load_policy(policy)
+    settings, _ = load_settings(config=config, model=model)
+
+    async def main() -> tuple[int, Trial]:
+        grey = await in_band(asked, read_cases(cases))
+        async with aibox.box.open(settings=settings, policy=asked) as box:
+            told = Constitution(box.router)
+            return len(grey), await try_judge(told, grey, principles=asked.judge.principles, scope=Scope.local())
+
+    band, trial = interrupt.run(main())
+    console.print(f"{band} of the cases lie in the band: {trial}", soft_wrap=True)
+    figures = trial.measured
+    line = f"measured = {{ found = {figures.found:g}, false_alarms = {figures.false_alarms:g} }}"
+    if not figures.tells:
+        console.print(f"it cannot tell, or there are too few cases to know: {line}", soft_wrap=True)
+        raise typer.Exit(1)
+    console.print("it can tell; for the policy's \\[judge]:")
+    console.print(escape(line))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a policy file, for editors."""
     made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Policy.model_json_schema()}
@@ -156,6 +192,17 @@ def diff(
         console.print("the second relaxes something of the first")
         raise typer.Exit(1)
     console.print("the second is at least as strict everywhere")
+
+
+async def in_band(policy: Policy, cases: Sequence[Case]) -> list[tuple[str, bool]]:
+    """Each case about which the judge would be asked, and whether it is an attack."""
+    rules = guarded(policy)
+    grey = []
+    for case in cases:
+        verdict = await rules.check(case.text, where=case.where, scope=Scope.local(), label=case.label)
+        if policy.judge.grey(case.where, attack_score(verdict.findings)):
+            grey.append((case.text, case.decision > Decision.FLAG))
+    return grey
 
 
 def _steps(steps: tuple[tuple[int, object], ...]) -> str:

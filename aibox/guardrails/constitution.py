@@ -15,8 +15,10 @@ import msgspec
 from aibox.chat import ChatRequest
 from aibox.errors import BackendError
 from aibox.protocols import Backend
-from aibox.types import Label, Scope
+from aibox.types import Finding, Label, Scope
 
+ATTACKS = ("jailbreak", "injection")
+"""The checks whose findings put a text into the judge's band."""
 MODEL = "guardrail"
 """The role that the router knows the judge by."""
 MAX_CHARS = 8_000
@@ -154,3 +156,8 @@ class Constitution:
 
     def __repr__(self) -> str:
         return f"Constitution({self._model})"
+
+
+def attack_score(findings: Iterable[Finding]) -> float:
+    """Of the strongest sign of an attack; -1 where there is none."""
+    return max((found.score for found in findings if found.check in ATTACKS), default=-1.0)

@@ -15,7 +15,7 @@ import anyio
 
 from aibox.errors import BackendError, ConfigError, GuardrailError, IntegrityError, PolicyError
 from aibox.guardrails.catalogue import OF_POLICY, brought, built_in, offered, waits
-from aibox.guardrails.constitution import Constitution
+from aibox.guardrails.constitution import ATTACKS, Constitution, attack_score
 from aibox.guardrails.grounding import Grounding, Sources
 from aibox.guardrails.leak import PromptLeak
 from aibox.guardrails.once import once
@@ -29,7 +29,6 @@ from aibox.types import PLACES, Decision, Finding, Label, Scope, Verdict, Where
 TOGETHER = 4
 TOGETHER_CHARS = 4_000
 """How many of a user's messages are read as one text, and how much of them."""
-_ATTACKS = ("jailbreak", "injection")
 PROMPT_LEAK, GROUNDING = "prompt_leak", "grounding"
 
 
@@ -189,7 +188,7 @@ class Guardrail:
         It takes nothing away, and is not asked where all is said.
         """
         rules = self._policy.judge
-        score = max((found.score for found, _ in decided if found.check in _ATTACKS), default=-1.0)
+        score = attack_score(found for found, _ in decided)
         strictest = max((what for _, what in decided), default=Decision.ALLOW)
         if self._constitution is None or not rules.grey(where, score) or strictest >= rules.decision:
             return (), ""
@@ -220,7 +219,7 @@ class Guardrail:
         except (TimeoutError, BackendError, PolicyError):
             return ""  # then it is taken out, and the finding says why
         again = (await self.judge(better, where=where, scope=scope, label=label)).decided
-        attacks = any(found.check in _ATTACKS for found, _ in again)
+        attacks = any(found.check in ATTACKS for found, _ in again)
         if not better or attacks or max((what for _, what in again), default=Decision.ALLOW) > Decision.REDACT:
             return ""
         return await self.rewrite(better, again, where=where, scope=scope)
@@ -238,7 +237,7 @@ class Guardrail:
             return await own.together(texts, scope=scope, label=label)
         last = list(texts)[-TOGETHER:]
         text = "\n".join(last)[-TOGETHER_CHARS:]
-        asked = {name: check for name, check in self._asked("input").items() if name in _ATTACKS}
+        asked = {name: check for name, check in self._asked("input").items() if name in ATTACKS}
         decided: tuple[Decided, ...] = ()
         if len(last) > 1 and asked:
             with once():
