@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import math
+import random
 import time
 import tomllib
 from pathlib import Path
@@ -15,7 +17,10 @@ from report import Report, p
 
 from aibox.guardrails import heads, injection, jailbreak
 from aibox.guardrails.features import windows
+from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.normalise import normalise
+from aibox.policy.policy import Policy
+from aibox.types import Scope
 
 Sources = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]
 
@@ -77,6 +82,21 @@ def threshold_of(benign: list[float]) -> float:
     return ranked[len(ranked) // 100] if ranked else 1.0
 
 
+def drawn_again(benign: list[float], attacks: list[float], draws: int = 1000) -> str:
+    """The 95 % interval of the share found, with both the attacks and the texts that set the threshold drawn again.
+
+    Wilson's interval takes the threshold as given; of a hundred and some benign texts it is the second highest score.
+    """
+    if not benign or not attacks:
+        return "no rows"
+    chance = random.Random(0)
+    shares = sorted(
+        share(chance.choices(attacks, k=len(attacks)), threshold_of(chance.choices(benign, k=len(benign)))) or 0.0
+        for _ in range(draws)
+    )
+    return f"{shares[draws // 40]:.0%} to {shares[-draws // 40]:.0%}"
+
+
 def read(folder: Path) -> Sources:
     files = tomllib.loads((folder / "sources.toml").read_text("utf-8"))["files"]
     return {
@@ -127,12 +147,43 @@ def detect(report: Report, folder: Path, *, quick: bool) -> None:
             continue
         scores = iter(answers.scores)
         lines = [(*kind, list(itertools.islice(scores, len(texts)))) for *kind, texts in kinds]
-        show(report, name, lines, answers.took_ms)
+        limit = show(report, name, lines, answers.took_ms)
+        if name == "ours":
+            by_language_and_kind(report, sources, dict(zip(every, answers.scores, strict=True)), limit)
+    by_policy(report, sources)
     indirect_goal(report, sources)
 
 
-def show(report: Report, name: str, lines: list[tuple[Any, ...]], took_ms: list[float]) -> None:
-    """One detector's rows: at the score that 1 in 100 benign texts exceeds, and another's at its own word too."""
+def by_policy(report: Report, sources: Sources) -> None:
+    """What `balanced` refuses of what users type, whatever the score was that 1 in 100 benign texts exceeds."""
+    guardrail = Guardrail(Policy.profile("balanced"))
+
+    async def refused(texts: list[str]) -> list[float]:
+        return [float((await guardrail.check(text, scope=Scope.local())).blocked) for text in texts]
+
+    for source, (spec, rows) in sources.items():
+        for label in (0, 1):
+            texts = [row["text"] for row in rows if row["label"] == label]
+            if texts and spec["role"] != "indirect":
+                share_of = above(asyncio.run(refused(texts)), 0.5)
+                report.row(f"balanced: {source} ({spec['role']}, label {label})", share_of, "refused")
+
+
+def by_language_and_kind(report: Report, sources: Sources, scores: dict[str, float], limit: float) -> None:
+    """Of files whose rows say so: explicit attacks found in English and in others, and by the trick that they play."""
+    parts: dict[str, list[float]] = {}
+    for spec, rows in sources.values():
+        for row in rows:
+            if spec["role"] == "explicit" and row["label"] and {"kind", "lang"} <= row.keys():
+                language = "English" if row["lang"] == "en" else "other languages"
+                parts.setdefault(language, []).append(scores[row["text"]])
+                parts.setdefault(f"kind {row['kind']}", []).append(scores[row["text"]])
+    for part, found in sorted(parts.items()):
+        report.row(f"ours: explicit, {part}", above(found, limit), "attacks found")
+
+
+def show(report: Report, name: str, lines: list[tuple[Any, ...]], took_ms: list[float]) -> float:
+    """One detector's rows at the score that 1 in 100 benign texts exceeds, which is returned."""
     by: dict[tuple[str, int], list[float]] = {}
     for _, role, label, scores in lines:
         by.setdefault((role, label), []).extend(scores)
@@ -145,11 +196,17 @@ def show(report: Report, name: str, lines: list[tuple[Any, ...]], took_ms: list[
                 kind += f"; by its own word {share(scores, 0.0) or 0.0:.1%}"
             report.row(f"{name}: {source} ({role}, label {label})", above(scores, limit), kind)
     attacks = by.get(("explicit", 1), []) + by.get(("attack", 1), [])
-    figure = auc(attacks, benign + by.get(("trigger_en", 0), []))
+    triggers = by.get(("trigger_en", 0), []) + by.get(("trigger", 0), [])
+    figure = auc(attacks, benign + triggers)
     report.row(f"{name}: attacks pooled", above(attacks, limit), f"threshold {limit:.3f} from {len(benign)} benign")
+    report.row(f"{name}: the same, threshold drawn again", drawn_again(benign, attacks), "bootstrap, 95 %")
+    report.row(f"{name}: trigger words, all languages", above(triggers, limit), "flagged")
     report.row(f"{name}: AUC, attacks against benign and trigger words", "none" if figure is None else f"{figure:.3f}")
     report.row(f"{name}: time a text", f"p50 {p(took_ms, 50):.2f} ms", f"p95 {p(took_ms, 95):.2f}")
     if name == "ours":
+        honest = [score for (role, label), part in by.items() if label == 0 and role != "attack" for score in part]
+        for at in (0.5, 0.8, 0.97):
+            report.row(f"ours: attacks above {at}", above(attacks, at), f"honest texts {above(honest, at).strip()}")
         note = f"threshold {limit:.3f} from {len(benign)} benign texts; files not trained on"
         goals = {
             "explicit_tpr_at_1pct_fpr": share(by.get(("explicit", 1), []), limit),
@@ -159,6 +216,7 @@ def show(report: Report, name: str, lines: list[tuple[Any, ...]], took_ms: list[
         }
         for goal, got in goals.items():
             report.goal(f"guardrails.{goal}", got, unit="", against="the same text's label", note=note)
+    return limit
 
 
 def indirect_goal(report: Report, sources: Sources) -> None:
@@ -167,11 +225,18 @@ def indirect_goal(report: Report, sources: Sources) -> None:
         if spec["role"] == "indirect":
             for row in rows:
                 scores[row["label"]].append(document(row["text"]))
+    for at in (0.5, 0.8, 0.95):
+        if scores[1]:
+            clean = f"clean documents flagged {above(scores[0], at).strip()}"
+            report.row(f"ours: planted orders found in documents above {at}", above(scores[1], at), clean)
     got = auc(scores[1], scores[0])
+    plain = [document(row["text"]) for spec, rows in sources.values() if spec["role"] == "benign" for row in rows]
+    if (easier := auc(scores[1], plain)) is not None:
+        report.row("ours: AUC, documents with planted orders against plain texts", f"{easier:.3f}", "not a goal")
     seen = json.loads(Path(heads.__file__).parent.joinpath("weights", "card.json").read_text("utf-8"))["heads"][
         "indirect"
     ]["auc_of_unseen_attack_kinds"]
-    note = (
-        "" if got is not None else f"no file of this role that was not trained on; kinds left out in training: {seen}"
-    )
+    note = f"{len(scores[1])} with and {len(scores[0])} without a planted order; files not trained on"
+    if got is None:
+        note = f"no file of this role that was not trained on; kinds left out in training: {seen}"
     report.goal("guardrails.indirect_auc", got, unit="", against="clean documents", note=note)

@@ -1,6 +1,7 @@
-"""What the guardrail finds and what it costs, source by source: python bench/guardrails.py --data DIR.
+"""What the guardrail finds and what it costs, source by source: python bench/guardrails.py [--data DIR].
 
 DIR holds a `sources.toml` that names each file's role and whether it was trained on; only other files count for goals.
+Without it, bench/held_out is measured: texts of our own, written before their author saw the detectors.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from aibox.guardrails.entities import Entities
 from aibox.guardrails.once import once
 from aibox.types import Finding
 
+HELD_OUT = Path(__file__).with_name("held_out")
 FORMATS = {
     "CREDIT_CARD": "CARD",
     "EMAIL_ADDRESS": "EMAIL",
@@ -38,7 +40,7 @@ def categories(report: Report, folder: Path) -> None:
     for name, head in card["heads"].items():
         report.row(f"content: {name}", f"AUC {head['auc_of_folds']}", f"{head['rows']} rows, five folds of one source")
     for source, (spec, rows) in read(folder).items():
-        if not spec["train"] and spec["role"] in ("benign", "trigger_en", "over_refusal", "harm"):
+        if not spec["train"] and spec["role"] in ("benign", "trigger_en", "trigger", "over_refusal", "harm"):
             for label in (0, 1):
                 texts = [row["text"] for row in rows if row["label"] == label]
                 scores = [max((found.score for found in content.scan(text)), default=0.0) for text in texts]
@@ -236,21 +238,23 @@ def cost(report: Report, *, quick: bool) -> None:
 def main() -> None:
     options = arguments(
         __doc__,
-        data="a folder with sources.toml and the files it names",
+        data="a folder with sources.toml and the files it names, instead of bench/held_out",
         judge="a GGUF file, or `demo`: what a language model adds where rules are in doubt (slow: a minute or many)",
     )
     report = Report("guardrails")
+    folder = options.data or HELD_OUT
     cost(report, quick=options.quick)
     entity_cost(report, quick=options.quick)
-    if options.data is not None:
-        detect(report, options.data, quick=options.quick)
-        categories(report, options.data)
-        personal(report, options.data)
-        grounded(report, options.data)
-        guard_meaning.topics(report, read(options.data))
-        guard_judge.measure(report, options.data, model=options.judge, quick=options.quick)
-    else:
-        report.left_out.append("what is found: give --data DIR")
+    detect(report, folder, quick=options.quick)
+    categories(report, folder)
+    personal(report, folder)
+    grounded(report, folder)
+    guard_meaning.topics(report, read(folder))
+    guard_judge.measure(report, folder, model=options.judge, quick=options.quick)
+    if options.data is None:
+        report.left_out.append(
+            "texts of others, personal data and claims, which the repository does not hold: --data DIR"
+        )
     report.show(as_json=options.json)
 
 

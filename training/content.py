@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import sklearn
-from guards import OUT, ROLES_BENIGN, curve, folded, read
+from guards import OUT, ROLES_BENIGN, curve, folded
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sources import read
 
 from aibox.guardrails.features import CONTENT_BITS as BITS
 from aibox.guardrails.features import features, windows

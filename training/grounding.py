@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+import held_out
 import numpy as np
 
 from aibox.guardrails.grounding import each_feature
@@ -45,6 +46,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="the folder beside `grounding`, as of the other heads")
     data = (parser.parse_args().data.parent / "grounding" / "begin_wow_dev.jsonl").read_bytes()
     rows = [json.loads(line) for line in data.decode().split("\n") if line.strip()]
+    held_out.refuse((f"{row['claim']} {row['evidence']}" for row in rows), "begin_wow_dev.jsonl")
     x = np.array([list(each_feature(row["claim"], row["evidence"])) for row in rows])
     y = np.array([float(row["label"] != "Fully attributable") for row in rows])
     held = np.zeros(len(rows))

@@ -1,7 +1,7 @@
 """Train the guardrail's heads from labelled text on disk: `make train-guards DATA=folder`. Same files, same weights.
 
 The folder holds a `sources.toml` that names each file's role and whether it may be trained on. What is trained on, and
-what came of it, goes to the card beside the weights.
+what came of it, goes to the card beside the weights. A text of bench/held_out is refused wherever it turns up.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import hashlib
 import json
 import re
 import sys
-import tomllib
 from array import array
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import held_out
 import numpy as np
 import scipy.sparse
 import sklearn
 from benign import families
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sources import Source, read
 
 from aibox.guardrails.features import BITS, features, segments, windows, words_of
 from aibox.guardrails.normalise import normalise
@@ -33,26 +33,6 @@ OUT = Path(__file__).parent.parent / "aibox" / "guardrails" / "weights"
 ROLES_BENIGN = ("benign", "harm", "topic", "trigger_en", "over_refusal")
 RARITY = ((0.5, 0.0), (0.05, 0.5), (0.01, 0.8), (0.001, 0.95))
 """(share of benign texts above, score)."""
-
-
-@dataclass(frozen=True)
-class Source:
-    name: str
-    role: str
-    train: bool
-    rows: list[dict[str, Any]]
-    sha256: str
-
-
-def read(folder: Path) -> list[Source]:
-    files = tomllib.loads((folder / "sources.toml").read_text("utf-8"))["files"]
-    found = []
-    for name, spec in sorted(files.items()):
-        data = (folder / name).read_bytes()
-        # Not splitlines(): a text may hold any other line separator of Unicode.
-        rows = [json.loads(line) for line in data.decode().split("\n") if line.strip()]
-        found.append(Source(name, spec["role"], spec["train"], rows, hashlib.sha256(data).hexdigest()))
-    return found
 
 
 def matrix(texts: list[list[str]]) -> Any:
@@ -137,6 +117,7 @@ def direct(sources: list[Source], card: dict[str, Any]) -> None:
     known = len(texts)
     family_of: list[int] = []
     for number, family in enumerate(families()):
+        held_out.refuse(family, f"family {number} of training/benign")
         for sentence in family:
             add(sentence, 0, f"family {number}")
             family_of += [number] * (len(texts) - known - len(family_of))
@@ -199,6 +180,7 @@ def indirect(sources: list[Source], card: dict[str, Any], templates: Path) -> No
             positive += [words_of(folded(row["text"])) for row in short[:: max(1, len(short) // 2500)]]
     if templates.is_file():
         lines = templates.read_text("utf-8").splitlines()
+        held_out.refuse(lines, templates.name)
         negative += [words_of(folded(re.sub(r"\{\{(\w+)\}\}", r"\1", line))) for line in lines]
 
     def trained(attacks: list[dict[str, Any]], others: list[dict[str, Any]]) -> LogisticRegression:
