@@ -130,10 +130,11 @@ $(NODE_PEERS)/.ready: Makefile
 	@npm install --silent --no-audit --no-fund --no-package-lock --prefix $(NODE_PEERS) @portkey-ai/gateway@1.15.2
 	@touch $@
 
-# liblinear is exact to the bit for one version of scikit-learn: the versions are part of the recipe.
+# liblinear is exact to the bit for one version of scikit-learn: the versions are part of the recipe. The last two are what
+# the features of `grounding` import along the way, in any version.
 train-guards: setup ## the guardrail's heads anew, from the labelled text in DATA=DIR (a minute)
 	@test -d .venv-train || $(PYTHON) -m venv .venv-train
-	@.venv-train/bin/python -m pip install --quiet --only-binary :all: scikit-learn==1.9.1 scipy==1.17.1 numpy==2.4.6
+	@.venv-train/bin/python -m pip install --quiet --only-binary :all: scikit-learn==1.9.1 scipy==1.17.1 numpy==2.4.6 anyio msgspec
 	@PYTHONPATH=. .venv-train/bin/python training/guards.py --data $(DATA)
 	@PYTHONPATH=. .venv-train/bin/python training/content.py --data $(DATA)
 	@PYTHONPATH=. .venv-train/bin/python training/grounding.py --data $(DATA)
