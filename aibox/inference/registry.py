@@ -65,6 +65,7 @@ class Registry:
     """Finds the backends for a model's name; what a backend offers is asked again after TTL_S seconds.
 
     `owners` maps a backend to the tenants it is dedicated to: for them it comes first, and for others it is not there.
+    `before` is the registry whose place this one takes: what it knows of a replica that stays is known here.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Registry:
         aliases: Mapping[str, str] | None = None,
         tenant_aliases: Mapping[str, Mapping[str, str]] | None = None,
         owners: Mapping[str, Collection[str]] | None = None,
+        before: Registry | None = None,
     ) -> None:
         # sorted() is stable: among the local ones and among the external ones the order of wiring stays.
         self.replicas = tuple(sorted(replicas, key=lambda replica: replica.backend.external))
@@ -85,7 +87,8 @@ class Registry:
             raise ConfigError(f"there is no backend {unknown[0]!r} to be dedicated to a tenant")
         self._owning = frozenset[str]().union(*self._owners.values())
         self._common = self._sorted("")
-        self._listings = {replica.name: _Listing() for replica in replicas}
+        known: dict[Replica, _Listing] = {} if before is None else before._listings  # noqa: SLF001 - of this class
+        self._listings: dict[Replica, _Listing] = {replica: known.get(replica) or _Listing() for replica in replicas}
         self._background = Background()
 
     async def find(self, name: str, *, tenant: str) -> Routes:
@@ -114,8 +117,8 @@ class Registry:
         """The models that a tenant can ask for, or those of everybody; raises the first error when none answers."""
         replicas = [replica for tier in self._tiers(tenant or "") for replica in tier]
         await self._ask(replicas)
-        found = [info for replica in replicas for info in self._listings[replica.name].models.values()]
-        errors = [error for replica in replicas if (error := self._listings[replica.name].error)]
+        found = [info for replica in replicas for info in self._listings[replica].models.values()]
+        errors = [error for replica in replicas if (error := self._listings[replica].error)]
         if errors and not found:
             raise errors[0]
         return tuple(found)
@@ -125,6 +128,7 @@ class Registry:
         return {**self._aliases, **self._tenant_aliases.get(tenant, {})}
 
     async def close(self) -> None:
+        """End what it asks in the background."""
         await self._background.stop()
 
     def _tiers(self, tenant: str) -> list[list[Replica]]:
@@ -151,7 +155,7 @@ class Registry:
         return [pair for pair in found if pair[1].weights.sha256 in ("", digests[0])] if digests else found
 
     def _having(self, model: str, tier: Iterable[Replica]) -> list[tuple[Replica, ModelInfo]]:
-        return [(replica, info) for replica in tier if (info := self._listings[replica.name].models.get(model))]
+        return [(replica, info) for replica in tier if (info := self._listings[replica].models.get(model))]
 
     async def _role(self, role: str, tiers: Sequence[Sequence[Replica]]) -> Routes:
         """The first model that can do it, of the first local backend that says so."""
@@ -181,7 +185,7 @@ class Registry:
         """What one backend offers; what was known once stays known while the backend cannot be asked."""
         await self._ask([replica])
         self._refresh(replica)
-        listing = self._listings[replica.name]
+        listing = self._listings[replica]
         if not listing.known:
             assert listing.error is not None
             raise _again(listing.error)
@@ -193,7 +197,7 @@ class Registry:
         silent = [
             replica
             for replica in replicas
-            if not (listing := self._listings[replica.name]).known and now >= listing.fresh_until
+            if not (listing := self._listings[replica]).known and now >= listing.fresh_until
         ]
         if len(silent) == 1:
             await self._update(silent[0])
@@ -202,12 +206,12 @@ class Registry:
 
     def _refresh(self, replica: Replica) -> None:
         """Ask anew without waiting, when it is time."""
-        listing = self._listings[replica.name]
+        listing = self._listings[replica]
         if time.monotonic() >= listing.fresh_until and not self._background.running(replica.name):
             self._background.start(replica.name, self._update(replica))
 
     async def _update(self, replica: Replica) -> None:
-        listing = self._listings[replica.name]
+        listing = self._listings[replica]
         try:
             models = await replica.backend.models()
         except AIBoxError as error:
@@ -217,7 +221,7 @@ class Registry:
         listing.fresh_until = time.monotonic() + TTL_S
 
     def _missing(self, name: str, replicas: Sequence[Replica]) -> AIBoxError:
-        listings = [(replica, self._listings[replica.name]) for replica in replicas]
+        listings = [(replica, self._listings[replica]) for replica in replicas]
         silent = [listing.error for _, listing in listings if listing.error is not None and not listing.known]
         if silent:
             return BackendError(

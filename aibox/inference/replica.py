@@ -49,6 +49,8 @@ class Replica:
         self.name = backend.name
         self.seed = int.from_bytes(hashlib.blake2b(backend.name.encode(), digest_size=8).digest())
         self.outstanding = 0
+        self.wanted = 0
+        """Calls that have found it, from before they begin until they have an answer or their first word."""
         self.queue = FairQueue(calls_at_once or int(getattr(backend, "calls_at_once", CALLS_AT_ONCE)))
         self.circuit = Circuit.CLOSED
         self.why = ""
@@ -69,6 +71,11 @@ class Replica:
         """Requests that stand before the next one, our own and those that the server has waiting from others."""
         pressure = max(0.0, self._cache_used - FULL_CACHE) / (1 - FULL_CACHE)
         return self.outstanding + self._waiting + pressure * (1 + self.outstanding)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody uses it, or is about to."""
+        return not self.outstanding and not self.wanted
 
     @property
     def rank(self) -> int:

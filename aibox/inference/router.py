@@ -6,6 +6,7 @@ import asyncio
 import copy
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo, each
@@ -16,6 +17,7 @@ from aibox.inference.client import openai_client
 from aibox.inference.disguise import Concealer
 from aibox.inference.dispatch import Dispatch
 from aibox.inference.egress import Egress
+from aibox.inference.leaving import Leaving
 from aibox.inference.registry import DEFAULT, Registry
 from aibox.inference.replica import CHECK_S, Replica
 from aibox.policy.policy import Policy
@@ -30,6 +32,17 @@ Messages = str | Sequence[Mapping[str, Any]] | ChatRequest
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ASKED: Mapping[Api, str] = {"completions": "prompt", "embeddings": "input", "responses": "input", "rerank": "query"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a router routes by: policies, what conceals at the door, backends and the ways to them."""
+
+    policy: Policy | None
+    tenant_policies: Mapping[str, Policy]
+    concealer: Concealer | None
+    registry: Registry
+    fallbacks: Mapping[str, Sequence[str]]
 
 
 class Router:
@@ -65,15 +78,7 @@ class Router:
         check_s: float = CHECK_S,
         calls_at_once: Mapping[str, int] | None = None,
     ) -> None:
-        if not backends:
-            raise ConfigError("a router needs a backend", hint='Router(Embedded()), or Router(VLLM("http://..."))')
-        names = [backend.name for backend in backends]
-        for name in names:
-            if not _NAME.fullmatch(name) or names.count(name) > 1:
-                raise ConfigError(
-                    f"backends need names of their own; {name!r} is taken or no name",
-                    hint="name= takes letters, digits, '-', '_' and '.'",
-                )
+        _hold_names(backends)
         self._policy = policy
         self._policies: dict[tuple[str, str], Policy] = {}
         self._tenant_policies = dict(tenant_policies or {})
@@ -81,7 +86,8 @@ class Router:
         egress = self._egress = Egress(policy, recorder=audit, concealer=concealer)
         for backend in backends:
             egress.admit(backend)
-        self._registry = Registry(
+        self._check_s = check_s
+        registry = Registry(
             [
                 Replica(backend, check_s=check_s, calls_at_once=(calls_at_once or {}).get(backend.name))
                 for backend in backends
@@ -91,7 +97,12 @@ class Router:
             owners=owners,
         )
         self.accounts = accounts or Accounts()
-        self._dispatch = Dispatch(self._registry, egress, accounts=self.accounts, fallbacks=fallbacks, on_call=on_call)
+        self._dispatch = Dispatch(registry, egress, accounts=self.accounts, fallbacks=fallbacks, on_call=on_call)
+        self._leaving = Leaving()
+
+    @property
+    def _registry(self) -> Registry:
+        return self._dispatch.registry
 
     @property
     def external(self) -> bool:
@@ -237,6 +248,7 @@ class Router:
         errors: list[Exception] = []
         for close in (
             self._dispatch.close,
+            self._leaving.close,
             *(replica.backend.close for replica in self._registry.replicas),
             self.accounts.close,
         ):
@@ -247,11 +259,53 @@ class Router:
         if errors:
             raise errors[0]
 
-    def use(self, policy: Policy, tenant_policies: Mapping[str, Policy]) -> None:
-        """Other policies, for all calls that begin from now on; those under way go on under theirs."""
-        self._policy, self._tenant_policies = policy, dict(tenant_policies)
+    def plan(
+        self,
+        *backends: Backend,
+        policy: Policy,
+        tenant_policies: Mapping[str, Policy],
+        concealer: Concealer | None,
+        aliases: Mapping[str, str],
+        tenant_aliases: Mapping[str, Mapping[str, str]],
+        owners: Mapping[str, Collection[str]],
+        fallbacks: Mapping[str, Sequence[str]],
+        calls_at_once: Mapping[str, int],
+    ) -> Plan:
+        """Other backends and routes, to be put into force by `use`. A backend that is in force already stays as it is.
+
+        Raises ConfigError as Router itself does, also for a new external backend behind a door that `policy` shuts.
+        """
+        _hold_names(backends)
+        here = {id(replica.backend): replica for replica in self._registry.replicas}
+        for backend in backends:
+            if id(backend) not in here:
+                Egress(policy, recorder=self._egress.recorder, concealer=concealer).admit(backend)
+        replicas = [
+            here.get(id(backend))
+            or Replica(backend, check_s=self._check_s, calls_at_once=calls_at_once.get(backend.name))
+            for backend in backends
+        ]
+        registry = Registry(
+            replicas, aliases=aliases, tenant_aliases=tenant_aliases, owners=owners, before=self._registry
+        )
+        return Plan(policy, tenant_policies, concealer, registry, fallbacks)
+
+    @property
+    def plan_in_force(self) -> Plan:
+        return Plan(
+            self._policy, self._tenant_policies, self._egress.concealer, self._registry, self._dispatch.fallbacks
+        )
+
+    def use(self, plan: Plan) -> None:
+        """Put a plan into force for all calls that begin from now on; those under way go on as they began."""
+        self._policy, self._tenant_policies = plan.policy, dict(plan.tenant_policies)
         self._policies.clear()
-        self._egress.use(policy)
+        self._egress.use(plan.policy, plan.concealer)
+        self._dispatch.use(plan.registry, plan.fallbacks)
+
+    async def part(self, old: Plan) -> None:
+        """A plan is in force no more: a backend that only it has closes when the last call of it is over."""
+        await self._leaving.part(old.registry, self._registry)
 
     def _rules(self, scope: Scope, policy: Policy | None) -> Policy | None:
         """What holds for a call: the router's, the tenant's and the caller's policy, joined."""
@@ -278,6 +332,18 @@ class Router:
 
 
 _POLICIES_KEPT = 1024
+
+
+def _hold_names(backends: Sequence[Backend]) -> None:
+    if not backends:
+        raise ConfigError("a router needs a backend", hint='Router(Embedded()), or Router(VLLM("http://..."))')
+    names = [backend.name for backend in backends]
+    for name in names:
+        if not _NAME.fullmatch(name) or names.count(name) > 1:
+            raise ConfigError(
+                f"backends need names of their own; {name!r} is taken or no name",
+                hint="name= takes letters, digits, '-', '_' and '.'",
+            )
 
 
 def _other(api: Api, request: ChatRequest) -> ChatRequest:

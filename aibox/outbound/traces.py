@@ -15,6 +15,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -324,3 +325,11 @@ def _disguised(span: Span) -> Place:
     place = span.place
     trace = hashlib.sha256(f"aibox trace {place.trace}".encode()).hexdigest()[:32]
     return Place(trace, place.span, "" if span.kind == "server" else place.parent)
+
+
+def installed() -> str:
+    """The version of this package; empty in a tree that nobody has installed."""
+    try:
+        return version("aibox-sdk")
+    except PackageNotFoundError:
+        return ""

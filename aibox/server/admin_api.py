@@ -7,6 +7,7 @@ only a platform's administrator makes another, or renews or ends the key of one.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 
 from aibox.box import Box
 from aibox.errors import AccessError, ConfigError
@@ -15,6 +16,7 @@ from aibox.server.api_keys import ApiKey, ApiKeys
 from aibox.server.evidence_api import verified
 from aibox.server.guard_api import levels_of, policy_shown
 from aibox.server.principal import Principal, Role
+from aibox.server.reload import Reload
 from aibox.server.route import ADMINISTERS, OPERATES, route
 from aibox.server.shapes import admin as shapes
 from aibox.server.shapes.evidence import Verified
@@ -87,8 +89,9 @@ class KeysAPI:
 class AdminAPI:
     """What is configured, in force and used."""
 
-    def __init__(self, box: Box) -> None:
+    def __init__(self, box: Box, reload: Reload | None = None) -> None:
         self._box = box
+        self._reload = reload
 
     @route("GET", "/v1/admin/tenants", roles=OPERATES)
     async def tenants(self, who: Principal) -> shapes.TenantList:
@@ -150,6 +153,16 @@ class AdminAPI:
             for entry in await self._box.audit.entries_of(tenant, "egress.")
         ]
         return shapes.FlowList(data=[shapes.Flow.model_validate(flow.as_dict()) for flow in flows(attempts)])
+
+    @route("POST", "/v1/admin/reload", roles=OPERATES, records=True)
+    async def reload(self, who: Principal) -> shapes.Reloaded:
+        """Read the operator's files anew: policies, backends, routes and issuers take effect, all of them or none.
+
+        What is under way goes on under what it began with. It is of this server; others are told each.
+        """
+        if self._reload is None:
+            raise ConfigError("this server has no configuration to read", hint="it was put together by a program")
+        return shapes.Reloaded.model_validate(asdict(await self._reload(who.scope)))
 
     @route("POST", "/v1/admin/audit/verify", roles=OPERATES)
     async def verify(self, who: Principal) -> Verified:

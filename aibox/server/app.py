@@ -38,6 +38,7 @@ from aibox.server.observability_api import ObservabilityAPI
 from aibox.server.once import Once
 from aibox.server.rates import RateLimits
 from aibox.server.ready_api import ReadyAPI
+from aibox.server.reload import Reload
 from aibox.server.route import routes_of
 from aibox.server.sandbox_api import SandboxAPI
 from aibox.server.sessions_api import SessionsAPI
@@ -53,11 +54,12 @@ def create_app(
     keys: ApiKeys | None = None,
     log: Log | None = None,
     rates: RateLimits | None = None,
+    reload: Reload | None = None,
 ) -> Gate:
     """Serve an open box. `agents` are offered as `agent:NAME`; None offers the box's default agent.
 
     `keys` are the API keys that administrators may manage; None where there are none. `rates` None holds the policy's
-    rates in this process.
+    rates in this process. `reload` reads the configuration anew, where there is one.
     """
     offered = agents if agents is not None else {"default": box.agent()}
     rates = rates or RateLimits(Buckets())
@@ -86,7 +88,7 @@ def create_app(
         ReceiptsAPI(box.audit),
         AuditAPI(box.audit),
         KeysAPI(box, keys),
-        AdminAPI(box),
+        AdminAPI(box, reload),
         ObservabilityAPI(box),
         HealthAPI(box),
         ReadyAPI(box, redis=rates.check, stopping=lambda: gate.stopping),

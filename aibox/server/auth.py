@@ -25,6 +25,15 @@ class Callers:
     def __init__(self, *authenticators: Authenticator) -> None:
         self._authenticators = authenticators
 
+    def use(self, *authenticators: Authenticator) -> None:
+        """Ask these from now on. Who is not among them any more is not closed."""
+        self._authenticators = authenticators
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether callers are more than the one person with the local key."""
+        return not any(isinstance(one, LocalKey) for one in self._authenticators)
+
     async def principal(self, authorization: str) -> Principal:
         """Whoever sent this `Authorization` header. Raises AuthError; AccessError for a token without a tenant."""
         scheme, _, token = authorization.partition(" ")

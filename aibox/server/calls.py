@@ -275,6 +275,10 @@ class Admin(_Calls):
         query = {"tenant": tenant, "status": status, "after": after, "limit": limit}
         return await self._to.ask("GET", "/v1/admin/observability/deliveries", observed.DeliveryList, query=query)
 
+    async def reload(self) -> admin.Reloaded:
+        """Have this server read its configuration anew."""
+        return await self._to.ask("POST", "/v1/admin/reload", admin.Reloaded)
+
     async def verify(self) -> evidence.Verified:
         """The logs of all tenants."""
         return await self._to.ask("POST", "/v1/admin/audit/verify", evidence.Verified)

@@ -14,7 +14,7 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 
 import uvicorn
 
@@ -22,6 +22,7 @@ from aibox.errors import AIBoxError
 from aibox.server.gate import CUT_S, Gate
 from aibox.server.log import Log
 from aibox.server.protocol import BoundedProtocol, protocol
+from aibox.server.reload import Reload
 from aibox.settings_server import ServerLimits
 
 YOUNG = 10_000
@@ -31,7 +32,7 @@ TICKS = 10
 
 
 class Server(uvicorn.Server):
-    """Serves a gate. `reload` is what SIGHUP asks for; it answers with what is in force then, and raises AIBoxError."""
+    """Serves a gate. `reload` is what SIGHUP asks for."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class Server(uvicorn.Server):
         *,
         limits: ServerLimits,
         log: Log | None = None,
-        reload: Callable[[], Awaitable[str]] | None = None,
+        reload: Reload | None = None,
     ) -> None:
         self._gate = gate
         self._reload = reload
@@ -82,7 +83,11 @@ class Server(uvicorn.Server):
     async def _read_again(self) -> None:
         assert self._reload is not None
         try:
-            self._say("reloaded", policy=await self._reload())
+            found = await self._reload()
+            self._say(
+                "reloaded", policy=found.policy, backends=list(found.backends), issuers=list(found.issuers),
+                restart=list(found.restart),
+            )  # fmt: skip
         except AIBoxError as error:
             # The operator's own file is quoted, and nobody's text.
             self._say("reload.failed", level="error", message=str(error), kept="what was in force before")

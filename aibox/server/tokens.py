@@ -12,9 +12,7 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import jwt
+from typing import TYPE_CHECKING, Any
 
 from aibox.errors import AccessError, AuthError, ConfigError
 from aibox.http import JsonClient, require_https
@@ -22,6 +20,9 @@ from aibox.server.jwks import Fetches, KeySet
 from aibox.server.principal import Principal, known_roles
 from aibox.settings_server import IssuerSettings
 from aibox.types import Scope
+
+if TYPE_CHECKING:
+    import jwt
 
 MAX_TOKEN_CHARS = 16_384
 MAX_LIFETIME_S = 24 * 3600
@@ -46,11 +47,27 @@ class Tokens:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._own = JsonClient() if http is None else None
-        self._issuers = {settings.issuer: _Issuer(settings, http=http or self._own) for settings in issuers}  # type: ignore[arg-type]
-        if len(self._issuers) != len(issuers):
-            raise ConfigError("an issuer is configured twice", hint="one [[server.issuers]] an issuer")
+        self._http: Fetches = http or self._own  # type: ignore[assignment]  # one of the two is there
+        self._issuers: dict[str, _Issuer] = {}
+        self._issuers = self.plan(issuers)
         self._clock = clock
         self._remembered: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
+
+    def plan(self, issuers: Sequence[IssuerSettings]) -> dict[str, _Issuer]:
+        """These issuers, for `use`; whose settings are the same keeps the keys that are known. Raises ConfigError."""
+        planned: dict[str, _Issuer] = {}
+        for settings in issuers:
+            if settings.issuer in planned:
+                raise ConfigError("an issuer is configured twice", hint="one [[server.issuers]] an issuer")
+            known = self._issuers.get(settings.issuer)
+            same = known is not None and known.settings == settings
+            planned[settings.issuer] = known if known is not None and same else _Issuer(settings, http=self._http)
+        return planned
+
+    def use(self, issuers: Mapping[str, _Issuer]) -> None:
+        """Trust these from now on, and nothing that was believed under others."""
+        self._issuers = dict(issuers)
+        self._remembered.clear()
 
     async def authenticate(self, token: str) -> Principal | None:
         """The principal of a valid access token; None for what is no JWT at all.
@@ -87,6 +104,9 @@ class Tokens:
 
 class _Issuer:
     def __init__(self, settings: IssuerSettings, *, http: Fetches) -> None:
+        import jwt  # 4 MiB, which a server without issuers does without
+
+        self._jwt = jwt
         require_https(settings.issuer)
         families = {_FAMILIES.get(name[:2]) for name in settings.algorithms}
         if len(families) != 1 or None in families:
@@ -96,28 +116,28 @@ class _Issuer:
             )
         if settings.jwks_url is not None:
             require_https(settings.jwks_url)
-        self._settings = settings
+        self.settings = settings
         self._keys = KeySet(settings.issuer, http=http, parse=self._parse, url=settings.jwks_url)
 
     def _parse(self, jwk: Mapping[str, Any]) -> jwt.PyJWK | None:
         """A key for one of our algorithms; others an issuer may list for other uses (RFC 7517 sec. 4.2-4.4)."""
-        if jwk.get("use", "sig") != "sig" or jwk.get("alg", self._settings.algorithms[0]) not in (
-            self._settings.algorithms
+        if jwk.get("use", "sig") != "sig" or jwk.get("alg", self.settings.algorithms[0]) not in (
+            self.settings.algorithms
         ):
             return None
         try:
-            return jwt.PyJWK(dict(jwk), algorithm=jwk.get("alg", self._settings.algorithms[0]))
-        except jwt.PyJWTError:
+            return self._jwt.PyJWK(dict(jwk), algorithm=jwk.get("alg", self.settings.algorithms[0]))
+        except self._jwt.PyJWTError:
             return None
 
     async def principal(
         self, token: str, header: Mapping[str, Any], claims: Mapping[str, Any], *, now: float
     ) -> tuple[Principal, float]:
-        settings = self._settings
+        settings = self.settings
         _hold_header(header, settings)
         key = await self._keys.key(header["kid"])
         try:
-            claims = jwt.decode(
+            claims = self._jwt.decode(
                 token,
                 key.key,
                 algorithms=[header["alg"]],
@@ -127,7 +147,7 @@ class _Issuer:
                 options={"require": ["iss", "sub", "aud", "exp", "iat"], "verify_exp": False, "verify_iat": False,
                          "verify_nbf": False},
             )  # fmt: skip
-        except jwt.PyJWTError as error:
+        except self._jwt.PyJWTError as error:
             raise AuthError(f"the token does not hold: {error}") from None
         _hold_claims(claims, settings, now=now)
         return _principal(claims, settings), claims["exp"] + settings.leeway_s

@@ -22,6 +22,7 @@ from aibox.sandbox.sandbox import Sandbox
 from aibox.server.api_keys import ApiKeys
 from aibox.server.app import create_app
 from aibox.server.auth import Callers
+from aibox.server.reload import Reload
 from aibox.server.tokens import Tokens
 from aibox.settings import Settings
 from aibox.settings_server import IssuerSettings
@@ -105,12 +106,23 @@ class World:
             sandbox = Sandbox(UnsafeLocalDriver(), audit=box.audit, sessions=10_000, per_tenant=10_000)
             box.__dict__["sandbox"] = box._keep(sandbox)
         issuer = IssuerSettings(issuer=ISSUER, audience="aibox", algorithms=("ES256",))
-        self.app = create_app(
-            box,
-            callers=Callers(keys, Tokens([issuer], http=Provider())),
-            agents={"default": box.agent(tools=[pay], sandbox=box.sandbox if code else None)},
-            keys=keys,
+        self.settings = box.settings.model_copy(
+            update={"server": box.settings.server.model_copy(update={"issuers": (issuer,)})}
         )
+        """What a reload would read."""
+        tokens = Tokens([issuer], http=Provider())
+        callers = Callers(keys, tokens)
+        agents = {"default": box.agent(tools=[pay], sandbox=box.sandbox if code else None)}
+        self.reload = Reload(
+            box,
+            callers=callers,
+            tokens=tokens,
+            keys=keys,
+            read=lambda: self.settings,
+            renew=lambda: None,
+            guarded=False,
+        )
+        self.app = create_app(box, callers=callers, agents=agents, keys=keys, reload=self.reload)
         self.http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=self.app), base_url="http://aibox")
         self.made = 0
 

@@ -209,6 +209,7 @@ ROWS: dict[str, Seed] = {
     "admin.budgets": nothing(),
     "admin.egress": nothing(),
     "admin.verify": log(),
+    "admin.reload": nothing(),
     "observability.state": used(),
     "observability.usage": used(),
     "observability.deliveries": delivery,

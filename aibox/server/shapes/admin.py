@@ -164,6 +164,16 @@ class BackendList(Answer):
     detail: str
 
 
+class Reloaded(Answer):
+    """What is in force. `restart` names settings that differ in the file and are taken up by a new start alone."""
+
+    policy: str
+    """Its digest."""
+    backends: Names
+    issuers: Names
+    restart: Names
+
+
 class BudgetShown(Answer):
     tenant: str
     spent: Spent
