@@ -27,6 +27,7 @@ _RETRY_S = 5.0
 @dataclass(slots=True)
 class _Held:
     scope: Scope
+    """As the request has it that came last: what is recorded names that one. Calls of a session take turns."""
     session: Session
     kept: bool
     """Nobody waits in it: it may end when room is needed."""
@@ -109,6 +110,7 @@ class Sandbox:
             )
         if held is None or (held.scope.tenant, held.scope.user) != (scope.tenant, scope.user):
             raise AccessError("there is no such sandbox session", hint="it may have ended; open another", absent=True)
+        held.scope = held.scope.under(scope.correlation, scope.trace)
         return held.session
 
     def ids(self, *, scope: Scope) -> list[str]:
@@ -124,6 +126,7 @@ class Sandbox:
         async with self._keeping:
             for held in self._held.values():
                 if held.kept and held.scope == scope:
+                    held.scope = scope
                     return held.session
             return await self._new(scope, kept=True)
 
@@ -164,11 +167,15 @@ class Sandbox:
 
         def record(kind: str, detail: Mapping[str, object]) -> None:
             if self._audit is not None:
-                self._audit.note(kind, scope=scope, detail={"sandbox": shown, **detail})
+                held = self._held.get(id_)
+                now = scope if held is None else held.scope
+                self._audit.note(kind, scope=now, detail={"sandbox": shown, **detail})
 
         def ended(session: Session) -> None:
-            self._held.pop(session.id, None)
-            record("sandbox.ended", {})
+            try:
+                record("sandbox.ended", {})
+            finally:
+                self._held.pop(session.id, None)
 
         try:
             record(

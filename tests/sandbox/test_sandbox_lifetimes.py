@@ -242,3 +242,22 @@ async def test_a_hundred_cycles_leave_nothing(scope: Scope, tmp_path: Path, monk
 async def _cycle(sandbox: Sandbox, scope: Scope) -> None:
     async with sandbox.session(scope=scope) as session:
         await session.bash("setsid sleep 4242.4242 & echo x > file")
+
+
+@pytest.mark.anyio
+async def test_an_entry_names_the_request_that_it_is_of(tmp_path: Path, scope: Scope) -> None:
+    """Not the one that opened the session: each run the one that asked for it, in a conversation's session too."""
+    async with AuditChain(tmp_path / "audit.db") as chain:
+        sandbox = Sandbox(Bubblewrap(), limits=SMALL, audit=chain)
+        opened = await sandbox.open(scope=scope.under("opening-1"))
+        await (await sandbox.attach(opened.id, scope=scope.under("running-1"))).bash("true")
+        await (await sandbox.attach(opened.id, scope=scope.under("ending-01"))).close()
+        await (await sandbox.keep(scope=scope.under("talking-1"))).bash("true")
+        await (await sandbox.keep(scope=scope.under("talking-2"))).bash("true")
+        await sandbox.close()
+        found = [(entry.kind, entry.detail["correlation"]) async for entry in chain.entries(scope.tenant)]
+    assert found == [
+        ("sandbox.started", "opening-1"), ("sandbox.ran", "running-1"), ("sandbox.ended", "ending-01"),
+        ("sandbox.started", "talking-1"), ("sandbox.ran", "talking-1"), ("sandbox.ran", "talking-2"),
+        ("sandbox.ended", "talking-2"),
+    ]  # fmt: skip
