@@ -98,11 +98,15 @@ class Box:
         for url in self.settings.databases:
             await asyncio.to_thread(check_url, url)
         self._open = True
-        if self.traces is not None:
-            self.audit.watcher = self.traces
-            self.on_call.append(self.traces.called)
-        if self.webhooks is not None:
-            await self.webhooks.start()
+        try:
+            if self.traces is not None:
+                self.audit.watcher = self.traces
+                self.on_call.append(self.traces.called)
+            if self.webhooks is not None:
+                await self.webhooks.start()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     def __await__(self) -> Generator[Any, None, Self]:

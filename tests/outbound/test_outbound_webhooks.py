@@ -10,6 +10,7 @@ import hmac
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -26,7 +27,7 @@ from aibox.agents.postgres import PostgresStore
 from aibox.agents.store import SqliteStore
 from aibox.box import Box
 from aibox.chat import ChatRequest
-from aibox.errors import ConfigError, GuardrailError, LimitError
+from aibox.errors import ConfigError, GuardrailError, LimitError, StoreError
 from aibox.outbound import outbox as outbox_module
 from aibox.outbound import signature
 from aibox.outbound import webhooks as webhooks_module
@@ -86,6 +87,23 @@ async def box(home: Path, receiver: Receiver, *, policy: str = OPEN, **more: Any
 def modelled(box: Box, *answers: Any, **more: Any) -> None:
     model = ScriptedBackend(*answers, name="m", **more)
     box.__dict__["router"] = aibox.Router(model, policy=box.policy, audit=box.audit)
+
+
+async def test_a_box_that_cannot_begin_to_deliver_is_not_left_half_open(tmp_path: Path) -> None:
+    """What it had opened by then is closed, and the reason is told."""
+    webhook = {"name": "ops", "url": "https://hooks.example/x", "key": SECRET}
+    made = Box(Settings(home=tmp_path, tenants={"acme": {"webhooks": [webhook]}}))  # type: ignore[dict-item]
+    (tmp_path / "agents.db").mkdir()
+    before = set(threading.enumerate())
+    with pytest.raises(StoreError, match=r"agents\.db"):
+        async with made:
+            pytest.fail("it is open")
+    for part in (made.audit.size("acme"), made.state.sessions.list(scope=Scope(tenant="acme", user="eva"))):
+        with pytest.raises(StoreError, match="closed"):
+            await part
+    assert {one for one in set(threading.enumerate()) - before if one.name.startswith("aibox")} == set()
+    with pytest.raises(ConfigError, match="not open"):
+        made.keep(made.audit)
 
 
 def test_the_signature_is_that_of_the_standard() -> None:
