@@ -36,6 +36,9 @@ from aibox.types import Label, Level, Scope
 QUEUE = 4096
 """Spans that wait, of which the texts are `QUEUE_MIB` at most; what comes then is dropped, and counted."""
 QUEUE_MIB = 16
+MAX_CHARS = 256
+"""Of a name, and of an attribute that is no text of anybody's: ids and reasons are a model server's own words."""
+MAX_LISTED = 64
 BATCH = 512
 LINGER_S = 2.0
 TIMEOUT_S = 10.0
@@ -161,6 +164,12 @@ class Traces:
         if self.external and not self._passes(span.tenant):
             self._shut(span.tenant)
             return
+        span.name = span.name[:MAX_CHARS]
+        for name, value in span.attributes.items():
+            if isinstance(value, str) and len(value) > MAX_CHARS:
+                span.attributes[name] = value[:MAX_CHARS]
+            elif isinstance(value, list):
+                span.attributes[name] = [one[:MAX_CHARS] for one in value[:MAX_LISTED]]
         size = sum(map(len, span.texts.values()))
         if len(self._waiting) >= QUEUE or self._texts + size > QUEUE_MIB << 20 or self._ending.is_set():
             self.dropped["full"] += 1

@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from waiting import until
 import aibox
 from aibox.agents import http as agents_http
 from aibox.box import Box
+from aibox.chat import ChatRequest, Completion
 from aibox.outbound import traces as traces_module
 from aibox.outbound.span import Place, Span, kept, new_trace, read_parent
 from aibox.server.app import create_app
@@ -157,6 +159,26 @@ async def test_a_request_is_one_tree_with_a_span_for_each_step(tmp_path: Path, c
     assert (tool["gen_ai.tool.name"], tool["aibox.outcome"]) == ("weather", "returned")
     assert (http["http.route"], http["http.response.status_code"]) == ("/v1/chat/completions", 200)
     assert "Oslo" not in str(spans(collector))
+
+
+async def test_what_a_model_server_calls_things_is_cut_to_a_length(tmp_path: Path, collector: Receiver) -> None:
+    """Its ids, models and reasons to stop wait in memory until they are sent; a long one goes to no collector."""
+    long = "x" * 20_000
+
+    class Wordy(ScriptedBackend):
+        async def complete(self, request: ChatRequest, *, scope: Scope) -> Completion:
+            found = await super().complete(request, scope=scope)
+            choice = {**found.body["choices"][0], "finish_reason": long}
+            return replace(found, body={**found.body, "id": long * 50, "model": long, "choices": [choice]})
+
+    async with world(tmp_path, collector) as w:
+        wordy = Wordy("Done.", name="m")
+        w.box.__dict__["router"] = aibox.Router(wordy, audit=w.box.audit, on_call=w.box._called)
+        await aibox.Agent("x", router=w.box.router, audit=w.box.audit, name="wordy").run("Hi", scope=WHO)
+    (chat,) = [told(span) for span in spans(collector) if span.name == "chat default"]
+    assert chat["gen_ai.response.id"] == chat["gen_ai.response.model"] == "x" * 256
+    assert chat["gen_ai.response.finish_reasons"] == ["x" * 256]
+    assert sum(len(got.body) for got in collector.got) < 8 << 10
 
 
 async def test_it_is_sent_as_langfuse_and_any_collector_take_it(tmp_path: Path, collector: Receiver) -> None:
