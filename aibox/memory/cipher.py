@@ -106,7 +106,9 @@ class SubjectKeys:
 
     def find(self, tenant: str, user: str) -> SubjectKey | None:
         """The key of a subject that has rows; None for one that has none."""
-        row = self._db.execute("SELECT wrapped FROM subjects WHERE tenant = ? AND user = ?", (tenant, user)).fetchone()
+        row = self._db.execute(
+            'SELECT wrapped FROM subjects WHERE tenant = ? AND "user" = ?', (tenant, user)
+        ).fetchone()
         return self._wrapping.unwrap(row[0], tenant, user) if row else None
 
     def get(self, tenant: str, user: str) -> SubjectKey:
@@ -119,5 +121,5 @@ class SubjectKeys:
 
     def destroy(self, tenant: str, user: str | None) -> None:
         """Overwrite the key of a subject, or with None of all of the tenant. Only inside a write transaction."""
-        self._db.execute("DELETE FROM subjects WHERE tenant = ? AND (? IS NULL OR user = ?)", (tenant, user, user))
+        self._db.execute('DELETE FROM subjects WHERE tenant = ? AND (? IS NULL OR "user" = ?)', (tenant, user, user))
         self._wrapping.clear()

@@ -55,7 +55,7 @@ class DocumentRows:
             if key is None:
                 return False
             row = self._db.execute(
-                "SELECT content FROM documents WHERE tenant = ? AND user = ? AND source = ? AND embedder = ?",
+                'SELECT content FROM documents WHERE tenant = ? AND "user" = ? AND source = ? AND embedder = ?',
                 (scope.tenant, scope.user, key.digest(source), self._embedder),
             ).fetchone()
             return row is not None and row[0] == key.digest(content.hex())
@@ -67,7 +67,7 @@ class DocumentRows:
             row = (
                 key
                 and self._db.execute(
-                    "SELECT label FROM documents WHERE tenant = ? AND user = ? AND source = ?",
+                    'SELECT label FROM documents WHERE tenant = ? AND "user" = ? AND source = ?',
                     (scope.tenant, scope.user, key.digest(source)),
                 ).fetchone()
             )
@@ -80,7 +80,7 @@ class DocumentRows:
             key = self._keys.get(scope.tenant, scope.user) if document.visibility == "private" else tenant
             source = tenant.digest(document.source)
             former = self._db.execute(
-                "SELECT id FROM documents WHERE tenant = ? AND user = ? AND source = ?",
+                'SELECT id FROM documents WHERE tenant = ? AND "user" = ? AND source = ?',
                 (scope.tenant, scope.user, source),
             ).fetchone()
             if former:
@@ -89,7 +89,7 @@ class DocumentRows:
             row = (document.id, scope.tenant, scope.user, document.visibility, groups, str(document.label))
             sealed = [document.name, document.source, document.pages, document.size, document.added_us]
             self._db.execute(
-                "INSERT INTO documents (id, tenant, user, visibility, groups, label, source, content, passages, "
+                'INSERT INTO documents (id, tenant, "user", visibility, groups, label, source, content, passages, '
                 "embedder, sealed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*row, source, tenant.digest(content.hex()), len(passages), self._embedder,
                  key.seal(msgspec.json.encode(sealed), _place(*row))),
@@ -119,8 +119,8 @@ class DocumentRows:
     def _bury(self, document: str, tenant: str) -> None:
         """Empty a document's rows. The index learns it from the change, and need not be made again."""
         self._db.execute(
-            "UPDATE passages SET gone = 1, sealed = x'', vector = x'', terms = x'', change = ? WHERE document = ?",
-            (self._epochs.next_change(tenant), document),
+            "UPDATE passages SET gone = 1, sealed = ?, vector = ?, terms = ?, change = ? WHERE document = ?",
+            (b"", b"", b"", self._epochs.next_change(tenant), document),
         )
         self._db.execute("DELETE FROM documents WHERE id = ?", (document,))
 
@@ -149,8 +149,8 @@ class DocumentRows:
         query = _sql(
             "SELECT p.n, p.number, p.sealed, p.vector, p.terms, {head} FROM "
             "(SELECT CAST(value AS BIGINT) AS value FROM json_each(:numbers)) AS given "
-            "CROSS JOIN passages p ON p.n = value CROSS JOIN documents d ON d.id = p.document "
-            "WHERE p.gone = 0 AND {visible}"
+            "CROSS JOIN passages p CROSS JOIN documents d "
+            "WHERE p.n = value AND d.id = p.document AND p.gone = 0 AND {visible}"
         )
         return self._candidates(query, reader, {"numbers": json.dumps(list(numbers))})
 
@@ -184,7 +184,7 @@ class DocumentRows:
         """Remove documents that the user added. Returns how many."""
         return self._remove(
             scope.tenant,
-            "tenant = :tenant AND user = :user AND id IN (SELECT value FROM json_each(:ids))",
+            'tenant = :tenant AND "user" = :user AND id IN (SELECT value FROM json_each(:ids))',
             {"tenant": scope.tenant, "user": scope.user, "ids": json.dumps(list(ids))},
         )
 
@@ -192,7 +192,7 @@ class DocumentRows:
         """Everything of the tenant; of a user what is private, and the user's name from what is not. How many."""
         if user is None:
             return self._remove(tenant, "tenant = :tenant", {"tenant": tenant}, destroy=None)
-        private = "tenant = :tenant AND user = :user AND visibility = 'private'"
+        private = "tenant = :tenant AND \"user\" = :user AND visibility = 'private'"
         count = self._remove(tenant, private, {"tenant": tenant, "user": user}, destroy=user)
         with self.transaction(tenant=tenant):
             rows = self._db.execute(
@@ -214,7 +214,7 @@ class DocumentRows:
         after = (id_, tenant, "", visibility, groups, label)
         name, _, *rest = msgspec.json.decode(key.open(sealed, _place(*before)))
         self._db.execute(
-            "UPDATE documents SET user = '', source = ?, sealed = ? WHERE id = ?",
+            "UPDATE documents SET \"user\" = '', source = ?, sealed = ? WHERE id = ?",
             (key.digest(id_), key.seal(msgspec.json.encode([name, name, *rest]), _place(*after)), id_),
         )
         passages = self._db.execute(

@@ -64,13 +64,13 @@ _SCHEMA = Schema(
 _CLEAR = ("id", "type", "tenant", "user", "confidence", "created_us", "valid_from_us", "valid_until_us", "supersedes")
 _SEALED = ("text", "agent", "session", "source")
 _COLUMNS = ", ".join(f"records.{name}" for name in (*_CLEAR, "label", "sealed"))
-_MINE = "tenant = :tenant AND user = :user"
+_MINE = 'tenant = :tenant AND "user" = :user'
 _TYPES = "(:types IS NULL OR records.type IN (SELECT value FROM json_each(:types)))"
 _VALID = "valid_from_us <= :now AND (valid_until_us = 0 OR valid_until_us > :now)"
 _WITHIN = "(:agent IS NULL OR agent = :agent) AND (:session IS NULL OR session = :session)"
 
 _INSERT = """
-INSERT INTO records (id, type, tenant, user, confidence, created_us, valid_from_us, valid_until_us, supersedes, label,
+INSERT INTO records (id, type, tenant, "user", confidence, created_us, valid_from_us, valid_until_us, supersedes, label,
                      agent, session, digest, sealed, embedder, vector, change)
 VALUES (:id, :type, :tenant, :user, :confidence, :created_us, :valid_from_us, :valid_until_us, :supersedes, :label,
         :agent, :session, :digest, :sealed, :embedder, :vector, :change)
@@ -205,7 +205,7 @@ class Rows:
         return self._remove(scope.tenant, _sql(query), _mine(scope) | {"ids": json.dumps(list(ids))})
 
     def remove_all(self, tenant: str, user: str | None) -> int:
-        query = "DELETE FROM records WHERE tenant = :tenant AND (:user IS NULL OR user = :user)"
+        query = 'DELETE FROM records WHERE tenant = :tenant AND (:user IS NULL OR "user" = :user)'
         return self._remove(tenant, query, {"tenant": tenant, "user": user})
 
     def _remove(self, tenant: str, query: str, values: Mapping[str, Any]) -> int:
@@ -215,7 +215,7 @@ class Rows:
                 left = self._db.execute("SELECT 1 FROM records WHERE tenant = ? LIMIT 1", (tenant,)).fetchone()
                 self._epochs.begin_anew(tenant, empty=left is None)
                 kept = self._db.execute(
-                    "SELECT 1 FROM records WHERE tenant = :tenant AND (:user IS NULL OR user = :user) LIMIT 1", values
+                    'SELECT 1 FROM records WHERE tenant = :tenant AND (:user IS NULL OR "user" = :user) LIMIT 1', values
                 ).fetchone()
                 if kept is None:
                     self._keys.destroy(tenant, values["user"])
@@ -243,8 +243,8 @@ class Rows:
         # CROSS JOIN binds SQLite to begin with the few numbers: it would rather read all of the user's rows.
         query = (
             "SELECT n, {columns} FROM "
-            "(SELECT CAST(value AS BIGINT) AS value FROM json_each(:numbers)) AS given CROSS JOIN records ON n = value "
-            "WHERE {mine} AND superseded = 0 AND embedder = :embedder AND {types} AND {valid} AND {within}"
+            "(SELECT CAST(value AS BIGINT) AS value FROM json_each(:numbers)) AS given CROSS JOIN records WHERE "
+            "n = value AND {mine} AND superseded = 0 AND embedder = :embedder AND {types} AND {valid} AND {within}"
         )
         with self._file.reading(scope.tenant):
             key = self._keys.find(scope.tenant, scope.user)
@@ -264,7 +264,7 @@ class Rows:
         """Rows of the tenant changed after `since`, in batches."""
         with self._file.reading(tenant):
             cursor = self._db.execute(
-                "SELECT n, user, type, superseded, vector FROM records "
+                'SELECT n, "user", type, superseded, vector FROM records '
                 "WHERE tenant = ? AND change > ? AND embedder = ? ORDER BY change",
                 (tenant, since, self._embedder),
             )
@@ -276,13 +276,13 @@ class Rows:
 
     def revector(self, vectors: Mapping[str, Sequence[float]], scope: Scope) -> None:
         with self.transaction(tenant=scope.tenant):
-            shared = _mine(scope) | {"embedder": self._embedder, "change": self._epochs.next_change(scope.tenant)}
+            change = self._epochs.next_change(scope.tenant)
             self._db.executemany(
-                _sql(
-                    "UPDATE records SET vector = :vector, embedder = :embedder, change = :change "
-                    "WHERE {mine} AND id = :id"
-                ),
-                [shared | {"id": id_, "vector": pack(vector)} for id_, vector in vectors.items()],
+                'UPDATE records SET vector = ?, embedder = ?, change = ? WHERE tenant = ? AND "user" = ? AND id = ?',
+                [
+                    (pack(vector), self._embedder, change, scope.tenant, scope.user, id_)
+                    for id_, vector in vectors.items()
+                ],
             )
 
     def counts(self) -> tuple[int | None, int]:

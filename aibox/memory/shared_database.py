@@ -1,12 +1,10 @@
 """The rows of a memory in the PostgreSQL database that several servers share; each has an index of its own of them.
 
-The statements are those for the file, said as PostgreSQL wants them. One thread at a time may use it.
+The statements are those for the file. One thread at a time may use it.
 """
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,8 +17,8 @@ from aibox.memory.epochs import Epochs
 from aibox.memory.sealed_database import SealedDatabase
 from aibox.postgres import Postgres, Rows
 
-_JOIN = re.compile(r"CROSS JOIN (\w+(?: \w+)?) ON")
-_USER = re.compile(r"(?<![\w:.\"\'])user(?![\w\"\'])")
+_AT_ONCE = 50
+"""Statements that go over together."""
 
 
 def opened(place: Path | str, made_by: Schema, *, key: bytes, schema: str) -> SealedDatabase | SharedDatabase:
@@ -99,14 +97,9 @@ class _Spoken:
         self._database = database
 
     def execute(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = (), /) -> Any:
-        return self._database.now.execute(_said(sql), values)  # type: ignore[arg-type]  # by place or by name
+        return self._database.now.execute(sql, values)  # type: ignore[arg-type]  # by place or by name
 
-    def executemany(self, sql: str, rows: Sequence[Any], /) -> None:
-        for row in rows:
-            self.execute(sql, row)
-
-
-@functools.cache
-def _said(sql: str) -> str:
-    """CROSS JOIN tells SQLite where to begin, `user` is a reserved word, and bytes are written otherwise."""
-    return _USER.sub('"user"', _JOIN.sub(r"JOIN \1 ON", sql)).replace("x''", "''::bytea")
+    def executemany(self, sql: str, rows: Sequence[Sequence[Any]], /) -> None:
+        for start in range(0, len(rows), _AT_ONCE):
+            some = rows[start : start + _AT_ONCE]
+            self.execute("; ".join([sql] * len(some)), [value for row in some for value in row])

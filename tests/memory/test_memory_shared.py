@@ -12,6 +12,7 @@ from memory_words import WordEmbedder
 from aibox.errors import ConfigError, StoreError
 from aibox.memory.memory import Memory
 from aibox.memory.record import Passage
+from aibox.postgres import Statements
 from aibox.types import Scope
 
 pytestmark = pytest.mark.anyio
@@ -75,6 +76,22 @@ async def test_documents_of_one_are_cited_by_the_other(
     assert await texts(other, "lunch noon", tom) == ["All may know that lunch is at noon."]
     assert await other.forget(scope=scope, ids=[newer.id]) == 1
     assert await texts(one, "autoclave", scope) == []
+
+
+async def test_passages_go_over_together(
+    both: tuple[Memory, Memory], scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A document of many passages takes a few statements, and each passage is there for the other server."""
+    one, other = both
+    await one.add(b"Nothing yet.", name="first.txt", scope=scope)
+    execute, said = Statements.execute, []
+    monkeypatch.setattr(Statements, "execute", lambda *asked: (said.append(asked[1]), execute(*asked))[1])
+    rooms = "\n\n".join(f"# Room {n}\n\n" + f"Room {n} has the lamp L{n}. " * 20 for n in range(120))
+    [document] = await one.add(rooms.encode(), name="rooms.md", scope=scope)
+    assert document.passages >= 120
+    assert len([sql for sql in said if "INSERT INTO passages" in sql]) == -(-document.passages // 50)
+    for n in (0, 49, 50, 119):
+        assert f"L{n}." in (await texts(other, f"Room {n} lamp L{n}", scope))[0]
 
 
 async def test_many_who_keep_the_same_at_once_keep_it_once(both: tuple[Memory, Memory], scope: Scope) -> None:
