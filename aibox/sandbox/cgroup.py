@@ -99,7 +99,6 @@ class ControlGroup:
             elif name == "cpu" and unified:
                 (folder / "cpu.max").write_text(f"{round(cpus * _PERIOD_US)} {_PERIOD_US}")
             elif name == "cpu":
-                (folder / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
                 (folder / "cpu.cfs_quota_us").write_text(str(round(cpus * _PERIOD_US)))
             elif unified:
                 (folder / "memory.max").write_text(size)

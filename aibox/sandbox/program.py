@@ -76,7 +76,9 @@ def body(*, same: bool = False) -> bytes:
 
 
 def _part(source: str, name: str, *, same: bool) -> tuple[bytes, str]:
-    return marshal.dumps(compile(source, f"{_PACKAGE}.{name}", "exec", optimize=2)), "" if same else source
+    # Its flag holds here as well, and so for what is compiled; to run it inside would take longer than most modules do.
+    code = compile(source.replace("from __future__ import annotations", ""), f"{_PACKAGE}.{name}", "exec", optimize=2)
+    return marshal.dumps(code), "" if same else source
 
 
 def greeting(

@@ -61,6 +61,8 @@ def sweep(*, keep: int) -> None:
             for pid in new:
                 signal_one(pid, STOP)
             seen |= new
+        if not seen:
+            return
         for pid in seen:
             signal_one(pid, KILL)
         reap(keep)
