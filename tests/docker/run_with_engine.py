@@ -15,10 +15,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 PACKAGES = ("docker.io", "runsc")
 BUDGET_S = 600
@@ -47,19 +49,51 @@ def engine(folder: Path) -> Iterator[str | None]:
         # Without a network of its own: a session has none, and it does not start beside the host's.
         settings.write_text(json.dumps({"runtimes": {"runsc": {"path": runsc, "runtimeArgs": ["--network=none"]}}}))
         words += ["--config-file", str(settings)]
-    with log.open("w") as file:
-        daemon = subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True)
-        try:
+    try:
+        with log.open("w") as file, Kept(words, file) as daemon:
             yield host if ready(host, daemon, log) else None
-        finally:
-            daemon.send_signal(signal.SIGTERM)
-            try:
-                daemon.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(daemon.pid, signal.SIGKILL)
+    finally:
+        # A daemon that was killed has left what it had mounted.
+        mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for place in sorted((one for one in mounted if one.startswith(f"{folder}/")), reverse=True):
+            subprocess.run(["umount", "-l", place], check=True)
 
 
-def ready(host: str, daemon: subprocess.Popen[bytes], log: Path) -> bool:
+class Kept:
+    """A daemon that is started again when it has ended, as systemd keeps one, and after as long."""
+
+    def __init__(self, words: list[str], log: IO[str]) -> None:
+        self._words, self._log, self._over = words, log, threading.Event()
+        self._start()
+
+    def _start(self) -> None:
+        self._process = subprocess.Popen(self._words, stdout=self._log, stderr=self._log, start_new_session=True)
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def __enter__(self) -> Kept:
+        self._watch = threading.Thread(target=self._keep)
+        self._watch.start()
+        return self
+
+    def _keep(self) -> None:
+        while not self._over.wait(0.1):
+            # Its containerd ends a moment after it, and it would take that for one it can go on with.
+            if self._process.poll() is not None and not self._over.wait(2):
+                self._start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._watch.join()
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def ready(host: str, daemon: Kept, log: Path) -> bool:
     until = time.monotonic() + 40
     while subprocess.run(["docker", "-H", host, "info"], capture_output=True).returncode != 0:
         if daemon.poll() is not None or time.monotonic() > until:

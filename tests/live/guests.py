@@ -29,6 +29,8 @@ class Guests:
     """Correlation ids of runs that were answered with 200."""
     opened: list[str] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
+    said: str = ""
+    """The last refusal."""
     wrong: list[str] = field(default_factory=list)
     over: bool = False
 
@@ -79,6 +81,7 @@ class Guests:
 
     def _refused(self, answer: httpx2.Response) -> None:
         self.refused.append(answer.status_code)
+        self.said = answer.text
         if answer.status_code not in (404, 502, 503):  # 404: the session has ended
             self.wrong.append(answer.text)
         time.sleep(0.05)
@@ -87,7 +90,7 @@ class Guests:
         """Wait until so many more runs are answered, in a session that was opened since as well."""
         wanted, until = len(self.answered) + more, time.monotonic() + BACK_S
         while len(self.answered) < wanted:
-            assert time.monotonic() < until, f"no code runs any more: {self.refused[-5:]} {self.wrong[:3]}"
+            assert time.monotonic() < until, f"no code runs any more: {self.said} {self.wrong[:3]}"
             time.sleep(0.02)
 
     def is_refused(self, before: int) -> None:
