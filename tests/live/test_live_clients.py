@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent.parent / "server"))
-from server_parts import Running, serving
+import pytest_socket
+from front import Front, front
 
 pytestmark = [
     pytest.mark.live,
@@ -34,6 +34,10 @@ class Model:
         self.release = threading.Event()
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                listed = {"object": "list", "data": [{"id": "m", "object": "model"}]}
+                self._answer("application/json", json.dumps(listed).encode())
+
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 made = answer(self.path.removeprefix("/v1/"), asked)
@@ -104,11 +108,24 @@ def events(made: dict[str, Any]) -> Iterator[bytes]:
     yield b"data: " + json.dumps({**shared, "choices": [], "usage": USAGE}).encode() + b"\n\ndata: [DONE]\n\n"
 
 
+@dataclass
+class Served:
+    """A server, and a key of a user of it."""
+
+    front: Front
+    key: str
+
+
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def served(tmp_path_factory: pytest.TempPathFactory, postgres_copy: Callable[[], str]) -> Iterator[Served]:
+    pytest_socket.enable_socket()  # for one that is made before a test says that it may
     model = Model()
-    with serving(tmp_path_factory.mktemp("served"), model) as running:  # type: ignore[arg-type]  # as far as it is asked
-        yield running
+    tables = (
+        f'[[backends]]\nkind = "openai"\nname = "up"\nmodels = ["m"]\nurl = "http://127.0.0.1:{model.port}/v1"\n'
+        "external = false\n"
+    )
+    with front(tmp_path_factory.mktemp("served"), tables, database=postgres_copy) as made:
+        yield Served(made, asyncio.run(made.key("acme")))
     model.close()
 
 
@@ -120,18 +137,18 @@ def program(name: str, command: str) -> str:
     return str(found)
 
 
-def run(served: Running, *command: str, **env: str) -> str:
+def run(served: Served, *command: str, **env: str) -> str:
     own = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "AIBOX_"))}
     done = subprocess.run(command, capture_output=True, text=True, env={**own, **env}, timeout=120)
-    assert done.returncode == 0, done.stderr + served.text
+    assert done.returncode == 0, done.stderr + served.front.log()
     return done.stdout
 
 
-def url(served: Running) -> str:
-    return f"http://127.0.0.1:{served.port}/v1"
+def url(served: Served) -> str:
+    return f"{served.front.url}/v1"
 
 
-def test_the_official_package(served: Running) -> None:
+def test_the_official_package(served: Served) -> None:
     """Whole, streamed, tools, structured output, every API, an agent, errors by their class, a stream that is left."""
     python = program("openai", "python")
     got = json.loads(run(served, python, str(CLIENTS / "with_openai.py"), url(served), served.key))
@@ -144,7 +161,7 @@ def test_the_official_package(served: Running) -> None:
     assert [error[:2] for error in got["errors"]] == [["NotFoundError", 404], ["AuthenticationError", 401]]
 
 
-def test_langchain(served: Running) -> None:
+def test_langchain(served: Served) -> None:
     """`langchain-openai`: invoke, stream, batch, async, tools, structured output, embeddings, an agent as a model."""
     python = program("langchain", "python")
     got = json.loads(run(served, python, str(CLIENTS / "with_langchain.py"), url(served), served.key))
@@ -156,7 +173,7 @@ def test_langchain(served: Running) -> None:
     assert got["embedding"] == [0.5, 1.0]
 
 
-def test_the_llm_command(served: Running, tmp_path: Path) -> None:
+def test_the_llm_command(served: Served, tmp_path: Path) -> None:
     """`llm`: streamed and whole, with a schema, a conversation that goes on, and an agent as a model."""
     llm = program("llm", "llm")
     models = [
