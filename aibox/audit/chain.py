@@ -124,7 +124,6 @@ class AuditChain:
 
     async def size(self, tenant: str) -> int:
         """How many entries the log of a tenant has, what was noted included."""
-        await self.flush()
         return await self._do(lambda ledger: _size(ledger, tenant))
 
     async def entries_of(self, tenant: str, kind: str) -> list[ReceiptEntry]:

@@ -26,7 +26,7 @@ from aibox.audit.record import (
     pruned_by,
     read_detail,
     read_open,
-    tag,
+    tagger,
 )
 from aibox.audit.rotation import KeyLine
 from aibox.audit.sealed import FIXED_BYTES, ID_BYTES
@@ -42,7 +42,7 @@ class Walk:
         if name.log != log_id(name.origin):
             raise ValueError("its name is not the one that its entries were written under")
         self._log, self._tenant = name.log, name.tenant
-        self._key = key
+        self._use(key)
         self.has_key = key is not None
         self._prev = genesis_prev(name.log, public_bytes(name.public_key))
         self._ts_us = 0
@@ -159,13 +159,17 @@ class Walk:
         """A log that was put back goes on in an epoch that nobody has had the key of."""
         return detail["action"] == kinds.RESTORED and header.epoch > self._epoch
 
+    def _use(self, key: EpochKey | None) -> None:
+        self._key = key
+        self._tagger = None if key is None else tagger(key.key)
+
     def _tag(self, found: bytes, leaf: bytes, epoch: int) -> None:
         if len(found) != TAG_BYTES:
             raise ValueError("its tag has another length")
         if self._key is not None and epoch > self._key.epoch:
-            self._key = self._key.at(self._log, epoch)
-        if self._key is not None and epoch == self._key.epoch:
-            if not hmac.compare_digest(tag(self._key.key, leaf), found):
+            self._use(self._key.at(self._log, epoch))
+        if self._key is not None and self._tagger is not None and epoch == self._key.epoch:
+            if not hmac.compare_digest(self._tagger.of(leaf), found):
                 raise ValueError("its tag does not fit")
             self.tagged += 1
 

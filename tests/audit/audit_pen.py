@@ -24,7 +24,7 @@ from aibox.audit.record import (
     leaf_hash,
     log_id,
     make_parts,
-    tag,
+    tagger,
 )
 from aibox.audit.rotation import statement
 from aibox.audit.sealed import Subject
@@ -70,7 +70,7 @@ class Pen:
         }  # fmt: skip
         packed = Header(**fields).pack()
         self.prev = leaf_hash(packed)
-        self.rows.append(Row(seq, packed, shown, hidden, tag(self.key.key, self.prev)))
+        self.rows.append(Row(seq, packed, shown, hidden, tagger(self.key.key).of(self.prev)))
         if fields["flags"] & KEY:
             self.key, self.first = self.key.next(NAME.log), seq + 1
 
@@ -156,6 +156,6 @@ def broken_log(rule: str) -> tuple[Pen, str]:
     if rule == "flag without sealed":
         row = pen.rows[1]
         header = Header.unpack(row.header)._replace(flags=SEALED).pack()
-        pen.rows[1] = row._replace(header=header, tag=tag(Pen().key.key, leaf_hash(header)))
+        pen.rows[1] = row._replace(header=header, tag=tagger(Pen().key.key).of(leaf_hash(header)))
         says = "whether it is sealed"
     return pen, says

@@ -69,6 +69,22 @@ async def test_an_entry_is_numbered_from_nought_in_each_tenants_log(tmp_path: Pa
         assert [e async for e in chain.entries("nobody")] == []
 
 
+async def test_to_ask_how_long_a_log_is_takes_one_turn_of_the_writer(
+    tmp_path: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was noted is counted: the writer comes to it first."""
+    async with AuditChain(tmp_path / "audit.db") as chain:
+        for count in range(3):
+            assert await chain.size(scope.tenant) == count
+            chain.note("tool.called", scope=scope, detail={"tool": "t"})
+        assert await chain.size(scope.tenant) == 3
+        assert chain._sequencer is not None
+        put, asked = chain._sequencer.put, []
+        monkeypatch.setattr(chain._sequencer, "put", lambda job: (asked.append(job), put(job)))
+        assert await chain.size(scope.tenant) == 3
+        assert len(asked) == 1
+
+
 async def test_what_was_noted_is_there_with_the_next_that_waits(tmp_path: Path) -> None:
     """Notes keep their order and are durable with the append behind them, and with a close."""
     async with AuditChain(tmp_path / "a.db") as chain:

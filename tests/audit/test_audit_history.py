@@ -19,7 +19,7 @@ from aibox.audit.checkpoint import Checkpoint, open_note
 from aibox.audit.epochs import EpochKey, EpochKeys
 from aibox.audit.keys import Keyring
 from aibox.audit.merkle import root, verify_consistency
-from aibox.audit.record import KEY, Header, Row, body_commit, leaf_hash, make_parts, read_detail, tag
+from aibox.audit.record import KEY, Header, Row, body_commit, leaf_hash, make_parts, read_detail, tagger
 from aibox.audit.report import BrokenEvidenceError, Report
 from aibox.audit.signer import public_key, sign
 from aibox.audit.verify import verify
@@ -67,7 +67,7 @@ class Insider:
             prev = leaf_hash(packed)
             unchanged = packed == row.header
             key = self.keys.get(header.epoch, any_key)
-            mark = row.tag if unchanged or key is None else tag(key, prev)
+            mark = row.tag if unchanged or key is None else tagger(key).of(prev)
             if not header.flags & KEY:
                 tags.update(mark)
             rows.append(Row(seq, packed, shown, row.sealed, mark))
