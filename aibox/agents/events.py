@@ -99,11 +99,15 @@ class ArtifactMade:
     def save(self, folder: str | Path) -> Path:
         """Write it into a folder, under its own name or, where there is such a file, a numbered one.
 
+        A name that begins with a dot or a dash gets a `_` before it: code inside hides nothing, makes no `.profile`
+        that a shell runs and no `-rf` that a command takes for an option.
+
         Raises AccessError for what was held back, ConfigError where nothing can be written.
         """
         if self.data is None:
             raise AccessError(f"{self.name} was held back: {self.withheld}")
         name = PurePath(self.name)
+        name = name.with_name(f"_{name.name}") if name.name.startswith((".", "-")) else name
         for number in range(1000):
             place = Path(folder, name.name if not number else f"{name.stem}-{number}{name.suffix}")
             try:

@@ -49,6 +49,9 @@ Ctrl-C            stop an answer
 
 CodeOption = Annotated[bool, typer.Option("--code", help="The agent may run Python and bash, in the sandbox only.")]
 
+_OBEYED = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""What a terminal obeys, written out: what a tool printed, a page said or a model wrote moves no cursor of ours."""
+
 SMALL_MODEL = (
     "The demo model has 135 million parameters: it is here to show that everything works, and it rambles, invents and "
     "calls tools badly. For real answers: aibox chat --model your.gguf, or [[backends]] in aibox.toml."
@@ -123,9 +126,9 @@ class Terminal:
         """Print the events of one turn as they come. Raises the error of a turn that failed."""
         async for event in agent.stream(prompt, scope=scope, label=label):
             if isinstance(event, TextDelta):
-                self.out.print(event.text, end="", markup=False, soft_wrap=True)
+                self.out.print(self._harmless(event.text), end="", markup=False, soft_wrap=True)
             elif isinstance(event, Reply):
-                self.out.print(event.text if event.blocked else "", markup=False, soft_wrap=True)
+                self.out.print(self._harmless(event.text) if event.blocked else "", markup=False, soft_wrap=True)
                 return event
             elif isinstance(event, Failed):
                 raise event.error
@@ -149,7 +152,11 @@ class Terminal:
         elif isinstance(event, ToolReturned):
             line = f"{event.name} -> {event.text[:200]}"
         if line:
-            self.err.print(f"[dim]· {escape(line)}[/]")
+            self.err.print(f"[dim]· {escape(line.translate(_OBEYED))}[/]")
+
+    def _harmless(self, text: str) -> str:
+        """The answer as it is for a file or a program; for a terminal without what it would obey."""
+        return text.translate(_OBEYED) if self.out.is_terminal else text
 
     def save(self, reply: Reply, folder: Path) -> None:
         """Write what code made in a turn into a folder. Raises ConfigError where that cannot be done."""

@@ -226,6 +226,17 @@ async def test_links_and_odd_names_lead_nowhere(scope: Scope, sandbox: aibox.San
     assert {path.parent for path in (first, second)} == {tmp_path}
 
 
+@pytest.mark.parametrize("name", [".profile", "d/.bash_login", "..", "-rf", ".envrc"])
+def test_a_saved_file_is_neither_hidden_nor_an_option(name: str, tmp_path: Path) -> None:
+    """Wherever it is saved, no shell runs it by its name, no listing hides it, no `*` makes it an option."""
+    made = ArtifactMade(
+        name=name, media_type="text/plain", size=1, sha256="", label=Label(), tool="bash", call_id="", checked=True,
+        data=b"x",
+    )  # fmt: skip
+    assert made.save(tmp_path).name == f"_{name.rpartition('/')[2]}"
+    assert [path.parent for path in tmp_path.rglob("*")] == [tmp_path]
+
+
 @pytest.mark.parametrize(
     ("name", "data", "told"),
     [

@@ -39,3 +39,25 @@ async def test_what_code_made_is_named_and_saved(scope: Scope, tmp_path: Path) -
     assert "no files" in told
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sums-1.csv", "sums.csv"]
     assert (tmp_path / "sums-1.csv").read_bytes() == b"1,2"
+
+
+@pytest.mark.anyio
+async def test_no_tool_and_no_model_moves_the_cursor(scope: Scope) -> None:
+    """What a terminal would obey is written out, beside the answer and in it; into a file the answer goes as it is."""
+    code = "printf '\\033]0;owned\\007\\033[2Jdone'"
+    for terminal_there in (True, False):
+        out = Console(file=StringIO(), width=200, force_terminal=terminal_there, color_system=None)
+        err = Console(file=StringIO(), width=200)
+        sandbox = aibox.Sandbox(Bubblewrap())
+        model = ScriptedBackend(call("bash", {"command": code}), "a\x1b[1A\rb\n")
+        try:
+            agent = aibox.Agent("x", router=model, sandbox=sandbox)
+            await Terminal(out, err).show(agent, "Go.", scope=scope, label="internal")
+        finally:
+            await sandbox.close()
+        assert isinstance(out.file, StringIO)
+        assert isinstance(err.file, StringIO)
+        assert "\x1b" not in err.file.getvalue()
+        assert "owned" in err.file.getvalue()
+        answer = "a\\x1b[1A\\x0db" if terminal_there else "a\x1b[1A"
+        assert out.file.getvalue().startswith(answer)
