@@ -21,6 +21,7 @@ from report import Report, arguments, p
 
 from aibox.guardrails import content, entity_model, grounding, heads, injection, jailbreak, pii
 from aibox.guardrails.entities import Entities
+from aibox.guardrails.normalise import LONG_CHARS
 from aibox.guardrails.once import once
 from aibox.types import Finding
 
@@ -209,7 +210,7 @@ def entity_cost(report: Report, *, quick: bool) -> None:
 
 
 def hot(text: str) -> None:
-    with once():  # as the guardrail asks them
+    with once(remember=len(text) < LONG_CHARS):  # as the guardrail asks them
         jailbreak.scan(text)
         injection.scan(text)
         pii.scan(text)

@@ -6,7 +6,7 @@ under the check's name. It is loaded only where a policy names it, and what is b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 
 from aibox.errors import ConfigError
@@ -89,3 +89,21 @@ def _made(name: str, load: Callable[[], Callable[[], Check]]) -> Check:
     if getattr(check, "name", None) != name:
         raise ConfigError(f"the check {name!r} calls itself {getattr(check, 'name', None)!r}", hint="one name for both")
     return check
+
+
+def checks_of(policy: Policy, *, given: Mapping[str, Check], embedder: Embedder | None = None) -> dict[str, Check]:
+    """All that come with aibox, those given by name in their place or beside them, and what else the policy asks for.
+
+    Raises ConfigError for a check that is not there, and as `built_in` and `brought` do.
+    """
+    here = {**built_in(policy, embedder=embedder), **given}
+    # What is installed is looked at only for a name that is not there otherwise.
+    checks = {**here, **brought(sorted(set(policy.checks) - set(here)))}
+    unknown = sorted(set(policy.checks) - set(checks))
+    if unknown:
+        known = ", ".join(sorted({*checks, *offered()}))
+        raise ConfigError(
+            f"the policy {policy.name!r} asks for checks that are not there: {', '.join(unknown)}",
+            hint=f"known are {known}; give others as checks={{name: check}}",
+        )
+    return checks

@@ -14,10 +14,11 @@ from typing import Any
 import anyio
 
 from aibox.errors import BackendError, ConfigError, GuardrailError, IntegrityError, PolicyError
-from aibox.guardrails.catalogue import OF_POLICY, brought, built_in, offered, waits
+from aibox.guardrails.catalogue import OF_POLICY, checks_of, waits
 from aibox.guardrails.constitution import ATTACKS, Constitution, attack_score
 from aibox.guardrails.grounding import Grounding, Sources
 from aibox.guardrails.leak import PromptLeak
+from aibox.guardrails.normalise import LONG_CHARS
 from aibox.guardrails.once import once
 from aibox.guardrails.pseudonyms import Pseudonyms, Restorer, Unknown, placeholder
 from aibox.guardrails.rewriting import restored_json, rewritten
@@ -62,16 +63,7 @@ class Guardrail:
                 f"the policy {policy.name!r} has texts judged by a model, and there is none",
                 hint="Guardrail(policy, judge=Constitution(router))",
             )
-        given = {**built_in(policy, embedder=embedder), **(checks or {})}
-        # What is installed is looked at only for a name that is not there otherwise.
-        self._checks: dict[str, Check] = {**given, **brought(sorted(set(policy.checks) - set(given)))}
-        unknown = sorted(set(policy.checks) - set(self._checks))
-        if unknown:
-            known = ", ".join(sorted({*self._checks, *offered()}))
-            raise ConfigError(
-                f"the policy {policy.name!r} asks for checks that are not there: {', '.join(unknown)}",
-                hint=f"known are {known}; give others as checks={{name: check}}",
-            )
+        self._checks = checks_of(policy, given=checks or {}, embedder=embedder)
         self._policy = policy
         self._given = dict(checks or {})
         self._constitution = judge
@@ -331,7 +323,7 @@ class Guardrail:
         waiting = {key: named for key, named in checks.items() if waits(named[1], text)}
         # Of what does not wait, and of one that waits alone, a task of its own would only cost more.
         apart = waiting if len(waiting) > 1 else {}
-        with once():
+        with once(remember=len(text) < LONG_CHARS):
             for key, named in checks.items():
                 if key not in apart:
                     await run(key, *named)

@@ -18,10 +18,11 @@ _KNOWN: ContextVar[dict[Hashable, Any] | None] = ContextVar("known", default=Non
 
 
 @contextmanager
-def once() -> Iterator[None]:
-    """Within, what functions under `shared` have worked out is remembered by their arguments."""
+def once(*, remember: bool = True) -> Iterator[None]:
+    """Within, what functions under `shared` have worked out is remembered by their arguments; not where `remember` is
+    False, as for a long text, of which all at once takes more memory than the time is worth."""
     before = _KNOWN.get()
-    _KNOWN.set({} if before is None else before)
+    _KNOWN.set(None if not remember else {} if before is None else before)
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ import pytest
 
 from aibox.guardrails.encodings import views
 from aibox.guardrails.guardrail import Guardrail
-from aibox.guardrails.normalise import Normal, normalise
+from aibox.guardrails.normalise import LONG_CHARS, Normal, normalise
 from aibox.guardrails.once import once
 from aibox.policy.policy import Policy
 from aibox.types import Decision, Label, Scope, Verdict, Where
@@ -62,6 +62,19 @@ async def test_checks_share_what_they_work_out_and_nothing_is_kept() -> None:
     assert plain.seen[1] is thread.seen[1]
     assert plain.seen[0] is not plain.seen[1]
     assert normalise(TEXT) is not plain.seen[1]
+
+
+def test_of_a_long_text_nothing_is_remembered() -> None:
+    """Its forms would all be in memory at once; also where a short text is being looked at around it."""
+    with once(), once(remember=False):
+        assert normalise(TEXT) is not normalise(TEXT)
+
+
+async def test_a_guardrail_remembers_nothing_of_a_long_text() -> None:
+    """From the length on from which texts are looked at in threads, each check works for itself."""
+    first, second = Reads("first"), Reads("second")
+    await guarded(first, second).check("x" * LONG_CHARS, scope=SCOPE)
+    assert first.seen[0] is not second.seen[0]
 
 
 async def test_texts_that_are_checked_at_once_do_not_mix() -> None:
