@@ -115,6 +115,10 @@ class Watched(Protocol):
         """The turn's, for whatever is done in it."""
         ...
 
+    def inside(self, agent: str, *, call: str) -> Watched | None:
+        """A subagent begins to work, for this call of a tool; hears of its steps, and of its end."""
+        ...
+
     def called(self, began: float, request: ChatRequest, *, scope: Scope, api: str) -> Scope | None:
         """A model is about to be asked; the scope to ask it under."""
         ...

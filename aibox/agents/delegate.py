@@ -97,14 +97,18 @@ class Delegate:
             child.narrow(narrowing(skill), skill=skill.name)
         detail = {"subagent": kind, "prompt_sha256": digest(prompt.encode()), "label": str(turn.label)}
         turn.record.note("subagent.started", {**detail, "resumed": frame is not None})
+        outcome = "failed"
         try:
             text, outcome = await child.work(prompt, frame), "answered"
         except Exhausted as limit:
             text, outcome = f"The subagent was stopped: {limit.reason}. It got this far: {child.reached}", "stopped"
         except Paused:
+            outcome = "paused"
             turn.record.note("subagent.paused", {"subagent": kind})
             turn.waits_inside(call_id, child.frame)
             raise Waits from None
+        finally:
+            child.record.left(outcome, label=child.label)
         ended = {"subagent": kind, "outcome": outcome, "result_sha256": digest(text.encode())}
         turn.record.note("subagent.returned", {**ended, "label": str(child.label)})
         return text

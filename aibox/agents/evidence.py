@@ -5,6 +5,7 @@ Everything here is noted in order and becomes durable with the terminal entry, o
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections.abc import Mapping
@@ -37,6 +38,18 @@ class TurnRecord:
         watcher = None if chain is None else chain.watcher
         self.trace = None if watcher is None else watcher.turn(self.turn, scope=scope, agent=agent)
         self.scope = scope if self.trace is None else self.trace.scope
+
+    def inside(self, agent: str, *, call: str) -> TurnRecord:
+        """The same record, for the steps of a subagent that works for this call: a trace tells them apart."""
+        made = copy.copy(self)
+        made.trace = None if self.trace is None else self.trace.inside(agent, call=call)
+        made.scope = self.scope if made.trace is None else made.trace.scope
+        return made
+
+    def left(self, outcome: str, *, label: Label) -> None:
+        """A subagent's work is over. The turn's is not, and so nothing is recorded."""
+        if self.trace is not None:
+            self.trace.ended(outcome, label=label)
 
     def note(self, kind: str, detail: Mapping[str, Any]) -> None:
         if self.chain is not None:

@@ -10,6 +10,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -81,8 +82,12 @@ class Turn:
         # A subagent's work is part of its parent's turn: one record, one budget, one run.
         self.parent = parent
         self.inside = inside
-        self.record: TurnRecord = parent.record if parent else TurnRecord(parts.audit, scope=scope, agent=parts.name)
-        self.scope = scope if parent else self.record.scope
+        self.record: TurnRecord = (
+            parent.record.inside(parts.name, call=inside)
+            if parent
+            else TurnRecord(parts.audit, scope=scope, agent=parts.name)
+        )
+        self.scope = replace(scope, trace=self.record.scope.trace)
         self.budget: Budget | Share = Share(parent.budget, calls=share) if parent else Budget(parts.policy.limits)
         self.run_id: str = parent.run_id if parent else uuid.uuid4().hex
         self.answers: Mapping[str, Approval] = parent.answers if parent else {}

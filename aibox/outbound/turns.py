@@ -46,6 +46,15 @@ class TurnTrace:
         self._epoch_ns = time.time_ns() - round(self._began * 1e9)
         self._open: dict[float, Span] = {}
         self._asked: dict[float, str] = {}
+        self._calls: dict[str, tuple[str, float]] = {}
+        """Of tool calls in which subagents work, by the call's id: the span's id, and when it began."""
+
+    @harmless
+    def inside(self, agent: str, *, call: str) -> TurnTrace:
+        """Hears of a subagent, whose spans stand below that of the tool call which it works for."""
+        within, _ = self._calls.setdefault(call, (new_span(), time.perf_counter()))
+        place = Place(self._place.trace, new_span(), within)
+        return TurnTrace(self._traces, place, scope=self.scope, turn=self._turn, agent=agent)
 
     @harmless
     def called(self, began: float, request: ChatRequest, *, scope: Scope, api: str) -> Scope:
@@ -119,6 +128,8 @@ class TurnTrace:
     ) -> None:
         """A tool was called, or was not: `outcome` says which."""
         span = self._span(f"execute_tool {tool}", began)
+        if (helped := self._calls.pop(call, None)) is not None:
+            span.place = Place(span.place.trace, helped[0], span.place.parent)
         span.attributes |= {
             "gen_ai.operation.name": "execute_tool",
             "gen_ai.tool.name": tool,
@@ -155,6 +166,9 @@ class TurnTrace:
         for span in self._open.values():
             span.error = code or outcome
             self._close(span)
+        # A call that waits for a person, or was cut off, is no more told of; what stands below it must not hang loose.
+        for call in list(self._calls):
+            self.used(self._calls[call][1], "delegate", call=call, outcome=outcome, label=label)
         self._open.clear()
         self._asked.clear()
         if not self._agent:

@@ -25,6 +25,7 @@ from waiting import until
 
 import aibox
 from aibox.agents import http as agents_http
+from aibox.agents.subagents import SubagentSpec
 from aibox.box import Box
 from aibox.chat import ChatRequest, Completion
 from aibox.outbound import traces as traces_module
@@ -179,6 +180,56 @@ async def test_what_a_model_server_calls_things_is_cut_to_a_length(tmp_path: Pat
     assert chat["gen_ai.response.id"] == chat["gen_ai.response.model"] == "x" * 256
     assert chat["gen_ai.response.finish_reasons"] == ["x" * 256]
     assert sum(len(got.body) for got in collector.got) < 8 << 10
+
+
+async def test_what_a_subagent_does_stands_below_the_call_that_it_works_for(
+    tmp_path: Path, collector: Receiver
+) -> None:
+    """Two that work at once: each one's model calls and tools are its own span's, and that is its tool call's."""
+    told_: dict[str, Any] = {"description": "look it up", "prompt": "What is it like in Oslo?"}
+    both = [{**told_, "subagent_type": kind} for kind in ("north", "south")]
+    async with world(tmp_path, collector) as w:
+
+        @aibox.tool(side_effects=False)
+        def weather(city: str) -> str:
+            """What it is like."""
+            return f"rain in {city}"
+
+        def model(request: Any) -> Any:
+            last = request.messages[-1]
+            main = "delegate" in str(request.body.get("tools"))
+            if last["role"] == "tool":
+                return "Rain."
+            return [call("delegate", one) for one in both] if main else call("weather", {"city": "Oslo"})
+
+        specs = [
+            SubagentSpec(name=kind, description=kind, instructions=kind, tools=("weather",))
+            for kind in ("north", "south")
+        ]
+        scripted = ScriptedBackend(*[model] * 20, name="m")
+        agent = aibox.Agent(
+            router=scripted, guardrail=w.box.guardrail, audit=w.box.audit, tools=[weather], subagents=specs
+        )
+        reply = await agent.run("What is it like?", scope=WHO)
+    assert reply.text == "Rain."
+    found = {span.span_id: span for span in spans(collector)}
+    assert len(found) == len(spans(collector))
+    paths = []
+    for span in found.values():
+        path, at = [span.name], span
+        while at.parent_span_id:
+            at = found[at.parent_span_id]
+            path.append(at.name)
+        paths.append(" < ".join(path[:4]))
+    main = "invoke_agent default"
+    below = [
+        f"{step} < invoke_agent {kind} < execute_tool delegate < {main}"
+        for kind in ("north", "south")
+        for step in ("chat default", "chat default", "execute_tool weather")
+    ]
+    assert sorted(path for path in paths if path.count(" < ") == 3) == sorted(below)
+    assert paths.count(f"execute_tool delegate < {main}") == 2
+    assert paths.count(f"chat default < {main}") == 2
 
 
 async def test_it_is_sent_as_langfuse_and_any_collector_take_it(tmp_path: Path, collector: Receiver) -> None:
