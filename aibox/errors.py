@@ -81,8 +81,8 @@ class AccessError(PolicyError):
 
     code = "policy.access"
 
-    def __init__(self, message: str, *, hint: str = "", absent: bool = False) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(self, message: str, *, hint: str = "", absent: bool = False, code: str | None = None) -> None:
+        super().__init__(message, hint=hint, code=code)
         self.absent = absent
 
 

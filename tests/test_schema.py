@@ -21,7 +21,7 @@ from aibox.memory import document_schema
 from aibox.memory import rows as memory_rows
 from aibox.migrations.run import current, downgrade, revisions, upgrade
 from aibox.postgres import REVISION, check_url
-from aibox.server import answers, api_keys
+from aibox.server import answers, api_keys, people
 from aibox.settings import Settings
 
 OF_THE_BOX = {"aibox.schema_version", "aibox_audit.meta", "aibox_pseudonyms.keys", "aibox_memory.proofs"}
@@ -80,7 +80,7 @@ MADE = {
     "aibox_pseudonyms": vault._SCHEMA,
     "aibox_memory": memory_rows._SCHEMA.statements,
     "aibox_documents": document_schema.SCHEMA.statements,
-    "aibox_server": [api_keys._KEYS, answers._SCHEMA, ledger._SPENT, ledger._BY_MODEL],
+    "aibox_server": [*api_keys._KEYS, people._PEOPLE, answers._SCHEMA, ledger._SPENT, ledger._BY_MODEL],
 }
 """What makes the tables of each schema where they are in a file."""
 

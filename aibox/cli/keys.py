@@ -13,8 +13,9 @@ from rich.table import Table
 from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
 from aibox.errors import ConfigError
-from aibox.server.api_keys import ApiKeys
+from aibox.server.api_keys import ApiKey, ApiKeys
 from aibox.server.principal import Role
+from aibox.server.scopes import KeyScope
 from aibox.types import Scope
 
 T = TypeVar("T")
@@ -29,21 +30,36 @@ def create(
     role: Annotated[list[Role] | None, typer.Option(help="May be given more than once; `service` by default.")] = None,
     days: Annotated[float, typer.Option(help="For how many days it is valid.")] = 90,
     note: Annotated[str, typer.Option(help="What it is for.")] = "",
+    key_scope: Annotated[
+        list[KeyScope] | None,
+        typer.Option("--scope", help="What it may be used for, more than once; all that its roles allow by default."),
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model that it may ask for, more than once; any by default.")
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Make a key and print it, for this once."""
     scope = Scope(tenant=tenant, user=user)
-    print(_with(config, lambda keys: keys.create(scope=scope, roles=role or [Role.SERVICE], days=days, note=note)))
+    narrow = {"scopes": key_scope or (), "models": model or ()}
+    print(
+        _with(
+            config,
+            lambda keys: keys.create(scope=scope, roles=role or [Role.SERVICE], days=days, note=note, **narrow),
+        )
+    )
 
 
 @app.command("list")
 def list_(tenant: TenantOption, config: ConfigOption = None) -> None:
     """List a tenant's keys; their secrets are not kept."""
-    table = Table("id", "user", "roles", "note", "ends", "last used", box=None, header_style="bold", pad_edge=False)
+    table = Table(
+        "id", "user", "roles", "for", "note", "ends", "last used", box=None, header_style="bold", pad_edge=False
+    )
     for key in _with(config, lambda keys: keys.list(tenant)):
         used = _day(key.last_used) if key.last_used else "never"
         ends = "revoked" if key.revoked else _day(key.expires)
-        table.add_row(key.id, key.scope.user, ", ".join(sorted(key.roles)), key.note, ends, used)
+        table.add_row(key.id, key.scope.user, ", ".join(sorted(key.roles)), _narrow(key), key.note, ends, used)
     Console(highlight=False).print(table)
 
 
@@ -84,6 +100,12 @@ def _with(config: ConfigOption, call: Callable[[ApiKeys], Awaitable[T]]) -> T:
             await keys.close()
 
     return interrupt.run(main())
+
+
+def _narrow(key: ApiKey) -> str:
+    if key.scopes is None:
+        return "all"
+    return ", ".join(sorted(key.scopes)) + (f" ({', '.join(sorted(key.models))})" if key.models is not None else "")
 
 
 def _day(seconds: int) -> str:

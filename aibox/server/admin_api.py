@@ -6,7 +6,7 @@ only a platform's administrator makes another, or renews or ends the key of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 
 from aibox.box import Box
@@ -18,11 +18,12 @@ from aibox.server.guard_api import levels_of, policy_shown
 from aibox.server.principal import Principal, Role
 from aibox.server.reload import Reload
 from aibox.server.route import ADMINISTERS, OPERATES, route
+from aibox.server.scopes import hold
 from aibox.server.shapes import admin as shapes
 from aibox.server.shapes.evidence import Verified
 from aibox.server.shapes.guard import PolicyShown
 from aibox.server.shapes.shape import Id
-from aibox.server.tenant_api import spent
+from aibox.server.tenant_api import spent, tenant_of
 from aibox.types import Scope
 
 
@@ -39,14 +40,31 @@ class KeysAPI:
         return shapes.KeyList(data=[_key(key) for key in await self._keys.list(tenant_of(who, query))])
 
     @route(
-        "POST", "/v1/admin/keys", roles=ADMINISTERS, status=201, examples=[{"user": "nightly", "roles": ["service"]}]
+        "POST",
+        "/v1/admin/keys",
+        roles=ADMINISTERS,
+        status=201,
+        examples=[
+            {"user": "nightly", "roles": ["service"]},
+            {"user": "ci", "scopes": ["inference"], "models": ["default"]},
+        ],
     )
     async def create(self, who: Principal, query: shapes.TenantQuery, body: shapes.NewKey) -> shapes.KeyMade:
         """A new key for a program, for this once in the clear."""
         keys, scope = self._keys, Scope(tenant=tenant_of(who, query), user=body.user)
-        _may_give(who, body.roles)
+        _may_give(who, body.roles, body.scopes, body.models)
+        hold(body.scopes, body.models)
         await self._begun(who, "keys.create", scope.tenant, roles=body.roles)
-        return shapes.KeyMade(key=await keys.create(scope=scope, roles=body.roles, days=body.days, note=body.note))
+        return shapes.KeyMade(
+            key=await keys.create(
+                scope=scope,
+                roles=body.roles,
+                days=body.days,
+                note=body.note,
+                scopes=body.scopes,
+                models=body.models,
+            )
+        )
 
     @route("POST", "/v1/admin/keys/{id}/rotate", roles=ADMINISTERS, status=201, examples=[{"overlap_days": 1}])
     async def rotate(
@@ -76,7 +94,7 @@ class KeysAPI:
         found = next((key for key in await self._keys.list(tenant_of(who, query)) if key.id == id_), None)
         if found is None:
             raise AccessError("there is no such key", hint="GET /v1/admin/keys lists them", absent=True)
-        _may_give(who, found.roles)
+        _may_give(who, found.roles, found.scopes, found.models)
         return found
 
     async def _begun(
@@ -92,23 +110,6 @@ class AdminAPI:
     def __init__(self, box: Box, reload: Reload | None = None) -> None:
         self._box = box
         self._reload = reload
-
-    @route("GET", "/v1/admin/tenants", roles=OPERATES)
-    async def tenants(self, who: Principal) -> shapes.TenantList:
-        """The tenants that something is configured for."""
-        del who
-        settings, own = self._box.settings, self._box.tenant_policies
-        dedicated = {name: backend for backend in settings.backends for name in backend.tenants or ()}
-        names = sorted({*settings.tenants, *own, *settings.routing.tenants, *dedicated})
-        data = [
-            shapes.TenantShown(
-                name=name,
-                policy=own[name].digest if name in own else None,
-                backends=[b.name or b.kind for b in settings.backends if name in (b.tenants or ())],
-            )
-            for name in names
-        ]
-        return shapes.TenantList(data=data)
 
     @route("GET", "/v1/admin/models", roles=OPERATES)
     async def models(self, who: Principal) -> shapes.BackendList:
@@ -171,17 +172,14 @@ class AdminAPI:
         return await verified(self._box.audit, None)
 
 
-def tenant_of(who: Principal, query: shapes.TenantQuery) -> str:
-    """The caller's tenant, or the one that a platform's administrator names. Raises AccessError."""
-    if query.tenant is None or query.tenant == who.scope.tenant:
-        return who.scope.tenant
-    if Role.PLATFORM_ADMIN not in who.roles:
-        raise AccessError("another tenant is for a platform_admin alone")
-    return query.tenant
-
-
-def _may_give(who: Principal, roles: Iterable[Role]) -> None:
-    """Raises AccessError for a role that is above the giver's."""
+def _may_give(
+    who: Principal, roles: Iterable[Role], scopes: Collection[str] | None, models: Collection[str] | None
+) -> None:
+    """Raises AccessError for a role that is above the giver's, and for more than the giver's own key is for."""
+    if not who.within(scopes or None, models or None):
+        raise AccessError(
+            "a key gives no more than it is for itself", hint="name scopes and models that it has", code="policy.scope"
+        )
     if Role.PLATFORM_ADMIN in roles and Role.PLATFORM_ADMIN not in who.roles:
         raise AccessError("only a platform_admin makes, renews or ends the key of one")
 
@@ -196,4 +194,6 @@ def _key(key: ApiKey) -> shapes.KeyShown:
         expires=key.expires,
         last_used=key.last_used,
         revoked=key.revoked,
+        scopes=None if key.scopes is None else list(key.scopes),
+        models=None if key.models is None else list(key.models),
     )

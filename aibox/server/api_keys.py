@@ -11,13 +11,14 @@ import hmac
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aibox.errors import AuthError, ConfigError
 from aibox.server.principal import Principal, Role
+from aibox.server.scopes import hold
 from aibox.tables import once, open_tables
 from aibox.types import Scope
 
@@ -40,19 +41,35 @@ class ApiKey:
     expires: int
     last_used: int | None
     revoked: bool
+    scopes: frozenset[str] | None = None
+    """What it is for (`KeyScope`); None: all that its roles allow."""
+    models: frozenset[str] | None = None
+    """The models that it is for; None: any."""
 
 
 class ApiKeys:
     """The keys in an SQLite file that processes may share, or in the database that servers share. An Authenticator."""
 
     def __init__(self, place: str | Path, *, clock: Callable[[], float] = time.time) -> None:
-        self._tables = open_tables(place, schema="aibox_server", made_by=(_KEYS,), what="the keys")
+        self._tables = open_tables(place, schema="aibox_server", made_by=_KEYS, what="the keys")
         self._clock = clock
 
     async def create(
-        self, *, scope: Scope, roles: Sequence[Role] = (Role.SERVICE,), days: float = 90, note: str = ""
+        self,
+        *,
+        scope: Scope,
+        roles: Sequence[Role] = (Role.SERVICE,),
+        days: float = 90,
+        note: str = "",
+        scopes: Collection[str] = (),
+        models: Collection[str] = (),
     ) -> str:
-        """A new key for a tenant's user, for this once in the clear."""
+        """A new key for a tenant's user, for this once in the clear.
+
+        `scopes` narrow it to groups of routes (`KeyScope`), `models` to models by the names that are asked for. Raises
+        ConfigError for what there is not.
+        """
+        hold(scopes, models)
         if not 0 < days <= 3650:
             raise ConfigError("a key lives for more than 0 and at most 3650 days")
         Principal(scope)  # refuses the local scope
@@ -68,12 +85,20 @@ class ApiKeys:
             now,
             now + int(days * DAY_S),
         )
-        await self._run(scope.tenant, "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, 0)", *row)
+        narrow = (id_, scope.tenant, " ".join(sorted(scopes)), " ".join(sorted(models)))
+
+        def insert() -> None:
+            with self._tables.transaction(scope.tenant) as rows:
+                rows.execute("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, 0)", row)
+                if scopes or models:
+                    rows.execute("INSERT INTO key_scopes VALUES (?, ?, ?, ?)", narrow)
+
+        await asyncio.to_thread(insert)
         return f"aibox-{id_}-{secret}"
 
     async def list(self, tenant: str) -> list[ApiKey]:
         """A tenant's keys, newest first."""
-        rows = await self._run(tenant, "SELECT * FROM keys WHERE tenant = ? ORDER BY created DESC, id", tenant)
+        rows = await self._run(tenant, _SELECT + " WHERE k.tenant = ? ORDER BY k.created DESC, k.id", tenant)
         return [_key(row) for row in rows]
 
     async def rotate(self, id_: str, *, tenant: str, overlap_days: float = 1) -> str:
@@ -82,7 +107,14 @@ class ApiKeys:
         if old is None:
             raise ConfigError(f"tenant {tenant} has no key {id_}")
         life_days = (old.expires - old.created) / DAY_S
-        fresh = await self.create(scope=old.scope, roles=tuple(old.roles), days=life_days, note=old.note)
+        fresh = await self.create(
+            scope=old.scope,
+            roles=tuple(old.roles),
+            days=life_days,
+            note=old.note,
+            scopes=old.scopes or (),
+            models=old.models or (),
+        )
         end = int(self._clock() + overlap_days * DAY_S)
         sql = "UPDATE keys SET expires = ? WHERE id = ? AND tenant = ? AND expires > ?"
         await self._run(tenant, sql, end, id_, tenant, end)
@@ -99,7 +131,7 @@ class ApiKeys:
         if match is None:
             return None
         # Whose it is nobody knows yet: who names a key may look at that one.
-        rows = await self._run("", "SELECT * FROM keys WHERE id = ?", match[1], key=match[1])
+        rows = await self._run("", _SELECT + " WHERE k.id = ?", match[1], key=match[1])
         # One answer for unknown, wrong, ended and revoked, and the same work: who guesses learns nothing.
         expected = rows[0][1] if rows else bytes(32)
         fits = hmac.compare_digest(_hash(match[2]), expected)
@@ -109,7 +141,7 @@ class ApiKeys:
             raise AuthError("the API key is unknown, was revoked or has ended", hint="ask your tenant's administrator")
         if key.last_used is None or now - key.last_used >= USED_EVERY_S:
             await self._run(key.scope.tenant, "UPDATE keys SET last_used = ? WHERE id = ?", now, key.id)
-        return Principal(key.scope, key.roles, how=f"key:{key.id}")
+        return Principal(key.scope, key.roles, how=f"key:{key.id}", scopes=key.scopes, models=key.models)
 
     async def close(self) -> None:
         """Give back the file or the connections. Closing twice is allowed."""
@@ -120,10 +152,17 @@ class ApiKeys:
 
 
 _KEYS = (
-    "CREATE TABLE IF NOT EXISTS keys (id TEXT PRIMARY KEY, hash BLOB NOT NULL, tenant TEXT NOT NULL, "
-    "user TEXT NOT NULL, roles TEXT NOT NULL, note TEXT NOT NULL, created INTEGER NOT NULL, "
-    "expires INTEGER NOT NULL, last_used INTEGER, revoked INTEGER NOT NULL) STRICT"
+    (
+        "CREATE TABLE IF NOT EXISTS keys (id TEXT PRIMARY KEY, hash BLOB NOT NULL, tenant TEXT NOT NULL, "
+        "user TEXT NOT NULL, roles TEXT NOT NULL, note TEXT NOT NULL, created INTEGER NOT NULL, "
+        "expires INTEGER NOT NULL, last_used INTEGER, revoked INTEGER NOT NULL) STRICT"
+    ),
+    (
+        "CREATE TABLE IF NOT EXISTS key_scopes (id TEXT PRIMARY KEY, tenant TEXT NOT NULL, scopes TEXT NOT NULL, "
+        "models TEXT NOT NULL) STRICT"
+    ),
 )
+_SELECT = "SELECT k.*, n.scopes, n.models FROM keys k LEFT JOIN key_scopes n ON n.id = k.id"
 
 
 def _hash(secret: str) -> bytes:
@@ -131,6 +170,12 @@ def _hash(secret: str) -> bytes:
 
 
 def _key(row: tuple[Any, ...]) -> ApiKey:
-    id_, _, tenant, user, roles, note, created, expires, last_used, revoked = row
-    scope = Scope(tenant=tenant, user=user)
-    return ApiKey(id_, scope, frozenset(map(Role, roles.split())), note, created, expires, last_used, bool(revoked))
+    id_, _, tenant, user, roles, note, created, expires, last_used, revoked, scopes, models = row
+    return ApiKey(
+        id_, Scope(tenant=tenant, user=user), frozenset(map(Role, roles.split())), note, created, expires, last_used,
+        bool(revoked), _named(scopes), _named(models),
+    )  # fmt: skip
+
+
+def _named(text: str | None) -> frozenset[str] | None:
+    return frozenset(text.split()) if text else None

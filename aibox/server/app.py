@@ -36,6 +36,8 @@ from aibox.server.metrics import Metrics
 from aibox.server.metrics_api import MetricsAPI
 from aibox.server.observability_api import ObservabilityAPI
 from aibox.server.once import Once
+from aibox.server.people import People
+from aibox.server.people_api import TenantsAPI, UsersAPI
 from aibox.server.rates import RateLimits
 from aibox.server.ready_api import ReadyAPI
 from aibox.server.reload import Reload
@@ -74,6 +76,10 @@ def create_app(
         about = "Attempts to deliver webhooks, by outcome, and deliveries that were given up."
         counts["aibox_webhooks_total"] = (about, lambda: webhooks.counts)
     metrics = Metrics(gauges, counts=counts)
+    people = People(box.settings.place(None, "people.db"))
+    box.keep(people)
+    box.audit.register("people", people)
+    callers.admits = people.admit
     api = InferenceAPI(box, agents=offered)
     parts = (
         api,
@@ -88,6 +94,8 @@ def create_app(
         ReceiptsAPI(box.audit),
         AuditAPI(box.audit),
         KeysAPI(box, keys),
+        TenantsAPI(box, people, keys),
+        UsersAPI(box, people),
         AdminAPI(box, reload),
         ObservabilityAPI(box),
         HealthAPI(box),

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 import secrets
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aibox.errors import AuthError, ConfigError, StoreError
@@ -24,6 +25,8 @@ class Callers:
 
     def __init__(self, *authenticators: Authenticator) -> None:
         self._authenticators = authenticators
+        self.admits: Callable[[Principal], Awaitable[None]] | None = None
+        """Asked about everybody who has proved who they are; raises AccessError for who is let in no more."""
 
     def use(self, *authenticators: Authenticator) -> None:
         """Ask these from now on. Who is not among them any more is not closed."""
@@ -40,6 +43,8 @@ class Callers:
         if scheme.lower() == "bearer":
             for authenticator in self._authenticators:
                 if (found := await authenticator.authenticate(token.strip())) is not None:
+                    if self.admits is not None:
+                        await self.admits(found)
                     return found
         raise AuthError("the API key is missing or wrong", hint="send it as: Authorization: Bearer ...")
 

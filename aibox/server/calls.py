@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from aibox.server.connection import Connection
-from aibox.server.shapes import admin, approval, evidence, guard, memory, sandbox, talk
+from aibox.server.shapes import admin, approval, evidence, guard, memory, people, sandbox, talk
 from aibox.server.shapes import observability as observed
 from aibox.server.shapes.memory import Kind, Seen
 
@@ -208,10 +208,13 @@ class Keys(_Calls):
         roles: Sequence[str] = ("service",),
         days: float = 90,
         note: str = "",
+        scopes: Sequence[str] = (),
+        models: Sequence[str] = (),
         tenant: str | None = None,
     ) -> str:
-        """A new key, for this once in the clear."""
+        """A new key, for this once in the clear. `scopes` say what it is for, none: all that its roles allow."""
         body = {"user": user, "roles": [str(role) for role in roles], "days": days, "note": note}
+        body |= {"scopes": [str(scope) for scope in scopes], "models": list(models)}
         return (await self._to.ask("POST", "/v1/admin/keys", admin.KeyMade, query={"tenant": tenant}, body=body)).key
 
     async def rotate(self, id: str, *, overlap_days: float = 1, tenant: str | None = None) -> str:  # noqa: A002
@@ -226,8 +229,42 @@ class Keys(_Calls):
 class Admin(_Calls):
     """What is configured, in force and used. `tenant` is another than the caller's, for a platform_admin."""
 
-    async def tenants(self) -> builtins.list[admin.TenantShown]:
-        return (await self._to.ask("GET", "/v1/admin/tenants", admin.TenantList)).data
+    async def tenants(self) -> builtins.list[people.TenantShown]:
+        return (await self._to.ask("GET", "/v1/admin/tenants", people.TenantList)).data
+
+    async def create_tenant(self, name: str, *, note: str = "") -> people.TenantShown:
+        return await self._to.ask("POST", "/v1/admin/tenants", people.TenantShown, body={"name": name, "note": note})
+
+    async def tenant(self, name: str) -> people.TenantShown:
+        return await self._to.ask("GET", "/v1/admin/tenants/{name}", people.TenantShown, name=name)
+
+    async def suspend_tenant(self, name: str, *, note: str = "") -> people.TenantShown:
+        """Let nobody of it in, here at once and within seconds on servers that share the database."""
+        shape, body = people.TenantShown, {"note": note}
+        return await self._to.ask("POST", "/v1/admin/tenants/{name}/suspend", shape, body=body, name=name)
+
+    async def resume_tenant(self, name: str) -> people.TenantShown:
+        return await self._to.ask("POST", "/v1/admin/tenants/{name}/resume", people.TenantShown, name=name)
+
+    async def delete_tenant(self, name: str) -> people.TenantShown:
+        """End one that is suspended, and its keys. Its data stays until people are erased and evidence has aged."""
+        return await self._to.ask("DELETE", "/v1/admin/tenants/{name}", people.TenantShown, name=name)
+
+    async def users(
+        self, *, tenant: str | None = None, after: str = "", limit: int = 1000
+    ) -> builtins.list[people.UserShown]:
+        """A page of those who were seen or suspended, by name."""
+        query = {"tenant": tenant, "after": after, "limit": limit}
+        return (await self._to.ask("GET", "/v1/admin/users", people.UserList, query=query)).data
+
+    async def suspend_user(self, user: str, *, note: str = "", tenant: str | None = None) -> people.UserShown:
+        """Refuse every token and key of a user."""
+        query, body = {"tenant": tenant}, {"user": user, "note": note}
+        return await self._to.ask("POST", "/v1/admin/users/suspend", people.UserShown, query=query, body=body)
+
+    async def resume_user(self, user: str, *, note: str = "", tenant: str | None = None) -> people.UserShown:
+        query, body = {"tenant": tenant}, {"user": user, "note": note}
+        return await self._to.ask("POST", "/v1/admin/users/resume", people.UserShown, query=query, body=body)
 
     async def models(self) -> admin.BackendList:
         return await self._to.ask("GET", "/v1/admin/models", admin.BackendList)

@@ -63,6 +63,7 @@ class Served:
     async def _allow(self, who: Principal) -> None:
         try:
             who.require(*self.route.roles)
+            who.require_scope(self.route.scope)
         except AccessError as error:
             await self._note(who, error.code)
             raise

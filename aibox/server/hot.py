@@ -16,7 +16,7 @@ from aibox.errors import AIBoxError, LimitError
 from aibox.inference.capabilities import Api
 from aibox.server.asked import App, Asked, Receive, Scope, Send, asked, proved
 from aibox.server.auth import ANSWERS, Callers
-from aibox.server.inference_api import InferenceAPI, read_request
+from aibox.server.inference_api import AGENT, InferenceAPI, read_request
 from aibox.server.problem import openai_error, refusal
 
 MAX_BODY_BYTES = 8 * 2**20
@@ -68,6 +68,10 @@ class HotPath:
         principal.require(*ANSWERS)
         who = principal.scope
         request = read_request(api, await _read(receive, self._max_body))
+        if principal.scopes is not None:
+            agent = request.model.startswith(AGENT)
+            principal.require_scope("agents" if agent else "inference")
+            principal.require_model(request.model)
         async with while_there(receive):
             if request.body.get("stream"):
                 under_way.ending = partial(_failure, api)

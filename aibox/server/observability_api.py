@@ -13,12 +13,11 @@ from typing import Any
 from aibox.box import Box
 from aibox.errors import ConfigError
 from aibox.outbound.outbox import Outbox
-from aibox.server.admin_api import tenant_of
 from aibox.server.principal import Principal
 from aibox.server.route import ADMINISTERS, OPERATES, route
 from aibox.server.shapes import observability as shapes
 from aibox.server.shapes.admin import Share, TenantQuery
-from aibox.server.tenant_api import spent
+from aibox.server.tenant_api import spent, tenant_of
 
 
 class ObservabilityAPI:

@@ -11,6 +11,7 @@ import asyncio
 from aibox.errors import ConfigError
 from aibox.server.answers import Answer, Answers, Asking, of_request
 from aibox.server.asked import CORRELATION, App, Asked, Message, Receive, Scope, Send
+from aibox.server.principal import Principal
 
 LONGEST = 8 << 20
 """Bytes of an answer that are kept."""
@@ -46,7 +47,7 @@ class Once:
             query=scope["query_string"],
             key=request.idempotency,
             body=body,
-            roles=request.principal.roles,
+            roles={*request.principal.roles, *_narrowed(request.principal)},
         )
         known = await self._answers.begin(asking)
         if known is not None:
@@ -115,3 +116,9 @@ def _never_gone(body: bytes) -> Receive:
         raise AssertionError
 
     return receive
+
+
+def _narrowed(who: Principal) -> set[str]:
+    """What a key is for: another key of the same user hears no answer that it could not have asked for."""
+    scopes = set() if who.scopes is None else {f"scope:{one}" for one in who.scopes}
+    return scopes if who.models is None else scopes | {f"model:{one}" for one in who.models}

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from aibox import __version__
+from aibox.server.once import METHODS, UNKEPT
 from aibox.server.route import Route
 from aibox.server.shapes.fault import OpenAIError, Problem
 from aibox.server.shapes.shape import Answer
@@ -23,16 +24,58 @@ _TOLD = {
 }
 _INTRODUCTION = (
     "The platform over HTTP. Whose something is follows from the token alone: no header, query or body names a tenant "
-    "or a user on whose behalf to act. `x-roles` of a route lists the roles of which a caller needs one."
+    "or a user on whose behalf to act. `x-roles` of a route lists the roles of which a caller needs one, "
+    "`x-scope` the scope that an API key needs which names scopes."
 )
 
-_CASE = {
-    "name": "X-Aibox-Case",
-    "in": "header",
-    "required": False,
-    "description": "The case, or matter, that the request belongs to: pseudonyms are one mapping in each.",
-    "schema": {"type": "string", "pattern": "^[!-~]{0,255}$"},
+
+def _header(name: str, description: str, schema: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    told = {"name": name, "in": "header", "required": False, "description": description}
+    return {**told, "schema": {"type": "string", **(schema or {})}}
+
+
+_READ = {
+    "Case": _header(
+        "X-Aibox-Case",
+        "The case, or matter, that the request belongs to: pseudonyms are one mapping in each.",
+        {"pattern": "^[!-~]{0,255}$"},
+    ),
+    "Correlation": _header(
+        "X-Correlation-ID",
+        "An id of the caller's own for the request, which answer, log, evidence and calls to models then bear. One "
+        "that is not 8 to 64 letters, digits, `-` and `_` is passed over, and another one made.",
+    ),
+    "Traceparent": _header("traceparent", "The span of the caller that the request belongs to (W3C Trace Context)."),
+    "Once": _header(
+        "Idempotency-Key",
+        "The request is done once: a repeat with this key has the same answer, for a day. 422 where the key was used "
+        "for something else, 409 while the first is under way.",
+        {"pattern": "^[ -~]{0,255}$", "examples": ["8e03978e-40d5-43e8-bc93-6894a57f9324"]},
+    ),
 }
+"""Headers of a request, as the server reads them."""
+_WRITTEN: dict[str, dict[str, Any]] = {
+    "X-Correlation-ID": {"description": "The id of the request.", "schema": {"type": "string"}},
+    "RateLimit-Policy": {
+        "description": "The limits that it draws from, if there are any (draft-ietf-httpapi-ratelimit-headers).",
+        "schema": {"type": "string", "examples": ['"tenant-requests";q=600;w=60']},
+    },
+    "RateLimit": {
+        "description": "What is left of each, and the seconds until there is more.",
+        "schema": {"type": "string", "examples": ['"tenant-requests";r=599;t=1']},
+    },
+    "Retry-After": {
+        "description": "Seconds after which asking again may help.",
+        "schema": {"type": "string", "pattern": "^[0-9]+$"},
+    },
+    "Idempotency-Replayed": {
+        "description": "The answer is that of the first request with this `Idempotency-Key`.",
+        "schema": {"type": "string", "const": "true"},
+    },
+}
+"""Headers of an answer."""
+_ALWAYS = ("X-Correlation-ID",)
+_LIMITED = (*_ALWAYS, "RateLimit-Policy", "RateLimit")
 
 
 def document(routes: Sequence[Route]) -> dict[str, Any]:
@@ -47,7 +90,8 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": schemas.defined,
-            "parameters": {"Case": _CASE},
+            "parameters": dict(_READ),
+            "headers": dict(_WRITTEN),
             "responses": _faults(schemas),
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
@@ -90,6 +134,8 @@ def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
         "summary": " ".join(summary.split()),
         "x-roles": [str(role) for role in route.roles],
     }
+    if route.scope is not None:
+        made["x-scope"] = str(route.scope)
     if more:
         made["description"] = more
     if not route.roles:
@@ -121,13 +167,25 @@ def _parameters(route: Route, schemas: _Schemas) -> list[dict[str, Any]]:
             if "description" in schema:
                 one["description"] = schema["description"]
             found.append(one)
+    read = ["Correlation", "Traceparent"]
     if route.roles:
-        found.append({"$ref": "#/components/parameters/Case"})
-    return found
+        read.insert(0, "Case")
+        if _once(route):
+            read.append("Once")
+    return found + [{"$ref": f"#/components/parameters/{name}"} for name in read]
+
+
+def _once(route: Route) -> bool:
+    return bool(route.roles) and route.method in METHODS and not route.path.startswith(UNKEPT)
+
+
+def _headers(*names: str) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
 def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
-    good: dict[str, Any] = {"description": "Done."}
+    once = ("Idempotency-Replayed",) if _once(route) else ()
+    good: dict[str, Any] = {"description": "Done.", "headers": _headers(*(_LIMITED if route.roles else _ALWAYS), *once)}
     if route.streams:
         good["content"] = {route.media: {"schema": _event(schemas.of(route.answer))}}
         good["description"] = "A stream of events. The schema is that of each of them; its data is JSON."
@@ -163,7 +221,10 @@ def _faults(schemas: _Schemas) -> dict[str, Any]:
     for shape, media in ((Problem, "application/problem+json"), (OpenAIError, "application/json")):
         for status, text in {**_TOLD, 0: "Something outside aibox failed, or is not there now."}.items():
             content = {media: {"schema": schemas.of(shape)}}
-            found[f"{shape.__name__}{status or ''}"] = {"description": text, "content": content}
+            headers = _headers(
+                *(_ALWAYS if status == 401 else _LIMITED), *(("Retry-After",) if status in (0, 429) else ())
+            )
+            found[f"{shape.__name__}{status or ''}"] = {"description": text, "headers": headers, "content": content}
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,10 @@ class Principal:
     scope: Scope
     roles: frozenset[Role] = frozenset({Role.USER})
     how: str = ""
+    scopes: frozenset[str] | None = None
+    """What the key is for, of `KeyScope`; None: all that the roles allow."""
+    models: frozenset[str] | None = None
+    """The names that may be asked for on OpenAI's routes; None: any."""
 
     def __post_init__(self) -> None:
         if self.scope.is_local:
@@ -40,12 +44,37 @@ class Principal:
         scope = self.scope.under(correlation, trace, case=case)
         for name, value in (("scope", scope), ("roles", self.roles), ("how", self.how)):
             object.__setattr__(made, name, value)
+        object.__setattr__(made, "scopes", self.scopes)
+        object.__setattr__(made, "models", self.models)
         return made
 
     def require(self, *roles: Role) -> None:
         """Raises AccessError unless the caller has one of the roles."""
         if not self.roles.intersection(roles):
             raise AccessError(f"this needs the role {' or '.join(roles)}")
+
+    def require_scope(self, scope: str | None) -> None:
+        """Raises AccessError unless the key is for this."""
+        if self.scopes is not None and scope is not None and scope not in self.scopes:
+            has = ", ".join(sorted(self.scopes))
+            raise AccessError(
+                f"this needs the scope {scope}", hint=f"the key is for {has}; take another", code="policy.scope"
+            )
+
+    def require_model(self, model: str) -> None:
+        """Raises AccessError for a model that the key is not for, and for an agent without that scope."""
+        if model.startswith("agent:"):
+            self.require_scope("agents")
+        if self.models is not None and model not in self.models:
+            has = ", ".join(sorted(self.models))
+            raise AccessError(
+                f"the key is not for the model {model[:100]}", hint=f"it is for {has}", code="policy.scope"
+            )
+
+    def within(self, scopes: Collection[str] | None, models: Collection[str] | None) -> bool:
+        """Whether these, None being all, are no wider than the caller's own."""
+        narrow = self.scopes is None or (scopes is not None and self.scopes.issuperset(scopes))
+        return narrow and (self.models is None or (models is not None and self.models.issuperset(models)))
 
 
 class Authenticator(Protocol):

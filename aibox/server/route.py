@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from aibox.errors import AIBoxError
 from aibox.server.principal import Role
+from aibox.server.scopes import KeyScope, scope_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -62,6 +63,11 @@ class Route:
     """A caller who leaves ends the work."""
     max_body_bytes: int = MAX_BODY_BYTES
     examples: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def scope(self) -> KeyScope | None:
+        """What an API key must be for, if it names what it is for."""
+        return scope_of(self.name) if self.roles else None
 
     @property
     def changes(self) -> bool:

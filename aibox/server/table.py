@@ -18,6 +18,7 @@ from aibox.server.memory_api import KnowledgeAPI, MemoryAPI
 from aibox.server.metrics_api import MetricsAPI
 from aibox.server.observability_api import ObservabilityAPI
 from aibox.server.openapi import document
+from aibox.server.people_api import TenantsAPI, UsersAPI
 from aibox.server.ready_api import ReadyAPI
 from aibox.server.route import ASKS, Route, routes_of
 from aibox.server.sandbox_api import SandboxAPI
@@ -38,6 +39,8 @@ KINDS: tuple[type, ...] = (
     ReceiptsAPI,
     AuditAPI,
     KeysAPI,
+    TenantsAPI,
+    UsersAPI,
     AdminAPI,
     ObservabilityAPI,
     HealthAPI,

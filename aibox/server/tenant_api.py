@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from aibox.box import Box
+from aibox.errors import AccessError
 from aibox.inference.accounts import Accounts
 from aibox.server.guard_api import levels_of
-from aibox.server.principal import Principal
+from aibox.server.principal import Principal, Role
 from aibox.server.route import ADMINISTERS, ASKS, route
 from aibox.server.shapes import admin as shapes
 
@@ -66,3 +67,12 @@ async def spent(accounts: Accounts, tenant: str, user: str | None = None) -> sha
         day=shapes.Sum.model_validate(await accounts.spent(tenant, user=user)),
         month=shapes.Sum.model_validate(await accounts.spent(tenant, user=user, period=month)),
     )
+
+
+def tenant_of(who: Principal, query: shapes.TenantQuery) -> str:
+    """The caller's tenant, or the one that a platform's administrator names. Raises AccessError."""
+    if query.tenant is None or query.tenant == who.scope.tenant:
+        return who.scope.tenant
+    if Role.PLATFORM_ADMIN not in who.roles:
+        raise AccessError("another tenant is for a platform_admin alone")
+    return query.tenant

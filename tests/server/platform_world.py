@@ -22,6 +22,7 @@ from aibox.sandbox.sandbox import Sandbox
 from aibox.server.api_keys import ApiKeys
 from aibox.server.app import create_app
 from aibox.server.auth import Callers
+from aibox.server.people import People
 from aibox.server.reload import Reload
 from aibox.server.tokens import Tokens
 from aibox.settings import Settings
@@ -125,6 +126,7 @@ class World:
         self.app = create_app(box, callers=callers, agents=agents, keys=keys, reload=self.reload)
         self.http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=self.app), base_url="http://aibox")
         self.made = 0
+        self.people: People
 
     def fresh(self) -> str:
         self.made += 1
@@ -146,11 +148,13 @@ async def world(home: Path, *, model: Any = answer, isolated: bool = False, code
 
     `code`: the agent has the sandbox as tools.
     """
-    keys = ApiKeys(home / "api-keys.db")
+    keys, people = ApiKeys(home / "api-keys.db"), People(home / "home" / "people.db")
     async with Box(Settings(home=home / "home", policy="permissive")) as box:
         made = World(box, keys, model=model, isolated=isolated, code=code)
+        made.people = people
         try:
             yield made
         finally:
             await made.http.aclose()
             await keys.close()
+            await people.close()

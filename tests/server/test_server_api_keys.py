@@ -128,3 +128,38 @@ async def test_what_is_no_bearer_token_is_refused(header: str, keys: ApiKeys) ->
     """No header, another scheme, an empty token: 401."""
     with pytest.raises(AuthError):
         await Callers(keys).principal(header)
+
+
+async def test_a_key_says_what_it_is_for(keys: ApiKeys) -> None:
+    """Scopes and models are there again, also of the key in its place; one that names none is for everything."""
+    key = await keys.create(scope=SCOPE, scopes=["inference", "memory:read"], models=["small", "big/m"])
+    found = await keys.authenticate(key)
+    assert found is not None
+    assert (found.scopes, found.models) == ({"inference", "memory:read"}, {"small", "big/m"})
+    after = await keys.authenticate(await keys.rotate(key.split("-")[1], tenant="acme"))
+    assert after is not None
+    assert (after.scopes, after.models) == (found.scopes, found.models)
+    wide = await keys.authenticate(await keys.create(scope=SCOPE))
+    assert wide is not None
+    assert (wide.scopes, wide.models) == (None, None)
+    assert sorted(str(key.scopes and sorted(key.scopes)) for key in await keys.list("acme")) == [
+        "None", "['inference', 'memory:read']", "['inference', 'memory:read']",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("narrow", "says"),
+    [
+        ({"scopes": ["everything"]}, "no scope 'everything'"),
+        ({"models": ["m"]}, "not for agents"),
+        ({"scopes": ["agents", "inference"], "models": ["m"]}, "not for agents"),
+        ({"scopes": ["inference"], "models": ["two words"]}, "no spaces"),
+    ],
+)
+async def test_a_key_that_would_be_wider_than_it_looks_is_not_made(
+    keys: ApiKeys, narrow: dict[str, list[str]], says: str
+) -> None:
+    """A scope that is not there, and models beside agents, which choose models of their own."""
+    with pytest.raises(ConfigError, match=says):
+        await keys.create(scope=SCOPE, **narrow)
+    assert await keys.list("acme") == []

@@ -178,7 +178,20 @@ async def test_a_day_with_the_client(tmp_path: Path) -> None:
         fresh = await ask.keys.rotate(key.split("-")[1], overlap_days=0, tenant="rival")
         await ask.keys.revoke(fresh.split("-")[1], tenant="rival")
         assert sum(one.revoked for one in await ask.keys.list(tenant="rival")) == 1
-        assert await ask.admin.tenants() == []
+        assert [(one.name, one.state) for one in await ask.admin.tenants()] == [("acme", "active")]
+        made = await ask.admin.create_tenant("clinic", note="from May on")
+        assert (made.state, made.note, made.seen) == ("active", "from May on", None)
+        assert (await ask.admin.suspend_tenant("clinic", note="unpaid")).state == "suspended"
+        assert (await ask.admin.tenant("clinic")).note == "unpaid"
+        assert (await ask.admin.delete_tenant("clinic")).state == "deleted"
+        assert (await ask.admin.resume_tenant("clinic")).state == "active"
+        assert (await ask.admin.suspend_user("tom")).state == "suspended"
+        assert [one.user for one in await ask.admin.users()] == ["eva", "tom"]
+        assert (await ask.admin.resume_user("tom")).state == "active"
+        narrow = await ask.keys.create("ci", scopes=["inference"], models=["m"])
+        (shown,) = [one for one in await ask.keys.list() if one.id == narrow.split("-")[1]]
+        assert (shown.scopes, shown.models) == (["inference"], ["m"])
+        assert (await ask.admin.reload()).restart == []
         assert (await ask.admin.models()).healthy
         assert (await ask.admin.budgets()).spent.day.calls > 3
         assert await ask.admin.egress() == []

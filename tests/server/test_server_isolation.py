@@ -14,6 +14,7 @@ from aibox.inference.accounts import Call
 from aibox.outbound.events import Event
 from aibox.outbound.outbox import Outbox
 from aibox.server.principal import Role
+from aibox.server.scopes import KeyScope
 from aibox.server.table import openapi
 
 pytestmark = pytest.mark.anyio
@@ -149,6 +150,27 @@ async def delivery(w: World, who: Person) -> Asked:
     return Asked()
 
 
+def tenant(*, suspended: bool = False, **more: Any) -> Seed:
+    async def seed(w: World, _: Person) -> Asked:
+        name = w.fresh()
+        await w.people.put(name, state="suspended" if suspended else "active")
+        return Asked(path={"name": name}, **more)
+
+    return seed
+
+
+async def new_tenant(w: World, _: Person) -> Asked:
+    return Asked(body={"name": w.fresh(), "note": "made here"})
+
+
+def user(**more: Any) -> Seed:
+    async def seed(w: World, who: Person) -> Asked:
+        await w.people.put(who.tenant, SECRET, state="active")
+        return Asked(**more)
+
+    return seed
+
+
 ROWS: dict[str, Seed] = {
     "openai.chat": nothing(body=_chat("hello")),
     "openai.completions": nothing(body={"model": "m", "prompt": "hello"}),
@@ -202,7 +224,15 @@ ROWS: dict[str, Seed] = {
     "keys.create": nothing(body={"user": "nightly"}),
     "keys.rotate": key(body={}),
     "keys.revoke": key(),
-    "admin.tenants": nothing(),
+    "tenants.list": nothing(),
+    "tenants.create": new_tenant,
+    "tenants.show": tenant(),
+    "tenants.suspend": tenant(body={}),
+    "tenants.resume": tenant(suspended=True),
+    "tenants.delete": tenant(suspended=True),
+    "users.list": user(),
+    "users.suspend": nothing(body={"user": "somebody"}),
+    "users.resume": nothing(body={"user": "somebody"}),
     "admin.models": nothing(),
     "metrics.metrics": nothing(),
     "admin.policy": nothing(),
@@ -222,7 +252,7 @@ ABSENT = {"id": "0" * 32, "turn": "00000000-0000-4000-8000-000000000000", "seq":
 ONE_FOR_ALL = {"chat.agent"}
 """Has a part in its path that is nobody's."""
 SHOWN = {
-    *("memory.recall", "memory.list", "memory.export", "knowledge.search", "keys.list"),
+    *("memory.recall", "memory.list", "memory.export", "knowledge.search", "keys.list", "users.list"),
     *("tenant.usage", "observability.usage", "observability.deliveries"),
 }
 """Lists in which Eva's secret stands, for her."""
@@ -291,6 +321,27 @@ async def test_a_role_opens_what_the_document_says_and_nothing_else(w: World, na
         assert answered.status_code == (good if name not in NOT_HERE else 400), (role, answered.text)
 
 
+@pytest.mark.parametrize("name", GUARDED)
+async def test_a_key_opens_what_it_is_for_and_nothing_else(w: World, name: str) -> None:
+    """Of all scopes but the route's own: 403, which names it. Of that one alone: what the roles allow; no wider key."""
+    _, _, operation = OPERATIONS[name]
+    good = next(int(status) for status in operation["responses"] if status.startswith("2"))
+    needed = operation.get("x-scope")
+    roles = [Role(role) for role in EVA.roles]
+    if needed is not None:
+        others = await w.keys.create(scope=EVA.scope, roles=roles, scopes=set(KeyScope) - {needed})
+        refused = await send(w, name, await asked(w, name, EVA), others)
+        assert (refused.status_code, "policy.scope" in refused.text) == (403, True), refused.text
+        assert f"this needs the scope {needed}" in refused.text
+    own = await w.keys.create(scope=EVA.scope, roles=roles, scopes=[needed or KeyScope.GUARD])
+    answered = await send(w, name, await asked(w, name, EVA), own)
+    if name in ("keys.create", "keys.rotate", "keys.revoke"):
+        # What the row makes is a key for everything.
+        assert (answered.status_code, "gives no more" in answered.text) == (403, True), answered.text
+        return
+    assert answered.status_code == (good if name not in NOT_HERE else 400), answered.text
+
+
 @pytest.mark.parametrize("name", [n for n in GUARDED if "{" in OPERATIONS[n][1] and n not in ONE_FOR_ALL])
 @pytest.mark.parametrize("stranger", STRANGERS, ids=["another tenant", "another user"])
 async def test_what_is_somebody_elses_is_not_there(w: World, name: str, stranger: Person) -> None:
@@ -321,7 +372,7 @@ async def test_a_list_holds_nothing_of_anybody_else(w: World, name: str, strange
         assert SECRET in (await send(w, name, mine, EVA.token())).text  # the secret would have been seen
 
 
-@pytest.mark.parametrize("name", [n for n in GUARDED if n.startswith(("keys.", "admin.", "observability."))])
+@pytest.mark.parametrize("name", [n for n in GUARDED if n.startswith(("keys.", "users.", "admin.", "observability."))])
 async def test_a_tenant_is_named_by_the_platforms_administrator_alone(w: World, name: str) -> None:
     """`?tenant=` of another is a 403 for a tenant's administrator, whether there is such a tenant or not."""
     if "tenant_admin" not in OPERATIONS[name][2]["x-roles"]:

@@ -10,6 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from aibox.server.app import create_app
+from aibox.server.asked import CASE, CORRELATION, TRACEPARENT
 from aibox.server.table import openapi, table, written
 
 ROOT = Path(__file__).parent.parent.parent
@@ -45,6 +46,27 @@ def test_an_operation_says_what_a_client_must_know(path: str, method: str, opera
     schema = {**content["schema"], "components": DOCUMENT["components"]}
     for example in content["examples"].values():
         Draft202012Validator(schema).validate(example["value"])
+
+
+def test_headers_that_are_read_and_written_are_declared() -> None:
+    """The correlation id everywhere, a key to be done once where something is done, the limits in every answer."""
+    read = {"X-Correlation-ID": CORRELATION, "traceparent": TRACEPARENT, "X-Aibox-Case": CASE}
+    shared = DOCUMENT["components"]["parameters"]
+    named = {one["name"]: f"#/components/parameters/{key}" for key, one in shared.items()}
+    assert {name.lower() for name in named} == {*(raw.decode() for raw in read.values()), "idempotency-key"}
+    for path, methods in DOCUMENT["paths"].items():
+        for method, operation in methods.items():
+            told = {one.get("$ref") for one in operation["parameters"]}
+            good = next(one for status, one in operation["responses"].items() if status.startswith("2"))
+            assert named["X-Correlation-ID"] in told
+            assert "X-Correlation-ID" in good["headers"]
+            assert (named["X-Aibox-Case"] in told) == bool(operation["x-roles"])
+            once = method != "get" and bool(operation["x-roles"]) and not path.startswith("/v1/admin/keys")
+            assert (named["Idempotency-Key"] in told) == once, path
+            if operation["x-roles"]:
+                refused = DOCUMENT["components"]["responses"][operation["responses"]["429"]["$ref"].rpartition("/")[2]]
+                assert {"RateLimit", "RateLimit-Policy"} <= {*good["headers"], *refused["headers"]}
+                assert "Retry-After" in refused["headers"]
 
 
 def test_every_reference_leads_somewhere() -> None:

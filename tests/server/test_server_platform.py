@@ -274,7 +274,7 @@ async def test_what_changes_something_leaves_one_entry(w: World) -> None:
     assert [(one["operation"], one["outcome"]) for one in found] == [
         ("memory.remember", "done"),
         ("memory.forget", "policy.access"),
-        ("admin.tenants", "policy.access"),
+        ("tenants.list", "policy.access"),
     ]
 
 

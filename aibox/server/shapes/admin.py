@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from aibox.server.principal import Role
+from aibox.server.scopes import KeyScope
 from aibox.server.shapes.shape import Answer, Asked, Names, Text
 
 TENANT = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -98,20 +101,6 @@ class TenantQuery(Asked):
     """Another tenant than the caller's: for a `platform_admin` alone."""
 
 
-class TenantShown(Answer):
-    """A tenant that something is configured for. Others need no configuration."""
-
-    name: str
-    policy: str | None
-    """The digest of its own policy; None: the platform's alone holds."""
-    backends: list[str]
-    """Those that are dedicated to it."""
-
-
-class TenantList(Answer):
-    data: list[TenantShown]
-
-
 class NewKey(Asked):
     """A key for a program, which acts in the name of `user`."""
 
@@ -119,6 +108,10 @@ class NewKey(Asked):
     roles: list[Role] = Field(default=[Role.SERVICE], min_length=1, max_length=8)
     days: float = Field(default=90, gt=0, le=3650)
     note: str = Field(default="", max_length=200)
+    scopes: list[KeyScope] = Field(default=[], max_length=16)
+    """What it is for; empty: all that its roles allow."""
+    models: list[Annotated[str, Field(pattern=NAME)]] = Field(default=[], max_length=64)
+    """The models that it may ask for, by name; empty: any. With models it needs scopes, and not `agents`."""
 
 
 class Overlap(Asked):
@@ -143,6 +136,10 @@ class KeyShown(Answer):
     expires: int
     last_used: int | None
     revoked: bool
+    scopes: Names | None
+    """None: all that its roles allow."""
+    models: Names | None
+    """None: any."""
 
 
 class KeyList(Answer):

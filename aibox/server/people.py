@@ -1,0 +1,183 @@
+"""Tenants and users as far as the operator's own store knows them: who was seen, and who is let in no more.
+
+Whose someone is says the provider or the key; here stands who of them is refused. What is known is asked for again
+after `FRESH_S`, so that every server of a shared database refuses within that time, and no request costs a question.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from aibox.errors import AccessError, ConfigError, StoreError
+from aibox.server.principal import Principal, Role
+from aibox.tables import once, open_tables
+from aibox.types import Scope
+
+State = Literal["active", "suspended", "deleted"]
+FRESH_S = 5.0
+"""How long it is believed that somebody is let in, or is not."""
+STALE_S = 60.0
+"""And how much longer while the store cannot be asked; after that nobody is let in."""
+SEEN_EVERY_S = 3600
+"""How often, at most, it is written that somebody was there."""
+KNOWN = 20_000
+SUSPENDED = "policy.suspended"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A tenant (`user` empty) or a user. Times are Unix seconds; `seen` is exact to an hour, None: never yet.
+
+    `roles` are those that the user's tokens and keys have had here.
+    """
+
+    tenant: str
+    user: str
+    state: State
+    note: str
+    roles: tuple[str, ...]
+    since: int
+    seen: int | None
+
+
+class People:
+    """In an SQLite file, or in the database that servers share. An Erasable."""
+
+    def __init__(
+        self,
+        place: str | Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        fresh_s: float = FRESH_S,
+        stale_s: float = STALE_S,
+    ) -> None:
+        self._tables = open_tables(place, schema="aibox_server", made_by=(_PEOPLE,), what="tenants and users")
+        self._clock = clock
+        self._fresh_s, self._stale_s = fresh_s, stale_s
+        self._believed: dict[tuple[str, str], tuple[float, str, frozenset[Role]]] = {}
+        self._looking: dict[tuple[str, str], asyncio.Task[str]] = {}
+
+    async def admit(self, who: Principal) -> None:
+        """Raises AccessError for somebody who is suspended, or whose tenant is; StoreError when nobody can say."""
+        key = who.scope.tenant, who.scope.user
+        believed = self._believed.get(key)
+        if believed is not None and self._clock() < believed[0] and who.roles <= believed[2]:
+            refused = believed[1]
+        else:
+            refused = await self._look(key, who)
+        if refused:
+            raise AccessError(refused, hint="ask your administrator", code=SUSPENDED)
+
+    async def tenants(self) -> list[Known]:
+        """Those that were seen, made or changed, by name."""
+        # In the name of no tenant: the database shows such a transaction the rows of tenants, and none of a user.
+        rows = await self._run("", _SELECT + " WHERE \"user\" = '' ORDER BY tenant")
+        return [_known(row) for row in rows]
+
+    async def users(self, tenant: str, *, after: str = "", limit: int = 1000) -> list[Known]:
+        """A tenant's, by name; those after a name."""
+        sql = _SELECT + ' WHERE tenant = ? AND "user" > ? ORDER BY "user" LIMIT ?'
+        return [_known(row) for row in await self._run(tenant, sql, tenant, after, limit)]
+
+    async def find(self, tenant: str, user: str = "") -> Known | None:
+        """What is known of a user, or of a tenant."""
+        rows = await self._run(tenant, _SELECT + ' WHERE tenant = ? AND "user" = ?', tenant, user)
+        return _known(rows[0]) if rows else None
+
+    async def create(self, tenant: str, *, note: str = "") -> Known:
+        """Write a tenant down. Raises ConfigError for one that is there, or was: a name is not given twice."""
+        Scope(tenant=tenant, user="-")  # refuses what is no name
+        sql = _INSERT + " ON CONFLICT DO NOTHING RETURNING tenant"
+        if not await self._run(tenant, sql, tenant, "", "active", note, "", int(self._clock()), None):
+            found = await self.find(tenant)
+            state = found.state if found else "there"
+            raise ConfigError(f"there is a tenant {tenant}; it is {state}", hint="resume it, or take another name")
+        return Known(tenant, "", "active", note, (), int(self._clock()), None)
+
+    async def put(self, tenant: str, user: str = "", *, state: State, note: str = "") -> Known:
+        """Let a user or all of a tenant in or not, at once here, within `FRESH_S` elsewhere. No note keeps the old."""
+        now = int(self._clock())
+        sql = (
+            _INSERT + ' ON CONFLICT (tenant, "user") DO UPDATE SET state = excluded.state, since = excluded.since, '
+            "note = CASE WHEN excluded.note = '' THEN people.note ELSE excluded.note END"
+        )
+        await self._run(tenant, sql, tenant, user, state, note, "", now, None)
+        for key in [key for key in self._believed if key[0] == tenant and user in ("", key[1])]:
+            del self._believed[key]
+        found = await self.find(tenant, user)
+        assert found is not None
+        return found
+
+    async def erase(self, *, scope: Scope, subject: str | None = None) -> int:
+        """Forget that a user was seen; with `subject` None all of the tenant's. Who is suspended stays so, by name."""
+        sql = "DELETE FROM people WHERE tenant = ? AND \"user\" <> '' AND state = 'active'"
+        values = [scope.tenant]
+        if subject is not None:
+            sql, values = f'{sql} AND "user" = ?', [scope.tenant, subject]
+        return len(await self._run(scope.tenant, f"{sql} RETURNING tenant", *values))
+
+    async def close(self) -> None:
+        """Give back the file or the connections. Closing twice is allowed."""
+        await asyncio.to_thread(self._tables.close)
+
+    async def _look(self, key: tuple[str, str], who: Principal) -> str:
+        """Why somebody is refused, empty for who is let in; asked once however many of their requests come."""
+        task = self._looking.get(key)
+        if task is None:
+            task = self._looking[key] = asyncio.create_task(self._asked(key, who))
+            task.add_done_callback(lambda _: self._looking.pop(key, None))
+        return await asyncio.shield(task)
+
+    async def _asked(self, key: tuple[str, str], who: Principal) -> str:
+        try:
+            refused = await asyncio.to_thread(self._seen, key, who.roles)
+        except StoreError:
+            believed = self._believed.get(key)
+            if believed is None or self._clock() >= believed[0] + self._stale_s:
+                raise
+            return believed[1]
+        if len(self._believed) >= KNOWN:
+            self._believed.clear()
+        self._believed[key] = self._clock() + self._fresh_s, refused, who.roles
+        return refused
+
+    def _seen(self, key: tuple[str, str], roles: frozenset[Role]) -> str:
+        (tenant, user), now = key, int(self._clock())
+        sql = 'SELECT "user", state, roles, seen FROM people WHERE tenant = ? AND "user" IN (\'\', ?)'
+        found = {row[0]: row[1:] for row in once(self._tables, tenant, sql, (tenant, user))}
+        if (own := found.get("")) is not None and own[0] != "active":
+            return "this tenant is suspended" if own[0] == "suspended" else "this tenant is not there any more"
+        if user in found and found[user][0] != "active":
+            return "this user is suspended"
+        for name, own_roles in (("", frozenset[Role]()), (user, roles)):
+            row = found.get(name)
+            has = " ".join(sorted({*own_roles, *(row[1].split() if row is not None else ())}))
+            if row is None or row[1] != has or row[2] is None or now - row[2] >= SEEN_EVERY_S:
+                # Whoever is suspended in this moment stays so: their state is not touched.
+                sql = (
+                    _INSERT + ' ON CONFLICT (tenant, "user") DO UPDATE SET seen = excluded.seen, roles = excluded.roles'
+                )
+                once(self._tables, tenant, sql, (tenant, name, "active", "", has, now, now))
+        return ""
+
+    async def _run(self, tenant: str, sql: str, *values: object) -> Sequence[tuple[Any, ...]]:
+        return await asyncio.to_thread(once, self._tables, tenant, sql, values)
+
+
+_PEOPLE = (
+    'CREATE TABLE IF NOT EXISTS people (tenant TEXT NOT NULL, "user" TEXT NOT NULL, state TEXT NOT NULL, '
+    "note TEXT NOT NULL, roles TEXT NOT NULL, since INTEGER NOT NULL, seen INTEGER, "
+    'PRIMARY KEY (tenant, "user")) STRICT'
+)
+_SELECT = 'SELECT tenant, "user", state, note, roles, since, seen FROM people'
+_INSERT = 'INSERT INTO people (tenant, "user", state, note, roles, since, seen) VALUES (?, ?, ?, ?, ?, ?, ?)'
+
+
+def _known(row: Sequence[Any]) -> Known:
+    tenant, user, state, note, roles, since, seen = row
+    return Known(tenant, user, state, note, tuple(roles.split()), since, seen)

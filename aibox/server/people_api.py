@@ -1,0 +1,142 @@
+"""`/v1/admin/tenants` and `/v1/admin/users`: who is known here, and who is let in.
+
+Each act is on record, durably, before it happens. It holds at once on this server, and within seconds on those that
+share its database; what is under way goes on to its end.
+"""
+
+from __future__ import annotations
+
+from aibox.box import Box
+from aibox.errors import AccessError, ConfigError
+from aibox.server.api_keys import ApiKeys
+from aibox.server.people import Known, People, State
+from aibox.server.principal import Principal, Role
+from aibox.server.route import ADMINISTERS, OPERATES, route
+from aibox.server.shapes import people as shapes
+from aibox.server.shapes.admin import TenantQuery
+from aibox.server.tenant_api import tenant_of
+
+
+class TenantsAPI:
+    """Tenants, for the operator."""
+
+    def __init__(self, box: Box, people: People, keys: ApiKeys | None) -> None:
+        self._box = box
+        self._people = people
+        self._keys = keys
+
+    @route("GET", "/v1/admin/tenants", roles=OPERATES)
+    async def list_(self, who: Principal) -> shapes.TenantList:
+        """The tenants that were seen or made here, and those that something is configured for."""
+        del who
+        known = {one.tenant: one for one in await self._people.tenants()}
+        box = self._box
+        dedicated = {name for backend in box.settings.backends for name in backend.tenants or ()}
+        configured = {*box.settings.tenants, *box.tenant_policies, *box.settings.routing.tenants, *dedicated}
+        return shapes.TenantList(data=[self._shown(name, known.get(name)) for name in sorted({*known, *configured})])
+
+    @route("POST", "/v1/admin/tenants", roles=OPERATES, status=201, examples=[{"name": "acme", "note": "from May on"}])
+    async def create(self, who: Principal, body: shapes.NewTenant) -> shapes.TenantShown:
+        """Write a tenant down. Nobody needs that to be let in; a name that was deleted is not given again."""
+        await self._begun(who, "tenants.create", body.name)
+        return self._shown(body.name, await self._people.create(body.name, note=body.note))
+
+    @route("GET", "/v1/admin/tenants/{name}", roles=OPERATES)
+    async def show(self, who: Principal, name: shapes.TenantName) -> shapes.TenantShown:
+        """One tenant."""
+        found = next((one for one in (await self.list_(who)).data if one.name == name), None)
+        if found is None:
+            raise AccessError("there is no such tenant", hint="GET /v1/admin/tenants lists them", absent=True)
+        return found
+
+    @route("POST", "/v1/admin/tenants/{name}/suspend", roles=OPERATES, examples=[{"note": "unpaid since May"}])
+    async def suspend(self, who: Principal, name: shapes.TenantName, body: shapes.Why) -> shapes.TenantShown:
+        """Let nobody of the tenant in: every token and every key is refused. Nothing of theirs changes."""
+        return await self._put(who, name, "suspended", note=body.note)
+
+    @route("POST", "/v1/admin/tenants/{name}/resume", roles=OPERATES)
+    async def resume(self, who: Principal, name: shapes.TenantName) -> shapes.TenantShown:
+        """Let them in again, also after it was deleted; keys that were ended then stay so."""
+        return await self._put(who, name, "active")
+
+    @route("DELETE", "/v1/admin/tenants/{name}", roles=OPERATES)
+    async def delete(self, who: Principal, name: shapes.TenantName) -> shapes.TenantShown:
+        """End a tenant that is suspended: its API keys end, and its name is not given again.
+
+        No data goes by it: what is there of people goes by erasing each (`aibox audit erase`), evidence by retention.
+        """
+        found = await self._people.find(name)
+        if found is None or found.state == "active":
+            raise ConfigError(
+                f"the tenant {name} is not suspended", hint=f"POST /v1/admin/tenants/{name}/suspend comes first"
+            )
+        shown = await self._put(who, name, "deleted")
+        for key in await self._keys.list(name) if self._keys is not None else ():
+            await self._keys.revoke(key.id, tenant=name)  # type: ignore[union-attr]  # there are keys to list
+        return shown
+
+    async def _put(self, who: Principal, name: str, state: State, *, note: str = "") -> shapes.TenantShown:
+        if name == who.scope.tenant:
+            raise ConfigError("nobody shuts out the tenant that they are of", hint="another's administrator does it")
+        await self._begun(who, f"tenants.{_ACTS[state]}", name)
+        return self._shown(name, await self._people.put(name, state=state, note=note))
+
+    async def _begun(self, who: Principal, operation: str, tenant: str) -> None:
+        detail = {"operation": operation, "tenant": tenant, "roles": [], "key": ""}
+        await self._box.audit.append("request.begun", scope=who.scope, detail=detail)
+
+    def _shown(self, name: str, known: Known | None) -> shapes.TenantShown:
+        own = self._box.tenant_policies.get(name)
+        return shapes.TenantShown(
+            name=name,
+            state=known.state if known is not None else "active",
+            note=known.note if known is not None else "",
+            since=known.since if known is not None else None,
+            seen=known.seen if known is not None else None,
+            policy=own.digest if own is not None else None,
+            backends=[one.name or one.kind for one in self._box.settings.backends if name in (one.tenants or ())],
+        )
+
+
+class UsersAPI:
+    """Users of a tenant: those who were seen with a token or a key, or were suspended."""
+
+    def __init__(self, box: Box, people: People) -> None:
+        self._box = box
+        self._people = people
+
+    @route("GET", "/v1/admin/users", roles=ADMINISTERS)
+    async def list_(self, who: Principal, query: shapes.UserQuery) -> shapes.UserList:
+        """The users of a tenant, by name. Their roles are those that their tokens and keys have had here."""
+        found = await self._people.users(tenant_of(who, query), after=query.after, limit=query.limit)
+        return shapes.UserList(data=[_user(one) for one in found])
+
+    @route("POST", "/v1/admin/users/suspend", roles=ADMINISTERS, examples=[{"user": "eva", "note": "left in May"}])
+    async def suspend(self, who: Principal, query: TenantQuery, body: shapes.UserAndWhy) -> shapes.UserShown:
+        """Let a user in no more, whatever token or key they bring; also one who was not seen yet."""
+        return await self._put(who, query, body.user, "suspended", note=body.note)
+
+    @route("POST", "/v1/admin/users/resume", roles=ADMINISTERS, examples=[{"user": "eva"}])
+    async def resume(self, who: Principal, query: TenantQuery, body: shapes.UserAndWhy) -> shapes.UserShown:
+        """Let them in again."""
+        return await self._put(who, query, body.user, "active", note=body.note)
+
+    async def _put(self, who: Principal, query: TenantQuery, user: str, state: State, *, note: str) -> shapes.UserShown:
+        tenant = tenant_of(who, query)
+        if (tenant, user) == (who.scope.tenant, who.scope.user):
+            raise ConfigError("nobody shuts out themselves", hint="another administrator does it")
+        known = await self._people.find(tenant, user)
+        if known is not None and Role.PLATFORM_ADMIN in known.roles and Role.PLATFORM_ADMIN not in who.roles:
+            raise AccessError("only a platform_admin shuts out or lets in another")
+        detail = {"operation": f"users.{_ACTS[state]}", "tenant": tenant, "user": user, "roles": [], "key": ""}
+        await self._box.audit.append("request.begun", scope=who.scope, detail=detail)
+        return _user(await self._people.put(tenant, user, state=state, note=note))
+
+
+_ACTS = {"active": "resume", "suspended": "suspend", "deleted": "delete"}
+
+
+def _user(known: Known) -> shapes.UserShown:
+    return shapes.UserShown(
+        user=known.user, state=known.state, note=known.note, roles=list(known.roles), since=known.since, seen=known.seen
+    )

@@ -1,0 +1,247 @@
+"""Tenants and users that are known here, and those of them who are let in no more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from platform_world import Asked, Person, World, world
+
+from aibox.errors import AccessError, ConfigError, StoreError
+from aibox.server.people import FRESH_S, SEEN_EVERY_S, STALE_S, People
+from aibox.server.principal import Principal, Role
+from aibox.types import Scope
+
+pytestmark = pytest.mark.anyio
+
+EVA = Person("acme", "eva", ("user",))
+BOSS = Person("acme", "boss", ("user", "tenant_admin"))
+ROOT = Person("ours", "root", ("platform_admin",))
+
+
+class Clock:
+    now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+async def people(shared_place: Path | str) -> AsyncIterator[tuple[People, People, Clock]]:
+    """Two servers over one store."""
+    clock = Clock()
+    one, other = People(shared_place, clock=clock), People(shared_place, clock=clock)
+    yield one, other, clock
+    await one.close()
+    await other.close()
+
+
+def who(tenant: str = "acme", user: str = "eva", *roles: Role) -> Principal:
+    return Principal(Scope(tenant=tenant, user=user), frozenset(roles or {Role.USER}))
+
+
+async def test_who_is_suspended_is_refused_everywhere_in_time(people: tuple[People, People, Clock]) -> None:
+    """At once where it was done, on the other server when what it believes is over; so is who is let in again."""
+    one, other, clock = people
+    await other.admit(who())
+    await one.put("acme", "eva", state="suspended", note="left")
+    with pytest.raises(AccessError, match="this user is suspended"):
+        await one.admit(who())
+    await other.admit(who())
+    clock.now += FRESH_S
+    with pytest.raises(AccessError, match="this user is suspended"):
+        await other.admit(who())
+    await other.admit(who(user="tom"))
+    await other.admit(who(tenant="rival"))
+    await one.put("acme", "eva", state="active")
+    clock.now += FRESH_S
+    await other.admit(who())
+    found = await one.find("acme", "eva")
+    assert found is not None
+    assert (found.state, found.note) == ("active", "left")
+
+
+async def test_a_tenant_is_suspended_with_all_its_people(people: tuple[People, People, Clock]) -> None:
+    """Also those whom the server believed a moment ago, and those of another tenant are not touched."""
+    one, _, _ = people
+    for tenant in ("acme", "rival"):
+        await one.admit(who(tenant))
+    await one.put("acme", state="suspended")
+    for user in ("eva", "tom"):
+        with pytest.raises(AccessError, match="this tenant is suspended"):
+            await one.admit(who(user=user))
+    await one.admit(who("rival"))
+    assert [(known.tenant, known.state) for known in await one.tenants()] == [
+        ("acme", "suspended"),
+        ("rival", "active"),
+    ]
+    assert [known.user for known in await one.users("acme")] == ["eva"]
+    assert [known.user for known in await one.users("acme", after="eva")] == []
+    with pytest.raises(ConfigError, match="it is suspended"):
+        await one.create("acme")
+
+
+async def test_one_question_in_a_while_however_many_ask(
+    people: tuple[People, People, Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred requests at once ask the store once, the next ones not at all; being there is written once an hour."""
+    one, _, clock = people
+    asked: list[str] = []
+    seen = one._seen
+
+    def counted(key: tuple[str, str], roles: frozenset[Role]) -> str:
+        asked.append(key[1])
+        return seen(key, roles)
+
+    monkeypatch.setattr(one, "_seen", counted)
+    await asyncio.gather(*(one.admit(who()) for _ in range(100)))
+    await one.admit(who())
+    assert asked == ["eva"]
+    first = await one.find("acme", "eva")
+    assert first is not None
+    clock.now += SEEN_EVERY_S - 1
+    await one.admit(who())
+    assert await one.find("acme", "eva") == first
+    clock.now += FRESH_S
+    await one.admit(who("acme", "eva", Role.SERVICE))
+    after = await one.find("acme", "eva")
+    assert after is not None
+    assert (after.seen, after.roles) == (int(clock.now), ("service", "user"))
+
+
+async def test_while_the_store_is_away_what_was_known_holds_for_a_minute(
+    people: tuple[People, People, Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let in stays in and refused stays out; after that nobody is let in, and a stranger is not from the first."""
+    one, _, clock = people
+    await one.admit(who())
+    await one.put("acme", "tom", state="suspended")
+    with pytest.raises(AccessError):
+        await one.admit(who(user="tom"))
+
+    def away(*_: Any) -> str:
+        raise StoreError("gone")
+
+    monkeypatch.setattr(one, "_seen", away)
+    clock.now += FRESH_S + STALE_S - 1
+    await one.admit(who())
+    with pytest.raises(AccessError):
+        await one.admit(who(user="tom"))
+    with pytest.raises(StoreError):
+        await one.admit(who(user="new"))
+    clock.now += 2
+    with pytest.raises(StoreError):
+        await one.admit(who())
+
+
+async def test_erasing_forgets_who_was_seen_and_lets_nobody_in(people: tuple[People, People, Clock]) -> None:
+    """A person's row goes with them; a refusal stays, and so does the tenant; another tenant's row is not touched."""
+    one, _, _ = people
+    for tenant, user in (("acme", "eva"), ("acme", "ann"), ("rival", "eva")):
+        await one.admit(who(tenant, user))
+    await one.put("acme", "tom", state="suspended")
+    scope = Scope(tenant="acme", user="boss")
+    assert await one.erase(scope=scope, subject="eva") == 1
+    assert await one.erase(scope=scope, subject="tom") == 0
+    assert [known.user for known in await one.users("acme")] == ["ann", "tom"]
+    assert await one.erase(scope=scope) == 1
+    assert [known.user for known in await one.users("rival")] == ["eva"]
+    assert [known.tenant for known in await one.tenants()] == ["acme", "rival"]
+
+
+@pytest.fixture
+async def w(tmp_path: Path) -> AsyncIterator[World]:
+    async with world(tmp_path) as made:
+        yield made
+
+
+async def told(w: World, method: str, path: str, by: Person, **asked: Any) -> Any:
+    return await w.send(method, path, Asked(**asked), by.token())
+
+
+async def test_tokens_and_keys_of_a_user_are_refused_at_once(w: World) -> None:
+    """On the hot path and elsewhere, in the shape of the route; let in again they work as before."""
+    key = await w.keys.create(scope=EVA.scope)
+    chat = Asked(body={"model": "m", "messages": [{"role": "user", "content": "hi"}]})
+    for bearer in (EVA.token(), key):
+        assert (await w.send("post", "/v1/chat/completions", chat, bearer)).status_code == 200
+    shown = await told(w, "post", "/v1/admin/users/suspend", BOSS, body={"user": "eva", "note": "left"})
+    assert (shown.status_code, shown.json()["roles"]) == (200, ["service", "user"])
+    for bearer in (EVA.token(), key):
+        refused = await w.send("post", "/v1/chat/completions", chat, bearer)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "policy.suspended")
+        assert (await w.send("get", "/v1/sessions", Asked(), bearer)).json()["title"] == "policy.suspended"
+    assert (await told(w, "post", "/v1/admin/users/resume", BOSS, body={"user": "eva"})).json()["note"] == "left"
+    for bearer in (EVA.token(), key):
+        assert (await w.send("post", "/v1/chat/completions", chat, bearer)).status_code == 200
+    listed = (await told(w, "get", "/v1/admin/users", BOSS)).json()["data"]
+    assert [one["user"] for one in listed] == ["boss", "eva"]
+    begun = [e.detail["operation"] async for e in w.box.audit.entries("acme") if e.kind == "request.begun"]
+    assert begun == ["users.suspend", "users.resume"]
+
+
+async def test_a_tenants_administrator_shuts_out_neither_the_operator_nor_themselves(w: World) -> None:
+    """403 for a platform's administrator in the same tenant, 400 for oneself, and nobody is shut out by it."""
+    both = Person("acme", "op", ("platform_admin",))
+    assert (await told(w, "get", "/v1/admin/tenants", both)).status_code == 200
+    assert (await told(w, "post", "/v1/admin/users/suspend", BOSS, body={"user": "op"})).status_code == 403
+    assert (await told(w, "post", "/v1/admin/users/suspend", BOSS, body={"user": "boss"})).status_code == 400
+    assert (await told(w, "post", "/v1/admin/tenants/acme/suspend", both, body={})).status_code == 400
+    assert (await told(w, "get", "/v1/admin/tenants", both)).status_code == 200
+    assert (await told(w, "get", "/v1/admin/users", BOSS)).status_code == 200
+
+
+async def test_a_tenant_is_made_suspended_ended_and_its_name_not_given_again(w: World) -> None:
+    """Deleting asks for a suspension first, ends the keys, and takes no data; who is deleted is refused."""
+    made = await told(w, "post", "/v1/admin/tenants", ROOT, body={"name": "acme", "note": "new"})
+    assert (made.status_code, made.json()["state"]) == (201, "active")
+    key = await w.keys.create(scope=EVA.scope)
+    await w.box.memory.remember("I like tea.", scope=EVA.scope)
+    early = await told(w, "delete", "/v1/admin/tenants/acme", ROOT)
+    assert (early.status_code, "is not suspended" in early.text) == (400, True)
+    assert (await w.send("get", "/v1/models", Asked(), key)).status_code == 200
+    assert (await told(w, "post", "/v1/admin/tenants/acme/suspend", ROOT, body={})).json()["state"] == "suspended"
+    assert (await w.send("get", "/v1/models", Asked(), key)).status_code == 403
+    assert (await told(w, "get", "/v1/models", EVA)).status_code == 403
+    assert (await told(w, "delete", "/v1/admin/tenants/acme", ROOT)).json()["state"] == "deleted"
+    assert (await told(w, "get", "/v1/models", EVA)).status_code == 403
+    assert (await told(w, "post", "/v1/admin/tenants", ROOT, body={"name": "acme"})).status_code == 400
+    assert (await told(w, "post", "/v1/admin/tenants/acme/resume", ROOT)).json()["state"] == "active"
+    assert (await w.send("get", "/v1/models", Asked(), key)).status_code == 401
+    assert (await told(w, "get", "/v1/memory", EVA)).json()["data"][0]["text"] == "I like tea."
+    assert (await told(w, "get", "/v1/admin/tenants/nobody", ROOT)).status_code == 404
+
+
+async def test_a_key_is_for_the_models_that_it_names(w: World) -> None:
+    """Another model and an agent are refused before anything is asked of them, by the name that is missing."""
+    key = await w.keys.create(scope=EVA.scope, scopes=["inference"], models=["m"])
+
+    async def ask(model: str) -> Any:
+        body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+        return await w.send("post", "/v1/chat/completions", Asked(body=body), key)
+
+    assert (await ask("m")).status_code == 200
+    asked = len(w.model.requests)
+    other, agent = await ask("default"), await ask("agent:default")
+    assert (other.status_code, other.json()["error"]["code"]) == (403, "policy.scope")
+    assert "not for the model default" in other.text
+    assert (agent.status_code, "the scope agents" in agent.text) == (403, True)
+    assert len(w.model.requests) == asked
+
+
+async def test_a_narrow_key_makes_no_wider_one(w: World) -> None:
+    """A key for administration alone makes keys of that and no more, and does not take over one that is wider."""
+    roles = [Role.TENANT_ADMIN]
+    narrow = await w.keys.create(scope=BOSS.scope, roles=roles, scopes=["admin"])
+    wide = (await w.keys.create(scope=EVA.scope)).split("-")[1]
+
+    async def ask(method: str, path: str, body: Any) -> int:
+        return (await w.send(method, f"/v1/admin/keys{path}", Asked(body=body), narrow)).status_code
+
+    assert await ask("post", "", {"user": "x"}) == 403
+    assert await ask("post", "", {"user": "x", "scopes": ["admin", "agents"]}) == 403
+    assert await ask("post", f"/{wide}/rotate", {}) == 403
+    assert await ask("post", "", {"user": "x", "scopes": ["admin"]}) == 201
