@@ -89,6 +89,9 @@ class Tokens:
         if issuer is None:
             raise AuthError("the token is of an issuer that is not trusted here")
         principal, expires = await issuer.principal(token, header, claims, now=now)
+        if self._issuers.get(str(claims.get("iss"))) is not issuer:
+            # It was taken out, or its settings changed, while its keys were asked for.
+            raise AuthError("the token is of an issuer that is not trusted here any more", hint="ask again")
         self._remembered[digest] = min(expires, now + REMEMBERED_S), principal
         while len(self._remembered) > REMEMBERED:
             self._remembered.popitem(last=False)

@@ -10,12 +10,13 @@ from typing import Any
 
 import anyio
 import pytest
-from platform_world import ISSUER, Asked, Person, World, world
+from platform_world import ISSUER, Asked, Person, Provider, World, world
 from server_parts import Running, Upstream, serving
 
 from aibox.box import Box
-from aibox.errors import ConfigError
+from aibox.errors import AuthError, ConfigError
 from aibox.server.reload import KIND
+from aibox.server.tokens import Tokens
 from aibox.settings import BackendSettings, Settings
 
 pytestmark = pytest.mark.anyio
@@ -182,3 +183,33 @@ async def test_issuers_come_and_go(w: World) -> None:
     refused = await w.send("post", "/v1/admin/reload", Asked(), other)
     assert (refused.status_code, refused.json()["detail"][:18]) == (400, "from the local key")
     assert (await w.send("get", "/v1/models", Asked(), other)).status_code == 200
+
+
+async def test_a_token_that_was_being_checked_is_not_believed_under_new_settings(w: World) -> None:
+    """The issuer goes while its keys are on their way: refused, then and afterwards."""
+    eva = Person("acme", "eva", ("user",))
+    asked, go = anyio.Event(), anyio.Event()
+    (settings,) = w.settings.server.issuers
+
+    class Slow(Provider):
+        async def get(self, url: str) -> dict[str, Any]:
+            asked.set()
+            await go.wait()
+            return await super().get(url)
+
+    tokens = Tokens([settings], http=Slow())
+    bearer, refused = eva.token(), []
+
+    async def authenticate() -> None:
+        try:
+            await tokens.authenticate(bearer)
+        except AuthError as error:
+            refused.append(error.message)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(authenticate)
+        await asked.wait()
+        tokens.use(tokens.plan([]))
+        go.set()
+    await authenticate()
+    assert len(refused) == 2
