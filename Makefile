@@ -12,7 +12,7 @@ PEERS := .venv-peers
 GUARD_PEERS := .venv-guard-peers
 NODE_PEERS := .node-peers
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs test test-live test-docker test-faults test-laws test-clients test-schema idle-streams coverage mutate-verify train-guards check format lock bench bench-peers bench-guard-peers clean
+.PHONY: help setup demo docs test test-live test-live-replicas test-docker test-faults test-laws test-clients test-schema idle-streams coverage mutate-verify train-guards check format lock bench bench-peers bench-guard-peers clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -54,7 +54,10 @@ format: setup ## format and fix what can be fixed
 
 test-live: setup $(SERVED)/.ready $(NODE)/.ready $(CLIENTS)/.ready ## against real servers: vLLM on this machine's CPU, an OpenID provider, an MCP server
 	@AIBOX_TEST_VLLM_PYTHON="$(CURDIR)/$(SERVED)/bin/python" AIBOX_TEST_VLLM_MODEL="$(CURDIR)/$(SERVED)/smollm2" \
-		AIBOX_TEST_NODE_MODULES="$(CURDIR)/$(NODE)/node_modules" AIBOX_TEST_CLIENTS="$(CURDIR)/$(CLIENTS)" $(PY) -m pytest tests/live --force-enable-socket
+		AIBOX_TEST_NODE_MODULES="$(CURDIR)/$(NODE)/node_modules" AIBOX_TEST_CLIENTS="$(CURDIR)/$(CLIENTS)" $(PY) -m pytest tests/live --force-enable-socket $(ARGS)
+
+test-live-replicas: ## the same, where what is asked over HTTP are two replicas behind nginx, over one PostgreSQL and Redis
+	@AIBOX_TEST_REPLICAS=2 $(MAKE) test-live
 
 test-clients: setup $(CLIENTS)/.ready ## clients that nobody here wrote, against a server: openai, LangChain, llm (a minute)
 	@AIBOX_TEST_CLIENTS="$(CURDIR)/$(CLIENTS)" $(PY) -m pytest tests/live/test_live_clients.py --force-enable-socket
