@@ -82,8 +82,8 @@ def read_request(api: Api, data: bytes) -> ChatRequest:
             raise ConfigError("the body needs `messages`, a list that is not empty")
         if not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in body["messages"]):
             raise ConfigError("each message is an object with a `role`")
-        if not all(_readable(m.get("content")) for m in body["messages"]):
-            raise ConfigError("the `content` of a message is a text, a list of parts, or null")
+        if not all(_readable(m.get("content")) and _readable(m.get("tool_calls")) for m in body["messages"]):
+            raise ConfigError("the `content` of a message is a text, a list of parts, or null; `tool_calls` is a list")
     if not isinstance(body.setdefault("model", "embedding" if api == "embeddings" else "default"), str):
         raise ConfigError("`model` is a name")
     if not isinstance(body.get("stream"), bool | None):
@@ -91,10 +91,11 @@ def read_request(api: Api, data: bytes) -> ChatRequest:
     return request
 
 
-def _readable(content: object) -> bool:
-    if content is None or isinstance(content, str):
+def _readable(value: object) -> bool:
+    """Null, a text, or a list of objects."""
+    if value is None or isinstance(value, str):
         return True
-    return isinstance(content, list) and all(isinstance(part, dict) for part in content)
+    return isinstance(value, list) and all(isinstance(part, dict) for part in value)
 
 
 async def _told(agent: Agent, request: ChatRequest, *, scope: Scope) -> AsyncGenerator[list[Chunk], None]:
