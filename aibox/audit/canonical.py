@@ -64,12 +64,12 @@ def _check(value: Any, place: str) -> None:  # noqa: C901, PLR0912 - one branch 
     elif kind is int:
         if not -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER:
             raise ValueError(f"{place}: {value} is beyond 2^53 - 1; write it as a string")
-    elif isinstance(value, dict):
-        _check(dict(value), place)
-    elif isinstance(value, list | tuple):
+    elif kind is list or isinstance(value, list | tuple):
         for index, item in enumerate(value):
             if type(item) is not str or not item.isascii():
                 _check(item, f"{place}[{index}]")
+    elif isinstance(value, dict):
+        _check(dict(value), place)
     elif isinstance(value, str):
         _check_text(value, place)
     else:

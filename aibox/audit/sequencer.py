@@ -185,7 +185,8 @@ class Sequencer:
         for attempt in range(TRIES):
             try:
                 with self._ledger.transaction():
-                    values = [self._apply(job) for job in batch]
+                    # Whether a turn has ended before is asked the table of turns when it has refused one.
+                    values = [self._apply(job, look=attempt > 0) for job in batch]
                     self._ledger.flush()
                     values = [self._receipt(value) if isinstance(value, _Sealed) else value for value in values]
             except Conflict:
@@ -226,14 +227,14 @@ class Sequencer:
                     self._broken.add((job.scope.tenant, job.turn))
         _tell(batch, [failure] * len(batch))
 
-    def _apply(self, job: Job) -> Any:
+    def _apply(self, job: Job, *, look: bool) -> Any:
         try:
             if job.parts is not None:
                 entry = self._ledger.add_made(job.kind, job.parts, scope=job.scope)
                 if job.turn:
                     self._list(job, entry)
                 return entry
-            return self._end(job, job.ending) if job.ending is not None else None
+            return self._end(job, job.ending, look=look) if job.ending is not None else None
         except ConfigError as error:
             if job.waiter is None:
                 raise
@@ -245,12 +246,13 @@ class Sequencer:
         while len(self._turns) > OPEN_TURNS:
             self._broken.add(self._turns.popitem(last=False)[0])
 
-    def _end(self, job: Job, ending: Mapping[str, Any]) -> Any:
+    def _end(self, job: Job, ending: Mapping[str, Any], *, look: bool) -> Any:
         key = (job.scope.tenant, job.turn)
         if key in self._broken:
             return StoreError(f"an entry of turn {job.turn} could not be written; it cannot be sealed as a whole")
         head = self._ledger.head(job.scope.tenant)
-        if self._ledger.store.turn(head.log, job.turn) is not None or any(turn == job.turn for turn, _ in head.turns):
+        ended = look and self._ledger.store.turn(head.log, job.turn) is not None
+        if ended or any(turn == job.turn for turn, _ in head.turns):
             return ConfigError(f"the turn {job.turn} has been sealed already")
         detail = {**ending, "entries": [listed[:2] for listed in self._turns.get(key, [])]}
         entry = self._ledger.add(job.kind, scope=job.scope, turn=job.turn, detail=detail, flags=TERMINAL)

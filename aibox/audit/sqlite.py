@@ -192,7 +192,10 @@ class SqliteStore:
             return dict(self._db.execute("SELECT turn, seq FROM turns WHERE log = ?", (log,)).fetchall())
 
     def add_turns(self, log: bytes, turns: Sequence[tuple[str, int]]) -> None:
-        self._db.executemany("INSERT INTO turns VALUES (?, ?, ?)", [(log, *turn) for turn in turns])
+        try:
+            self._db.executemany("INSERT INTO turns VALUES (?, ?, ?)", [(log, *turn) for turn in turns])
+        except sqlite3.IntegrityError:
+            raise Conflict from None
 
     def acts(self, log: bytes) -> list[Act]:
         sql = "SELECT seq, kind, first, last FROM acts WHERE log = ? ORDER BY seq"

@@ -79,6 +79,16 @@ class AuditStoreContract:
                 store.add_entries(log, size, [_row(seq, filler=b"y")])
         assert list(store.entries(log)) == [_row(0), _row(1)]
 
+    def test_a_turn_ends_once(self, store: Store) -> None:
+        """A second end of a turn is a conflict, and leaves nothing of what came with it."""
+        log = log_id("acme")
+        with store.transaction():
+            store.add_turns(log, [("t", 0)])
+        with pytest.raises(Conflict), store.transaction():
+            store.add_entries(log, 0, [_row(0)])
+            store.add_turns(log, [("u", 1), ("t", 2)])
+        assert (store.turns(log), list(store.entries(log))) == ({"t": 0}, [])
+
     def test_a_transaction_that_fails_leaves_nothing(self, store: Store) -> None:
         """All of it or none of it: entries, nodes, turns and checkpoints alike."""
         log = log_id("acme")

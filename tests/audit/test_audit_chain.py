@@ -130,6 +130,23 @@ async def test_a_turn_is_sealed_once(tmp_path: Path) -> None:
             await chain.seal("x", scope=ACME, kind="turn.done", detail={})
 
 
+async def test_a_second_end_takes_no_other_turn_along(tmp_path: Path) -> None:
+    """Turns that end in the moment in which one is to end again do so, each once and with all its entries."""
+    async with AuditChain(tmp_path / "a.db") as chain:
+        await sealed_turns(chain, ACME, 1)
+        before = await chain.size("acme")
+        for n in range(8):
+            chain.note("model.called", scope=ACME, turn=f"new-{n}", detail={"model": "m"})
+        turns = ["new-0", "acme-0", *(f"new-{n}" for n in range(1, 8)), "new-3"]
+        ends = [chain.end(turn, scope=ACME, detail={"outcome": "answered"}) for turn in turns]
+        told = await asyncio.gather(*ends, return_exceptions=True)
+        assert [type(one) is ConfigError for one in told] == [turn == "acme-0" for turn in turns[:-1]] + [True]
+        assert await chain.size("acme") == before + 16
+        receipts = [await chain.receipt(f"new-{n}", scope=ACME) for n in range(8)]
+        assert [[entry.kind for entry in one.entries] for one in receipts] == [["model.called", "turn.sealed"]] * 8
+        await chain.verify("acme")
+
+
 async def test_time_never_runs_backwards_in_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attack: clock steps. A clock that goes back by an hour, or ahead by a year, leaves a log that verifies."""
     from aibox.audit import ledger as module
