@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from typing import Annotated, Any
 
 import msgspec
 from anyio import to_thread
+from pydantic import StringConstraints, TypeAdapter, ValidationError
+from pydantic_core import SchemaError
 
 from aibox.errors import ConfigError
 from aibox.guardrails.normalise import LONG_CHARS
@@ -18,8 +20,9 @@ from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
 class Form:
     """Finds answers of another form: a Check. Rules `not-json` and `not-the-schema`, score 1.0.
 
-    The only file of the guardrails that imports `jsonschema`. Raises ConfigError for a schema that is none, or that
-    refers to another place than itself.
+    The only file of the guardrails that imports `jsonschema`. Raises ConfigError for a schema that is none, that refers
+    to another place than itself, or to itself without an end. A `pattern` is searched for in linear time, so it has no
+    look-around and no back-references; `patternProperties` are refused.
     """
 
     whole = True
@@ -62,6 +65,7 @@ class Form:
 def _validators(schemas: Sequence[Any]) -> tuple[Any, ...]:
     from jsonschema import exceptions, validators
     from referencing import Registry
+    from referencing.exceptions import Unresolvable
 
     made = []
     for schema in schemas:
@@ -70,14 +74,64 @@ def _validators(schemas: Sequence[Any]) -> tuple[Any, ...]:
             kind.check_schema(schema)
         except exceptions.SchemaError as error:
             raise ConfigError(f"form.output is no JSON Schema: {error.message[:200]}") from None
-        _check_references(schema)
+        _check_keywords(schema)
         # A registry of its own, and empty: left to itself, the library would fetch what a `$ref` names.
-        made.append(kind(schema, registry=Registry()))
+        validator = validators.extend(kind, {"pattern": _pattern})(schema, registry=Registry())
+        simplest: tuple[Any, ...] = (None, 0, "", [], {})
+        try:
+            for value in simplest:
+                validator.is_valid(value)
+        except Unresolvable:
+            raise ConfigError(
+                "form.output refers to a part that it does not have", hint="look at each `$ref`"
+            ) from None
+        except RecursionError:
+            raise ConfigError("form.output refers to itself without an end", hint="break the cycle of `$ref`") from None
+        made.append(validator)
     return tuple(made)
 
 
-def _check_references(value: Any) -> None:
+def _pattern(_: Any, pattern: str, value: Any, __: Any) -> Iterator[Any]:
+    from jsonschema import exceptions
+
+    if isinstance(value, str) and not _matches(pattern)(value):
+        yield exceptions.ValidationError("does not match its pattern")
+
+
+@lru_cache(maxsize=256)
+def _matches(pattern: str) -> Callable[[str], bool]:
+    """A search in linear time, whatever the pattern and the text: pydantic's engine does not go back.
+
+    Raises ConfigError for what such an engine cannot do.
+    """
+    try:
+        string = TypeAdapter(Annotated[str, StringConstraints(pattern=pattern)])
+    except SchemaError:
+        raise ConfigError(
+            f"form.output has a pattern that cannot be searched for in linear time: {pattern[:100]!r}",
+            hint="no look-around and no back-references",
+        ) from None
+
+    def matches(value: str) -> bool:
+        try:
+            string.validate_python(value)
+        except ValidationError:
+            return False
+        return True
+
+    return matches
+
+
+def _check_keywords(value: Any) -> None:
+    """Nothing that would be fetched, and no pattern that an answer could make take for ever."""
     for key, item in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
         if key in ("$ref", "$dynamicRef") and isinstance(item, str) and not item.startswith("#"):
             raise ConfigError(f"form.output refers to {item[:100]!r}", hint="put it into the schema, under $defs")
-        _check_references(item)
+        if key == "patternProperties" and isinstance(item, dict):
+            raise ConfigError(
+                "form.output names properties by patterns, which take for ever on some answers",
+                hint="`properties` by their names, or `propertyNames` with a pattern",
+            )
+        if key == "pattern" and isinstance(item, str):
+            _matches(item)
+        _check_keywords(item)

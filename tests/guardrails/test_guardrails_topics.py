@@ -153,12 +153,37 @@ async def test_an_answer_must_have_the_form_that_was_asked_for() -> None:
         ({"type": "objekt"}, "no JSON Schema"),
         ({"$ref": "https://example.org/s.json"}, "refers to"),
         ({"properties": {"a": {"$ref": "file:///etc/passwd"}}}, "refers to"),
+        ({"$ref": "#"}, "without an end"),
+        ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "without an end"),
+        ({"$ref": "#/$defs/none"}, "does not have"),
+        ({"properties": {"a": {"pattern": "(?=a)b"}}}, "linear time"),
+        ({"items": {"pattern": "(a+)\\1"}}, "linear time"),
+        ({"patternProperties": {"^(a+)+$": {"type": "string"}}}, "by patterns"),
     ],
 )
-def test_a_schema_that_is_none_or_would_be_fetched_is_refused(schema: dict[str, object], message: str) -> None:
-    """A policy with such a schema builds no guardrail; nothing is fetched to find out."""
+def test_a_schema_that_would_be_fetched_or_have_no_end_is_refused(schema: dict[str, object], message: str) -> None:
+    """A policy with such a schema builds no guardrail: one that is none, a cycle, a pattern without a bound of time."""
     with pytest.raises(ConfigError, match=message):
         Guardrail(Policy.read({"form": {"output": schema}}))
+
+
+@pytest.mark.anyio
+async def test_no_pattern_of_a_schema_takes_more_than_linear_time() -> None:
+    """An answer made for the pattern `^(a+)+$`, over which a search that goes back takes years, is judged at once."""
+    form = Form(FormRules.model_validate({"output": {"type": "string", "pattern": "^(a+)+$"}}))
+    assert await rules(form, json.dumps("a" * 5_000), "output") == []
+    assert [rule for rule, _ in await rules(form, json.dumps("a" * 5_000 + "!"), "output")] == ["not-the-schema"]
+
+
+@pytest.mark.anyio
+async def test_a_schema_of_a_tree_refers_to_itself() -> None:
+    """A cycle that ends with the answer is a schema like any other."""
+    tree = {"type": "object", "properties": {"left": {"$ref": "#"}, "name": {"pattern": "^[a-z]+$"}}}
+    form = Form(FormRules.model_validate({"output": tree}))
+    assert await rules(form, '{"left": {"left": {"name": "eva"}}}', "output") == []
+    assert [rule for rule, _ in await rules(form, '{"left": {"left": {"name": "EVA"}}}', "output")] == [
+        "not-the-schema"
+    ]
 
 
 def test_two_schemas_must_both_hold() -> None:
