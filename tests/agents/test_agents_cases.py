@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import Field
 
 import aibox
 from aibox.agents.state import AgentState
@@ -48,6 +49,26 @@ async def test_a_value_keeps_its_token_through_the_turns_and_tools_of_a_case(sco
     _, result, said, other = seen(model)
     assert len(result) == len(said) == len(other) == 1
     assert result == said != other
+
+
+@aibox.tool
+def write_to(address: Annotated[str, Field(pattern=r"^[a-z.]+@[a-z.]+$")]) -> str:
+    """Write to a customer."""
+    return f"Written, {len(address)} letters."
+
+
+async def test_where_a_tool_checks_a_format_it_checks_the_value(scope: Scope) -> None:
+    """The model writes the token, which no address looks like; the tool's schema and the tool see the address."""
+
+    def write(request: Any) -> Any:
+        return call("write_to", {"address": TOKEN.findall(str(request.messages))[0]})
+
+    model = ScriptedBackend(write, "Done.", call("write_to", {"address": "nobody"}), "Not done.")
+    agent = aibox.Agent("Books.", router=model, tools=[write_to], guardrail=aibox.Guardrail(POLICY))
+    reply = await agent.run(f"{SAID} Write to me.", scope=scope)
+    assert [tool.text for tool in reply.tool_calls] == ["Written, 15 letters."]
+    refused = await agent.run("Write to nobody.", scope=scope)
+    assert "Written" not in refused.tool_calls[0].text
 
 
 async def test_what_leaves_has_the_tokens_of_the_case(scope: Scope) -> None:
