@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from aibox.agents.agent import Agent
@@ -115,11 +114,9 @@ class Box:
 
     async def close(self) -> None:
         """Close every part. Closing twice is allowed."""
-        await self.__aexit__(None, None, None)
+        await self.__aexit__()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._open = False
         # In reverse, and each even if another fails: the chain is made first and closed last.
         async with AsyncExitStack() as stack:
