@@ -23,6 +23,8 @@ FRESH_S = 5.0
 """How long it is believed that somebody is let in, or is not."""
 STALE_S = 60.0
 """And how much longer while the store cannot be asked; after that nobody is let in."""
+AGAIN_S = 1.0
+"""How long a store that could not be asked is let alone, where something is known."""
 SEEN_EVERY_S = 3600
 """How often, at most, it is written that somebody was there."""
 KNOWN = 20_000
@@ -61,6 +63,8 @@ class People:
         self._fresh_s, self._stale_s = fresh_s, stale_s
         self._believed: dict[tuple[str, str], tuple[float, str, frozenset[Role]]] = {}
         self._looking: dict[tuple[str, str], asyncio.Task[str]] = {}
+        self._changes = 0
+        self._away_until = 0.0
 
     async def admit(self, who: Principal) -> None:
         """Raises AccessError for somebody who is suspended, or whose tenant is; StoreError when nobody can say."""
@@ -107,6 +111,7 @@ class People:
             "note = CASE WHEN excluded.note = '' THEN people.note ELSE excluded.note END"
         )
         await self._run(tenant, sql, tenant, user, state, note, "", now, None)
+        self._changes += 1
         for key in [key for key in self._believed if key[0] == tenant and user in ("", key[1])]:
             del self._believed[key]
         found = await self.find(tenant, user)
@@ -134,16 +139,25 @@ class People:
         return await asyncio.shield(task)
 
     async def _asked(self, key: tuple[str, str], who: Principal) -> str:
+        believed = self._believed.get(key)
+        if believed is not None and self._clock() < min(self._away_until, believed[0] + self._stale_s):
+            return believed[1]
         try:
-            refused = await asyncio.to_thread(self._seen, key, who.roles)
+            # What was read before somebody was shut out here is no answer any more.
+            while True:
+                changes = self._changes
+                refused = await asyncio.to_thread(self._seen, key, who.roles)
+                if changes == self._changes:
+                    break
         except StoreError:
-            believed = self._believed.get(key)
+            self._away_until = self._clock() + AGAIN_S
             if believed is None or self._clock() >= believed[0] + self._stale_s:
                 raise
             return believed[1]
         if len(self._believed) >= KNOWN:
             self._believed.clear()
-        self._believed[key] = self._clock() + self._fresh_s, refused, who.roles
+        roles = who.roles if believed is None else who.roles | believed[2]
+        self._believed[key] = self._clock() + self._fresh_s, refused, roles
         return refused
 
     def _seen(self, key: tuple[str, str], roles: frozenset[Role]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,49 @@ async def test_one_question_in_a_while_however_many_ask(
     after = await one.find("acme", "eva")
     assert after is not None
     assert (after.seen, after.roles) == (int(clock.now), ("service", "user"))
+
+
+async def test_a_look_that_began_before_somebody_was_shut_out_lets_nobody_in(
+    people: tuple[People, People, Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it read was true when it read it, and is not when it is told: it is looked at again."""
+    one, _, _ = people
+    reading, told_ = threading.Event(), threading.Event()
+    seen = one._seen
+
+    def slow(key: tuple[str, str], roles: frozenset[Role]) -> str:
+        found = seen(key, roles)
+        reading.set()
+        told_.wait(60)
+        return found
+
+    monkeypatch.setattr(one, "_seen", slow)
+    entering = asyncio.create_task(one.admit(who()))
+    await asyncio.to_thread(reading.wait, 60)
+    await one.put("acme", "eva", state="suspended")
+    told_.set()
+    with pytest.raises(AccessError, match="this user is suspended"):
+        await entering
+
+
+async def test_a_token_and_a_key_in_turn_are_no_two_questions_each(
+    people: tuple[People, People, Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A role that was not seen yet is looked at once; after that who has either is known."""
+    one, _, _ = people
+    asked = 0
+    seen = one._seen
+
+    def counted(key: tuple[str, str], roles: frozenset[Role]) -> str:
+        nonlocal asked
+        asked += 1
+        return seen(key, roles)
+
+    monkeypatch.setattr(one, "_seen", counted)
+    for _ in range(5):
+        await one.admit(who())
+        await one.admit(who("acme", "eva", Role.SERVICE))
+    assert asked == 2
 
 
 async def test_while_the_store_is_away_what_was_known_holds_for_a_minute(
