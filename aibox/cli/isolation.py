@@ -21,6 +21,7 @@ async def isolation(settings: Settings, *, url: str | None, report: Path | None,
         from aibox.server.api_keys import ApiKeys
         from aibox.server.client import Client
         from aibox.server.isolation import verify_isolation
+        from aibox.server.people import People
         from aibox.server.principal import Role
     except ImportError:
         raise MissingExtraError("aibox verify isolation", extra="server") from None
@@ -31,7 +32,7 @@ async def isolation(settings: Settings, *, url: str | None, report: Path | None,
             hint='set api_keys = "api-keys.db" under [server] in aibox.toml',
         )
     url = url or f"http://{settings.server.host}:{settings.server.port}"
-    keys = ApiKeys(place)
+    keys, people = ApiKeys(place), People(settings.place(None, "people.db"))
     mark = uuid.uuid4().hex[:8]
     scopes = [Scope(tenant=f"isolation-{mark}-{side}", user="isolation") for side in ("a", "b")]
     roles = (Role.USER, Role.TENANT_ADMIN)
@@ -44,7 +45,9 @@ async def isolation(settings: Settings, *, url: str | None, report: Path | None,
         finally:
             for secret, scope in zip(secrets, scopes, strict=True):
                 await keys.revoke(secret.split("-")[1], tenant=scope.tenant)
+                await people.remove(scope.tenant)
             await keys.close()
+            await people.close()
         found = await found.seal(box.audit, scope=scopes[0])
     table = Table("area", "way", "held", "crossed", "not tried", box=None, header_style="bold", pad_edge=False)
     for area, way in dict.fromkeys((row.area, row.way) for row in found.rows):

@@ -147,6 +147,8 @@ THINGS: Sequence[tuple[str, str, Thing]] = (
     ("tenant named", "policy", lambda c, name: c.admin.policy(tenant=name)),
     ("tenant named", "budgets", lambda c, name: c.admin.budgets(tenant=name)),
     ("tenant named", "egress", lambda c, name: c.admin.egress(tenant=name)),
+    ("tenant named", "users", lambda c, name: c.admin.users(tenant=name)),
+    ("tenant named", "user suspended", lambda c, name: c.admin.suspend_user("isolation", tenant=name)),
 )
 # What answers with several things: in the stranger's there must be no word of the owner.
 LISTS: Sequence[tuple[str, str, Callable[[Client, Probe], Awaitable[Any]]]] = (

@@ -175,4 +175,6 @@ async def test_the_command_tries_a_running_server(w: World, tmp_path: Path) -> N
     Receipt.read(json.dumps(value["receipt"]).encode()).verify()
     for tenant in value["report"]["tenants"]:
         assert all(key.revoked for key in await w.keys.list(tenant))
+        assert await w.people.users(tenant) == []
+    assert await w.people.tenants() == []
     assert "isolated" in console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
