@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -114,6 +115,28 @@ async def test_cancelling_stops_the_server(second: LaunchedVLLM, how: str) -> No
     await until(second, 0)
 
 
+async def test_a_server_that_pauses_in_the_middle_of_a_stream(second: LaunchedVLLM) -> None:
+    """Stopped as a whole nothing comes and nothing breaks; when it goes on, so does the stream, to its end."""
+    stream: Any = Router(second).stream("Count.", model=MODEL, scope=SCOPE, max_tokens=300, ignore_eos=True)
+    got = [await anext(stream)]
+
+    async def read() -> None:
+        got.extend([piece async for piece in stream])
+
+    pid = second._server.pid
+    assert pid is not None
+    reading = asyncio.create_task(read())
+    os.killpg(pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(3)
+        assert not reading.done()
+    finally:
+        os.killpg(pid, signal.SIGCONT)
+    await reading
+    assert len(got) > 100
+    await until(second, 0)
+
+
 async def test_the_other_apis_are_served(second: LaunchedVLLM) -> None:
     """Completions and Responses, whole and streamed, by the client, and each is counted."""
     calls: list[Call] = []
@@ -148,7 +171,11 @@ async def test_a_dead_server_loses_no_call_and_comes_back_by_itself(vllm: str, s
     await router.models()
     pid = second._server.pid
     assert pid is not None
-    os.killpg(pid, 9)
+    stream: Any = Router(second).stream("Count.", model=MODEL, scope=SCOPE, max_tokens=1900, ignore_eos=True)
+    await anext(stream)
+    os.killpg(pid, signal.SIGKILL)
+    with pytest.raises(BackendError):
+        _ = [piece async for piece in stream]
     asked = [f"Say the number {number}." for number in range(10)]
     answers = await asyncio.gather(*(router.complete(q, model=MODEL, scope=SCOPE, max_tokens=4) for q in asked))
     assert {answer.backend for answer in answers} == {"first"}
