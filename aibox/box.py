@@ -216,8 +216,7 @@ class Box:
 
     @cached_property
     def audit(self) -> AuditChain:
-        url = self.settings.place(self.settings.audit.url, "audit.db")
-        mark = self.settings.audit.high_water
+        url, mark = self.settings.evidence, self.settings.audit.high_water
         own = {tenant: policy.retention for tenant, policy in self.tenant_policies.items()}
         chain: AuditChain = self._keep(
             AuditChain(url, keys=self.keys, high_water=mark, retention=self.policy.retention, tenant_retention=own)
@@ -350,12 +349,11 @@ class Box:
 
     @cached_property
     def sandbox(self) -> Sandbox:
-        policy = self.policy
         sandbox: Sandbox = self._keep(
             make_sandbox(
                 self.settings.sandbox,
-                limits=policy.sandbox,
-                gpus=policy.gpus,
+                limits=self.policy.sandbox,
+                gpus=self.policy.gpus,
                 audit=self.audit,
                 replica=self.settings.server.replica,
             )
@@ -392,7 +390,7 @@ class Box:
             ("policy", f"{self.policy.name} {self.policy.digest[:19]}", "a file of your own: policy"),
             ("memory", settings.remembers, ""),
             ("sandbox", settings.sandbox.driver, ""),
-            ("audit", shown(settings.place(settings.audit.url, "audit.db")), ""),
+            ("audit", shown(settings.evidence), ""),
         ]
         lines = [f"  {name:<8} {now}" + (f"  (or {more})" if more else "") for name, now, more in rows]
         return "\n".join([f"<Box {settings.home}", *lines, ">"])

@@ -215,6 +215,11 @@ class Settings(Section):
         return named if "://" in named else self.home / named
 
     @property
+    def evidence(self) -> str:
+        """Where the log is: a path or a url."""
+        return str(self.place(self.audit.url, "audit.db"))
+
+    @property
     def api_keys(self) -> str | Path | None:
         """Where API keys are; None where there are none. Raises ConfigError where the database is named and none is."""
         named = self.server.api_keys

@@ -38,6 +38,7 @@ from aibox.inference.openai_compatible import OpenAICompatible
 from aibox.inference.router import Router
 from aibox.policy.egress import EgressRules
 from aibox.policy.policy import Policy
+from aibox.postgres import is_postgres, shown
 from aibox.types import Scope
 
 PERSON = {"name": "Maria Keller", "e-mail": "maria.keller@example.org", "card": "4111 1111 1111 1111"}
@@ -244,14 +245,18 @@ class Demo:
         step.must("the attempt is on record", bool(denied) and entries[-1].kind == "egress.denied")
 
     async def evidence(self, step: Step) -> None:
-        path = Path(self.box.settings.audit.url or self.box.settings.home / "audit.db")
+        place = self.box.settings.evidence
         started = time.perf_counter()
-        report = await asyncio.to_thread(verify, path)
+        report = await self.box.audit.verify()
         step.show("the chain", f"{report} in {(time.perf_counter() - started) * 1e3:.0f} ms")
         step.must("the evidence of all this holds", report.ok)
+        step.show("look yourself", f"aibox verify {shown(place)}")
+        if is_postgres(place):
+            step.show("one byte flipped", "of a file only: leave `database` out of the settings to be shown this too")
+            return
         with tempfile.TemporaryDirectory(prefix="aibox-demo-") as folder:
             copy = Path(folder) / "copy.db"
-            where = await asyncio.to_thread(self._damage, path, copy)
+            where = await asyncio.to_thread(self._damage, Path(place), copy)
             step.show("one byte flipped", f"in a copy, {where}")
             try:
                 await asyncio.to_thread(verify, copy)
@@ -261,7 +266,6 @@ class Demo:
                 entry = re.search(r"entry (\d+)", where)
                 named = entry is not None and entry.group(0) in broken.message
                 step.must("verification names the entry that no longer holds", named)
-        step.show("look yourself", f"aibox verify {path}")
 
     def _damage(self, path: Path, copy: Path) -> str:
         """Copy the database and flip one byte of one entry, in the file itself and past every trigger."""

@@ -40,7 +40,7 @@ def report(
     console = Console(highlight=False)
     if path is None:
         settings, _ = load_settings(config=config)
-        path = str(settings.place(settings.audit.url, "audit.db"))
+        path = settings.evidence
     try:
         held = verify(path)
     except IntegrityError as error:

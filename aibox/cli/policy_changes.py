@@ -27,7 +27,7 @@ async def changes(settings: Settings, old: Policy, new: Policy) -> list[str]:
     A record holds what the policy of its day cared about: a finding that it passed over is seen only in a text that is
     still kept. The record itself is read as it is; `aibox verify` says whether it holds.
     """
-    place = str(settings.place(settings.audit.url, "audit.db"))
+    place = settings.evidence
     lines: list[str] = []
     if "://" in place or Path(place).is_file():
         with closing(open_store(place, read_only=True)) as store:

@@ -288,7 +288,7 @@ class Admin(_Calls):
         *,
         tenant: str | None = None,
         period: str | None = None,
-        by: Literal["user_model", "user", "model"] = "user_model",
+        by: observed.By = "user_model",
         user: str | None = None,
         model: str | None = None,
         after: str | None = None,
@@ -304,7 +304,7 @@ class Admin(_Calls):
         self,
         *,
         tenant: str | None = None,
-        status: Literal["waiting", "delivered", "given_up"] | None = None,
+        status: observed.Status | None = None,
         after: str | None = None,
         limit: int = 100,
     ) -> observed.DeliveryList:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -11,10 +12,16 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
+from aibox.box import Box
+from aibox.cli.demo import Demo, Step
 from aibox.inference import demo_model
+from aibox.settings import Settings
+from aibox.types import Scope
 
 needs_model = pytest.mark.skipif(demo_model.find() is None, reason="the demo model is not installed: make setup")
 
@@ -202,6 +209,27 @@ def test_the_demo_holds_offline_and_its_evidence_verifies() -> None:
     assert "5 of 5 hold" in done.stdout
     assert "FAILS" not in done.stdout
     assert aibox("verify", str(home() / "audit.db")).returncode == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kept", ["beside", "named", "in a database"])
+async def test_the_demo_looks_at_the_evidence_where_the_settings_keep_it(
+    kept: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """In a file of the data folder, by its usual name or another, or in PostgreSQL, where nothing is flipped."""
+    more: dict[str, Any] = {"named": {"audit": {"url": "log.db"}}, "beside": {}}.get(kept) or {}
+    if kept == "in a database":
+        more = {"database": request.getfixturevalue("postgres_url")}
+    step, shown = Step("evidence"), io.StringIO()
+    async with Box(Settings(home=tmp_path / "home", **more)) as box:
+        for number in range(3):
+            await box.audit.append("tool.called", scope=Scope.local(), detail={"tool": f"t{number}"})
+        await Demo(Console(file=shown), box, model="none", seed=1).evidence(step)
+    assert step.holds
+    rows = dict(step.rows)
+    assert "3 entries" in str(rows["the chain"])
+    assert ("inside entry" in str(rows["one byte flipped"])) == (kept != "in a database")
+    assert "writer@" not in str(rows["look yourself"])
 
 
 @needs_model

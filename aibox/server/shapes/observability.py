@@ -9,6 +9,8 @@ from pydantic import Field
 from aibox.server.shapes.admin import NAME, Share, Spent, TenantQuery
 from aibox.server.shapes.shape import Answer
 
+By = Literal["user_model", "user", "model"]
+Status = Literal["waiting", "delivered", "given_up"]
 CURSOR = Field(default=None, min_length=1, max_length=600)
 """The `next` of the page before."""
 
@@ -16,7 +18,7 @@ CURSOR = Field(default=None, min_length=1, max_length=600)
 class UsageQuery(TenantQuery):
     period: str | None = Field(default=None, pattern=r"^[0-9]{4}-[0-9]{2}(-[0-9]{2})?$", examples=["2026-03"])
     """A day or a month (UTC); None is this month."""
-    by: Literal["user_model", "user", "model"] = "user_model"
+    by: By = "user_model"
     """What is summed up on its own: each model of each user, each user, or each model."""
     user: str | None = Field(default=None, pattern=NAME)
     """Of this user alone."""
@@ -68,7 +70,7 @@ class Observed(Answer):
 
 
 class DeliveryQuery(TenantQuery):
-    status: Literal["waiting", "delivered", "given_up"] | None = None
+    status: Status | None = None
     after: str | None = CURSOR
     limit: int = Field(default=100, ge=1, le=1000)
 
