@@ -33,6 +33,8 @@ from aibox.sandbox.session import Session
 
 _START_S = 10.0
 _END_S = 5.0
+_TRIES = 5
+"""bwrap lists the host's mounts and then changes each: one that goes away in between, an engine's, makes it give up."""
 
 
 class Bubblewrap:
@@ -127,6 +129,15 @@ class Bubblewrap:
             raise SandboxError(", ".join(said.split("\n")).strip(", ") or "the trial program was stopped")
 
     async def _open(self, runtime: Runtime, limits: Limits) -> BubblewrapGuest:
+        for _ in range(_TRIES - 1):
+            try:
+                return await self._open_once(runtime, limits)
+            except SandboxError as error:
+                if "remount" not in error.message:
+                    raise
+        return await self._open_once(runtime, limits)
+
+    async def _open_once(self, runtime: Runtime, limits: Limits) -> BubblewrapGuest:
         uid = _guest_uid() if chooses_user() else os.geteuid()
         new: Callable[[], ControlGroup] | None = None
         if self._groups is not None:
