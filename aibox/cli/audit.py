@@ -24,6 +24,7 @@ from aibox.cli.options import ConfigOption, load_settings
 from aibox.cli.unmask import unmask
 from aibox.errors import ConfigError, StoreError
 from aibox.policy.retention import DAY_US
+from aibox.server import stores
 from aibox.types import LOCAL_TENANT, Scope
 
 T = TypeVar("T")
@@ -123,6 +124,7 @@ def erase(
     """Destroy a person's key and what memory, pseudonyms and conversations hold of them; a tombstone stays."""
 
     async def act(box: Box) -> str:
+        stores.keep_if_served(box)
         receipt = await box.audit.erase(scope=Scope(tenant=tenant, user=by), subject=subject, reason=reason)
         if certificate is not None:
             receipt.save(certificate)

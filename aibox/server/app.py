@@ -15,8 +15,8 @@ from aibox.agents.agent import Agent
 from aibox.audit.chain import AuditChain
 from aibox.box import Box
 from aibox.errors import AIBoxError
+from aibox.server import stores
 from aibox.server.admin_api import AdminAPI, KeysAPI
-from aibox.server.answers import Answers
 from aibox.server.api_keys import ApiKeys
 from aibox.server.approvals_api import ApprovalsAPI
 from aibox.server.auth import Callers
@@ -36,7 +36,6 @@ from aibox.server.metrics import Metrics
 from aibox.server.metrics_api import MetricsAPI
 from aibox.server.observability_api import ObservabilityAPI
 from aibox.server.once import Once
-from aibox.server.people import People
 from aibox.server.people_api import TenantsAPI, UsersAPI
 from aibox.server.rates import RateLimits
 from aibox.server.ready_api import ReadyAPI
@@ -76,9 +75,7 @@ def create_app(
         about = "Attempts to deliver webhooks, by outcome, and deliveries that were given up."
         counts["aibox_webhooks_total"] = (about, lambda: webhooks.counts)
     metrics = Metrics(gauges, counts=counts)
-    people = People(box.settings.place(None, "people.db"))
-    box.keep(people)
-    box.audit.register("people", people)
+    people, answers = stores.keep(box)
     callers.admits = people.admit
     api = InferenceAPI(box, agents=offered)
     parts = (
@@ -113,9 +110,6 @@ def create_app(
     )
     limits = box.settings.server.limits
     hot = HotPath(api, callers=callers, rest=rest, max_body=limits.body_mib << 20)
-    answers = Answers(box.settings.place(None, "idempotency.db"), key=box.keys.secret("idempotency"))
-    box.keep(answers)
-    box.audit.register("answers", answers)
     gate = Gate(
         hot,
         callers=callers,

@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from platform_world import Asked, Person, World, world
+from typer.testing import CliRunner
 
+from aibox.box import Box
+from aibox.cli.app import app
 from aibox.errors import AccessError, ConfigError, StoreError
+from aibox.server import stores
 from aibox.server.people import FRESH_S, SEEN_EVERY_S, STALE_S, People
 from aibox.server.principal import Principal, Role
+from aibox.settings import Settings
 from aibox.types import Scope
 
 pytestmark = pytest.mark.anyio
@@ -289,3 +295,20 @@ async def test_a_narrow_key_makes_no_wider_one(w: World) -> None:
     assert await ask("post", "", {"user": "x", "scopes": ["admin", "agents"]}) == 403
     assert await ask("post", f"/{wide}/rotate", {}) == 403
     assert await ask("post", "", {"user": "x", "scopes": ["admin"]}) == 201
+
+
+async def test_who_is_erased_from_the_command_line_is_not_listed_any_more(tmp_path: Path) -> None:
+    """`aibox audit erase` opens no server, and takes along what one kept; a box that served nobody gets no files."""
+    settings = Settings(home=tmp_path / "home", policy="permissive")
+    async with world(tmp_path) as w:
+        assert (await told(w, "get", "/v1/usage", EVA)).status_code == 200
+        await w.box.audit.append("turn.started", scope=EVA.scope, detail={"agent": "a"})
+    runner = partial(CliRunner().invoke, app, env={"AIBOX_HOME": str(settings.home)}, catch_exceptions=False)
+    done = await asyncio.to_thread(runner, ["audit", "erase", "eva", "--tenant", "acme", "--reason", "asked"])
+    assert "1 from people" in done.output, done.output
+    people = People(settings.home / "people.db")
+    assert await people.users("acme") == []
+    await people.close()
+    async with Box(Settings(home=tmp_path / "other")) as box:
+        stores.keep_if_served(box)
+        assert not (tmp_path / "other" / "people.db").exists()
