@@ -82,14 +82,6 @@ def load(folder: str | Path) -> Skill:
     return skill
 
 
-def load_all(folder: str | Path) -> tuple[Skill, ...]:
-    """Every skill in the folders of `folder`, by name. Raises ConfigError when one is not valid."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ConfigError(f"there is no folder of skills {folder}")
-    return tuple(load(entry) for entry in sorted(folder.iterdir()) if entry.is_dir() and entry.name[0] != ".")
-
-
 def examine(folder: Path) -> tuple[list[str], Skill | None]:
     """Every fault of a skill, in sentences, and the skill when there is none."""
     if not folder.exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -44,10 +44,8 @@ LANGFUSE = "/api/public/otel/v1/traces"
 
 
 @pytest.fixture
-def collector() -> Iterator[Receiver]:
-    made = Receiver()
-    yield made
-    made.close()
+def collector(receiver: Receiver) -> Receiver:
+    return receiver
 
 
 @pytest.fixture(autouse=True)

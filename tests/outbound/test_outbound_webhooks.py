@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,6 @@ KEY, OLD = b"k" * 32, b"o" * 24
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
 CANARY = "the merger with Initech"
 OPEN = 'version = 1\n[egress]\nhosts = ["127.0.0.1"]\n'
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    made = Receiver()
-    yield made
-    made.close()
 
 
 @pytest.fixture(autouse=True)
