@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from aibox.postgres import Rows
 from aibox.tables import once, open_tables
 
 _SPENT = """
@@ -31,16 +32,11 @@ INSERT INTO spent VALUES {rows} ON CONFLICT (tenant, "user", period) DO UPDATE S
 RETURNING *
 """
 _ADD_BY_MODEL = """
-INSERT INTO spent_by_model {rows}
-ON CONFLICT (tenant, day, "user", model) DO UPDATE SET
+INSERT INTO spent_by_model VALUES {rows} ON CONFLICT (tenant, day, "user", model) DO UPDATE SET
     input_tokens = spent_by_model.input_tokens + excluded.input_tokens,
     output_tokens = spent_by_model.output_tokens + excluded.output_tokens,
     calls = spent_by_model.calls + excluded.calls, micro_usd = spent_by_model.micro_usd + excluded.micro_usd
 """
-_NAMELESS = (
-    "SELECT tenant, day, '', model, sum(input_tokens), sum(output_tokens), sum(calls), sum(micro_usd) "
-    "FROM spent_by_model WHERE {which} GROUP BY tenant, day, model"
-)
 _AT_ONCE = 100
 """Rows in one statement."""
 _SUMS = "sum(input_tokens), sum(output_tokens), sum(calls), sum(micro_usd)"
@@ -79,15 +75,11 @@ class Ledger:
                 for tenant, (keys, ones) in sorted(work.items()):
                     self._tables.turn_to(rows, tenant)
                     for some in _parts(sorted(keys)):
-                        sql, values = (
-                            _ADD.format(rows=_places(7, some)),
-                            [v for key in some for v in (*key, *added[key])],
-                        )
-                        for _, user, period, *sums in rows.execute(sql, values).fetchall():
+                        values = [v for key in some for v in (*key, *added[key])]
+                        known = rows.execute(_ADD.format(rows=_places(7, some)), values).fetchall()
+                        for _, user, period, *sums in known:
                             found[tenant, user, period] = (sums[0], sums[1], sums[2], sums[3])
-                    for many in _parts(sorted(ones)):
-                        sql = _ADD_BY_MODEL.format(rows=f"VALUES {_places(8, many)}")
-                        rows.execute(sql, [v for one in many for v in (*one, *by_model[one])])
+                    _add_by_model(rows, {one: by_model[one] for one in ones})
         return found
 
     def spent(self, tenant: str, user: str, periods: Sequence[str]) -> dict[Key, Sums]:
@@ -113,9 +105,16 @@ class Ledger:
         if but:
             periods = f"{periods} AND period NOT IN ({', '.join('?' * len(but))})"
         with self._tables.transaction(tenant, alone=tenant) as rows:
-            rows.execute(_ADD_BY_MODEL.format(rows=_NAMELESS.format(which=days)), values)
-            gone: int = rows.execute(f"DELETE FROM spent_by_model WHERE {days}", values).rowcount  # noqa: S608
-            gone += rows.execute(f"DELETE FROM spent WHERE {periods}", [*values, *but]).rowcount  # noqa: S608
+            # In the order of those who add. What they add meanwhile is in what a deletion gives back, or stays.
+            gone: int = rows.execute(f"DELETE FROM spent WHERE {periods}", [*values, *but]).rowcount  # noqa: S608
+            taken = rows.execute(f"DELETE FROM spent_by_model WHERE {days} RETURNING *", values).fetchall()  # noqa: S608
+            nameless: dict[ModelKey, Sums] = {}
+            for _, day, _, model, *sums in taken:
+                key = (tenant, day, "", model)
+                a, b, c, d = nameless.get(key, (0, 0, 0, 0))
+                nameless[key] = a + sums[0], b + sums[1], c + sums[2], d + sums[3]
+            _add_by_model(rows, nameless)
+            gone += len(taken)
         if gone:
             self._tables.scrub()
         return gone
@@ -149,6 +148,11 @@ class Ledger:
     def close(self) -> None:
         """Closing twice is allowed."""
         self._tables.close()
+
+
+def _add_by_model(rows: Rows, added: Mapping[ModelKey, Sums]) -> None:
+    for some in _parts(sorted(added)):
+        rows.execute(_ADD_BY_MODEL.format(rows=_places(8, some)), [v for key in some for v in (*key, *added[key])])
 
 
 def _parts(rows: Sequence[T]) -> Iterator[Sequence[T]]:

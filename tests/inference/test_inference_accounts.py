@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from aibox.chat import ChatRequest, ModelInfo, Price, Usage
 from aibox.errors import LimitError, StoreError
 from aibox.inference.accounts import Accounts, Call
+from aibox.inference.ledger import Ledger
 from aibox.inference.router import Router
 from aibox.policy.budgets import Budget, Budgets
 from aibox.policy.policy import Policy
@@ -390,3 +391,26 @@ async def test_names_are_kept_for_as_long_as_the_entries_of_calls(shared_place: 
     assert (await accounts.spent("rival", user="eva", period="2026-03-10")).tokens == 10
     assert (await accounts.spent("acme", period="2026-03-10")).tokens == 10
     await accounts.close()
+
+
+async def test_what_is_used_while_a_name_goes_is_counted(shared_place: Path | str) -> None:
+    """Two servers add while a third erases, again and again: nothing is lost, and nobody waits for another for ever."""
+    one, two, third = Ledger(shared_place), Ledger(shared_place), Ledger(shared_place)
+    key, of_model = ("acme", "eva", "2026-03-01"), ("acme", "2026-03-01", "eva", "b/m")
+
+    def adds(ledger: Ledger) -> None:
+        for _ in range(40):
+            ledger.add({key: (1, 0, 1, 0), ("acme", "", "2026-03-01"): (1, 0, 1, 0)}, {of_model: (1, 0, 1, 0)})
+
+    def erases() -> None:
+        for _ in range(20):
+            third.forget("acme", user="eva")
+
+    await asyncio.gather(*(asyncio.to_thread(adds, ledger) for ledger in (one, two)), asyncio.to_thread(erases))
+    third.forget("acme", user="eva")
+    days = ("2026-03-01", "2026-03-31")
+    found = third.by_model("acme", days, by="user_model", user=None, model=None, after=None, limit=9)
+    assert found == [(("", "b/m"), (80, 0, 80, 0))]
+    assert third.spent("acme", "eva", ["2026-03-01"]) == {("acme", "", "2026-03-01"): (80, 0, 80, 0)}
+    for ledger in (one, two, third):
+        ledger.close()
