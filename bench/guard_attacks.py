@@ -12,9 +12,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import guard_meaning
 import guard_peers
 from report import Report, p
 
+from aibox.errors import MissingExtraError
 from aibox.guardrails import heads, injection, jailbreak
 from aibox.guardrails.features import windows
 from aibox.guardrails.guardrail import Guardrail
@@ -118,7 +120,19 @@ def asked(name: str, texts: list[str]) -> guard_peers.Answers:
     return guard_peers.Answers(scores, took)
 
 
-OURS = {"ours": direct, "rules alone": rules, "head alone": trained}
+def with_meaning(text: str) -> float:
+    """What `direct` says, and the check `meaning` beside it: whichever is surer."""
+    return max(direct(text), guard_meaning.meant(text))
+
+
+WITH_MEANING = "with meaning"
+OURS = {
+    "ours": direct,
+    "rules alone": rules,
+    "head alone": trained,
+    WITH_MEANING: with_meaning,
+    "meaning alone": guard_meaning.meant,
+}
 
 
 def held_out(folder: Path, *, quick: bool) -> Sources:
@@ -142,14 +156,14 @@ def detect(report: Report, folder: Path, *, quick: bool) -> None:
     for name in (*OURS, *guard_peers.NAMES):
         try:
             answers = asked(name, every)
-        except RuntimeError as error:
+        except (RuntimeError, MissingExtraError) as error:
             report.left_out.append(f"{name}: {error}")
             continue
         scores = iter(answers.scores)
         lines = [(*kind, list(itertools.islice(scores, len(texts)))) for *kind, texts in kinds]
         limit = show(report, name, lines, answers.took_ms)
-        if name == "ours":
-            by_language_and_kind(report, sources, dict(zip(every, answers.scores, strict=True)), limit)
+        if name in ("ours", WITH_MEANING):
+            by_language_and_kind(report, name, sources, dict(zip(every, answers.scores, strict=True)), limit)
     by_policy(report, sources)
     indirect_goal(report, sources)
 
@@ -169,7 +183,7 @@ def by_policy(report: Report, sources: Sources) -> None:
                 report.row(f"balanced: {source} ({spec['role']}, label {label})", share_of, "refused")
 
 
-def by_language_and_kind(report: Report, sources: Sources, scores: dict[str, float], limit: float) -> None:
+def by_language_and_kind(report: Report, name: str, sources: Sources, scores: dict[str, float], limit: float) -> None:
     """Of files whose rows say so: explicit attacks found in English and in others, and by the trick that they play."""
     parts: dict[str, list[float]] = {}
     for spec, rows in sources.values():
@@ -179,7 +193,7 @@ def by_language_and_kind(report: Report, sources: Sources, scores: dict[str, flo
                 parts.setdefault(language, []).append(scores[row["text"]])
                 parts.setdefault(f"kind {row['kind']}", []).append(scores[row["text"]])
     for part, found in sorted(parts.items()):
-        report.row(f"ours: explicit, {part}", above(found, limit), "attacks found")
+        report.row(f"{name}: explicit, {part}", above(found, limit), "attacks found")
 
 
 def show(report: Report, name: str, lines: list[tuple[Any, ...]], took_ms: list[float]) -> float:
@@ -203,10 +217,11 @@ def show(report: Report, name: str, lines: list[tuple[Any, ...]], took_ms: list[
     report.row(f"{name}: trigger words, all languages", above(triggers, limit), "flagged")
     report.row(f"{name}: AUC, attacks against benign and trigger words", "none" if figure is None else f"{figure:.3f}")
     report.row(f"{name}: time a text", f"p50 {p(took_ms, 50):.2f} ms", f"p95 {p(took_ms, 95):.2f}")
-    if name == "ours":
+    if name in ("ours", WITH_MEANING):
         honest = [score for (role, label), part in by.items() if label == 0 and role != "attack" for score in part]
         for at in (0.5, 0.8, 0.97):
-            report.row(f"ours: attacks above {at}", above(attacks, at), f"honest texts {above(honest, at).strip()}")
+            report.row(f"{name}: attacks above {at}", above(attacks, at), f"honest texts {above(honest, at).strip()}")
+    if name == "ours":
         note = f"threshold {limit:.3f} from {len(benign)} benign texts; files not trained on"
         goals = {
             "explicit_tpr_at_1pct_fpr": share(by.get(("explicit", 1), []), limit),

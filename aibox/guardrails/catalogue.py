@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 
 from aibox.errors import ConfigError
-from aibox.guardrails import entity_model
+from aibox.guardrails import entity_model, meaning
 from aibox.guardrails.content import Content
 from aibox.guardrails.entities import Entities
 from aibox.guardrails.form import Form
@@ -19,6 +19,7 @@ from aibox.guardrails.injection import Injection
 from aibox.guardrails.jailbreak import Jailbreak
 from aibox.guardrails.leak import PromptLeak
 from aibox.guardrails.links import Links
+from aibox.guardrails.meaning import Meaning
 from aibox.guardrails.normalise import LONG_CHARS
 from aibox.guardrails.pii import PII
 from aibox.guardrails.secrets import Secrets
@@ -44,15 +45,17 @@ def waits(check: Check, text: str) -> bool:
 def built_in(policy: Policy | None = None, *, embedder: Embedder | None = None) -> dict[str, Check]:
     """The checks that come with aibox, by name, as the policy's lists and limits have them.
 
-    Raises ConfigError for a phrase or a schema that is none, MissingExtraError for a check that the policy asks for and
-    that needs more than the base install.
+    Raises ConfigError for a phrase or a schema that is none, or for `meaning` without its embedder; MissingExtraError
+    for a check that the policy asks for and that needs more than the base install.
     """
     policy = policy or Policy()
     if "entities" in policy.checks and not entity_model.installed():
         raise entity_model.missing()
+    if "meaning" in policy.checks:
+        meaning.require(embedder)
     parts: tuple[Check, ...] = (
         *(Jailbreak(), Injection(), Content(), PII(), Entities(), Secrets(), Links(), PromptLeak(), Grounding()),
-        *(Topics(policy.topics, embedder=embedder), Tokens(policy.tokens), Form(policy.form)),
+        *(Meaning(embedder), Topics(policy.topics, embedder=embedder), Tokens(policy.tokens), Form(policy.form)),
     )
     return {check.name: check for check in parts}
 

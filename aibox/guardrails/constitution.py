@@ -17,7 +17,7 @@ from aibox.errors import BackendError
 from aibox.protocols import Backend
 from aibox.types import Finding, Label, Scope
 
-ATTACKS = ("jailbreak", "injection")
+ATTACKS = ("jailbreak", "injection", "meaning")
 """The checks whose findings put a text into the judge's band."""
 MODEL = "guardrail"
 """The role that the router knows the judge by."""

@@ -37,12 +37,12 @@ class Guardrail:
     """Runs the checks that its policy asks for at a place and joins what follows. A Guardrail is a Check itself.
 
     Built in are `jailbreak`, `injection`, `content`, `pii`, `secrets`, `links`, `topics`, `tokens`, `form`,
-    `prompt_leak`, `grounding` and, where its model is installed, `entities`; installed packages bring others, and
-    `checks` adds others by name, or takes their place.
+    `prompt_leak`, `grounding` and, where their models are installed, `entities` and `meaning`; installed packages bring
+    others, and `checks` adds others by name, or takes their place.
     `tenant_policies` narrow `policy`, each for its tenant. On its way to a model personal data to be redacted becomes
     tokens of `pseudonyms` (None: kept in memory only) that `restore` turns back; anything else to be redacted becomes
     `[removed: ...]`. A policy in `shadow` decides nothing; what it would have decided is in each verdict. A `judge` is
-    asked where `policy.judge` says so. An `embedder` finds topics by what is meant, where the policy gives examples.
+    asked where `policy.judge` says so. An `embedder` finds topics by the policy's examples, and `meaning` needs one.
     Raises ConfigError when the policy names a check that is not there, MissingExtraError where its model is missing.
     """
 

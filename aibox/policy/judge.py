@@ -34,7 +34,7 @@ class JudgeRules(Part):
     places: frozenset[Where] = frozenset()
     """Where texts are judged. Of several levels all; in an answer that streams nobody is asked."""
     from_score: float = Field(default=1.0, ge=0, le=1)
-    """The band begins at this score of `jailbreak` or `injection`, the lowest of several levels."""
+    """The band begins at this score of `jailbreak`, `injection` or `meaning`, the lowest of several levels."""
     below_score: float = Field(default=0.0, ge=0, le=1)
     """And ends below this one, the highest of several levels."""
     decision: DecisionField = Decision.FLAG

@@ -261,6 +261,7 @@ def test_every_built_in_check_is_its_own_name() -> None:
             "injection",
             "jailbreak",
             "links",
+            "meaning",
             "pii",
             "prompt_leak",
             "secrets",
