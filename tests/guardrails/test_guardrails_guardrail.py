@@ -161,7 +161,7 @@ async def test_pseudonyms_in_memory_are_kept(scope: Scope) -> None:
 
 async def test_an_unknown_check_is_refused_at_once() -> None:
     """A policy that names a check that is not there is a ConfigError that lists those that are."""
-    with pytest.raises(ConfigError, match=r"swearing.*jailbreak, links, pii"):
+    with pytest.raises(ConfigError, match=r"swearing.*jailbreak, links, meaning, pii"):
         Guardrail(policy(swearing={"input": "block"}))
 
 
