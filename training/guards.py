@@ -13,10 +13,12 @@ import re
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import attacks
 import held_out
 import numpy as np
 import scipy.sparse
@@ -48,12 +50,17 @@ def matrix(texts: list[list[str]]) -> Any:
     return scipy.sparse.csr_matrix((np.array(values), places, ends), shape=(len(texts), 1 << BITS))
 
 
-def fit(texts: list[list[str]], labels: list[int], groups: list[str], *, strength: float) -> LogisticRegression:
-    """Groups weigh as the square root of their size, so that the largest source does not decide alone."""
+def fit(rows: Any, labels: Any, groups: Any, *, strength: float) -> LogisticRegression:
+    """Groups weigh as a power of their size, so that the largest source does not decide alone."""
     count = Counter(groups)
-    weights = np.array([count[group] ** -0.5 * (EMPHASIS if group.startswith("family") else 1.0) for group in groups])
+    weights = np.array([count[group] ** -EVENNESS * emphasis(group) for group in groups])
     model = LogisticRegression(C=strength, solver="liblinear", random_state=0)
-    return model.fit(matrix(texts), labels, sample_weight=weights * len(weights) / weights.sum())
+    return model.fit(rows, labels, sample_weight=weights * len(weights) / weights.sum())
+
+
+def emphasis(group: str) -> float:
+    """How much a group weighs beside others of its size."""
+    return next((weight for start, weight in EMPHASIS.items() if group.startswith(start)), 1.0)
 
 
 def curve(benign: np.ndarray[Any, Any]) -> list[tuple[float, float]]:
@@ -87,68 +94,70 @@ def folded(text: str) -> str:
     return normalise(text).text
 
 
-FOLDS = 3
-"""A third of the families of harmless sentences is left out at a time, to see how often others raise an alarm."""
-EMPHASIS = 8.0
-"""How much more such a family weighs than a source of its size.
+EVENNESS = 0.5
+EMPHASIS = {"family": 4.0, "own": 1.0}
+"""How much more a family of harmless sentences, and a language of attacks of our own, weighs than a source of its size.
 
-Chosen by the alarms on families left out (at 1, 3 and 8 times 3.3 %, 2.6 %, 1.4 %) and by what it costs of the attacks
-of sources left out (88 %, 88 %, 84 % found)."""
+At 8 and 4, which did for English alone, the many groups of ours drown the sources: left out, 39 % of S-Labs, 25 % of
+NeurAlchemy and 65 % of the collected jailbreaks are found; at 1 and 1 57 %, 25 % and 71 % (as `left_out.py` counts).
+With families at 1, 8 % of NotInject's trigger words are flagged, at 4 5.3 %."""
+STRENGTH = 8.0
 
 
-def direct(sources: list[Source], card: dict[str, Any]) -> None:
-    """User text: attacks against benign text, harmful requests and documents, none of which is an injection."""
-    texts: list[list[str]] = []
-    labels: list[int] = []
-    groups: list[str] = []
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A window of a text, and what may be left out together with it."""
 
-    def add(text: str, label: int, group: str) -> None:
-        for _, _, words in windows(folded(text)):
-            texts.append(words)
-            labels.append(label)
-            groups.append(f"{group}/{label}")
+    words: list[str]
+    label: int
+    source: str
+    language: str = ""
+    intent: str = ""
 
+    @property
+    def group(self) -> str:
+        return f"{self.source}{self.language}/{self.label}"
+
+
+def parts_of(sources: list[Source]) -> Iterator[Part]:
+    """What the head for users' texts is trained on: attacks against harmless texts, harmful requests and documents."""
     for source in sources:
         if source.train:
             for row in source.rows:
                 label = 0 if source.role in ROLES_BENIGN else row["label"]
                 if source.role != "indirect" or label == 0:
-                    add(row["text"], label, source.name)
-    known = len(texts)
-    family_of: list[int] = []
+                    for words in windows_of(row["text"]):
+                        yield Part(words, label, source.name, row.get("lang", ""))
     for number, family in enumerate(families()):
         held_out.refuse(family, f"family {number} of training/benign")
         for sentence in family:
-            add(sentence, 0, f"family {number}")
-            family_of += [number] * (len(texts) - known - len(family_of))
+            for words in windows_of(sentence):
+                yield Part(words, 0, f"family {number}")
+    made = list(attacks.direct())
+    held_out.refuse((each.text for each in made), "training/attacks")
+    for each in made:
+        for words in windows_of(each.text):
+            yield Part(words, each.label, "own", each.language, each.intent)
+
+
+def windows_of(text: str) -> list[list[str]]:
+    return [words for _, _, words in windows(folded(text))]
+
+
+def direct(sources: list[Source], card: dict[str, Any]) -> None:
+    parts = list(parts_of(sources))
+    rows = matrix([part.words for part in parts])
+    model = fit(rows, [part.label for part in parts], [part.group for part in parts], strength=STRENGTH)
     held = [s for s in sources if not s.train and s.role in ("benign", "topic", "harm")]
-
-    def margins(model: LogisticRegression, some: Iterable[str]) -> np.ndarray[Any, Any]:
-        return np.array(
-            [max(model.decision_function(matrix([words for _, _, words in windows(folded(text))]))) for text in some]
-        )
-
-    def without(fold: int | None) -> LogisticRegression:
-        """The model, of a fold without its families."""
-        some = [at for at in range(len(texts)) if fold is None or at < known or family_of[at - known] % FOLDS != fold]
-        chosen = ([each[at] for at in some] for each in (texts, labels, groups))
-        return fit(*chosen, strength=8)  # type: ignore[arg-type]
-
     calm = [row["text"] for source in held for row in source.rows]
-    alarms: list[float] = []
-    for fold in range(FOLDS):
-        model = without(fold)
-        limit = float(np.quantile(margins(model, calm), 0.99))
-        left_out = [texts[known + at] for at, number in enumerate(family_of) if number % FOLDS == fold]
-        alarms += list(model.decision_function(matrix(left_out)) > limit)
-    model = without(None)
-    benign = margins(model, calm)
+    benign = np.array([max(model.decision_function(matrix(windows_of(text)))) for text in calm])
     card["heads"]["direct"] = {
-        "windows": len(texts),
+        "windows": len(parts),
         "calibrated_on": [s.name for s in held],
         "texts": len(benign),
-        "alarms_on_families_left_out": round(float(np.mean(alarms)), 4),
-        "sentences_made": len(family_of),
+        "families_made": len({part.source for part in parts if part.source.startswith("family")}),
+        "languages_made": sorted({part.language for part in parts if part.source == "own"}),
+        "windows_made": dict(Counter("attack" if part.label else "harmless" for part in parts if part.source == "own")),
     }
     save("direct", model, benign, card)
 
@@ -158,11 +167,8 @@ def sentences_of(text: str) -> list[list[str]]:
     return [words_of(text[start:end]) for start, end in segments(text)]
 
 
-def indirect(sources: list[Source], card: dict[str, Any], templates: Path) -> None:
-    """Sentences of documents: what is addressed to an assistant against everything else. Five folds, attacks apart."""
-    documents = [row for source in sources if source.train and source.role == "indirect" for row in source.rows]
-    clean = [row for row in documents if row["label"] == 0]
-    dirty = [row for row in documents if row["label"] == 1]
+def requests(sources: list[Source], templates: Path) -> tuple[list[list[str]], list[list[str]]]:
+    """Sentences that ask something of an assistant, and sentences of harmless texts."""
     negative: list[list[str]] = []
     positive: list[list[str]] = []
     for source in sources:
@@ -183,14 +189,30 @@ def indirect(sources: list[Source], card: dict[str, Any], templates: Path) -> No
         held_out.refuse(lines, templates.name)
         negative += [words_of(folded(re.sub(r"\{\{(\w+)\}\}", r"\1", line))) for line in lines]
 
-    def trained(attacks: list[dict[str, Any]], others: list[dict[str, Any]]) -> LogisticRegression:
-        orders = sorted({" ".join(words) for row in attacks for words in sentences_of(row["inj"])})
+    return positive, negative
+
+
+def indirect(sources: list[Source], card: dict[str, Any], templates: Path) -> None:
+    """Sentences of documents: what is addressed to an assistant against everything else. Five folds, attacks apart."""
+    documents = [row for source in sources if source.train and source.role == "indirect" for row in source.rows]
+    clean = [row for row in documents if row["label"] == 0]
+    dirty = [row for row in documents if row["label"] == 1]
+    positive, negative = requests(sources, templates)
+    made = list(attacks.documents())
+    held_out.refuse((each.text for each in made), "training/attacks")
+    own = [(words, each.label) for each in made for words in sentences_of(each.text)]
+
+    def trained(planted: list[dict[str, Any]], others: list[dict[str, Any]]) -> LogisticRegression:
+        orders = sorted({" ".join(words) for row in planted for words in sentences_of(row["inj"])})
         plain = sorted({" ".join(words) for row in others for words in sentences_of(row["text"])})
         texts = [*(words_of(text) for text in orders), *positive, *(words_of(text) for text in plain), *negative]
         labels = [1] * (len(orders) + len(positive)) + [0] * (len(plain) + len(negative))
         groups = ["order"] * len(orders) + ["request"] * len(positive)
         groups += ["document"] * len(plain) + ["other"] * len(negative)
-        return fit(texts, labels, groups, strength=4)
+        texts += [words for words, _ in own]
+        labels += [label for _, label in own]
+        groups += [f"own/{label}" for _, label in own]
+        return fit(matrix(texts), labels, groups, strength=4)
 
     kinds = sorted({row["attack"] for row in dirty})
     margins: list[float] = []
@@ -212,6 +234,7 @@ def indirect(sources: list[Source], card: dict[str, Any], templates: Path) -> No
         "calibrated_on": ["clean documents, each by a model that had not seen it"],
         "texts": len(benign),
         "auc_of_unseen_attack_kinds": round(float(auc), 4),
+        "sentences_made": dict(Counter("order" if each.label else "harmless" for each in made)),
     }
     save("indirect", trained(dirty, clean), benign, card)
 

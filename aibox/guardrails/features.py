@@ -17,11 +17,15 @@ CONTENT_BITS = 15
 WINDOW_WORDS = 200
 """A longer text is weighed window by window, so that an order does not drown in what stands around it."""
 _STEP_WORDS = 120
-_WORD_BYTES = 24
+_WORD_CHARS = 24
 _PARTS = (3, 5)
 
 _WORD = re.compile(r"[^\W_]{1,64}|[^\w\s]")
-_SEGMENT_END = re.compile(r"(?<=[.!?])[\"')\]]{0,3}\s{1,8}|\n{1,8}")
+# Scripts without spaces between words (Thai to Khmer, kana, Han): each character counts as a word.
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+# The vowel signs of Indic scripts are no letters to `\w`, but parts of their words.
+_WIDE_WORD = re.compile(rf"[{_UNSPACED}]|(?:[^\W_{_UNSPACED}]|[\u0900-\u0963\u0966-\u0dff]){{1,64}}|[^\w\s]")
+_SEGMENT_END = re.compile(r"(?<=[.!?])[\"')\]]{0,3}\s{1,8}|\n{1,8}|(?<=[\u3002\u0964])\s{0,8}")
 SEGMENT_CHARS = 1_000
 """A sentence or line longer than this is weighed in pieces."""
 
@@ -33,7 +37,7 @@ def features(words: list[str], parts: dict[bytes, list[int]] | None = None) -> s
     """
     known = {} if parts is None else parts
     mask = (1 << BITS) - 1
-    encoded = [word.encode("utf-8", "surrogatepass")[:_WORD_BYTES] for word in words]
+    encoded = [word[:_WORD_CHARS].encode("utf-8", "surrogatepass") for word in words]
     different = set(encoded)
     # Maps and lists, and one set at the end: this is the hottest loop of all checks.
     sums = list(map(crc32, different))
@@ -41,7 +45,15 @@ def features(words: list[str], parts: dict[bytes, list[int]] | None = None) -> s
     sums += map(crc32, map(b" ".join, zip(encoded, encoded[1:], encoded[2:], strict=False)))
     for word in different:
         of_word = known.get(word)
-        if of_word is None:
+        if of_word is None and not word.isascii():
+            # Parts of letters, not of their bytes.
+            letters = f"^{word.decode('utf-8', 'surrogatepass')}$"
+            of_word = known[word] = [
+                crc32(letters[at : at + size].encode("utf-8", "surrogatepass"), size)
+                for size in _PARTS
+                for at in range(len(letters) - size + 1)
+            ]
+        elif of_word is None:
             edged = b"^%b$" % word
             # The size seeds the sum: a part and a whole word of the same letters are two features.
             of_word = known[word] = [
@@ -53,12 +65,12 @@ def features(words: list[str], parts: dict[bytes, list[int]] | None = None) -> s
 
 def words_of(text: str) -> list[str]:
     """Words and signs of a normal form, in order."""
-    return _WORD.findall(text)
+    return (_WORD if text.isascii() else _WIDE_WORD).findall(text)
 
 
 def windows(text: str) -> Iterator[tuple[int, int, list[str]]]:
     """(start, end, words) of overlapping windows of a text; one window where it is short."""
-    found = list(_WORD.finditer(text))
+    found = list((_WORD if text.isascii() else _WIDE_WORD).finditer(text))
     at = 0
     while found:
         part = found[at : at + WINDOW_WORDS]

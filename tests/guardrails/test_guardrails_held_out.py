@@ -93,6 +93,27 @@ def test_no_held_out_text_is_among_the_sentences_that_training_makes(
     assert list(held_out.copied(made)) == []
 
 
+def test_no_held_out_text_is_among_the_attacks_that_training_makes(
+    held_out: ModuleType, programs: Callable[[str, str], ModuleType]
+) -> None:
+    """Nor is one among the attacks and their harmless counterparts, of users and of documents."""
+    attacks = programs("training", "attacks")
+    made = {each.text for each in (*attacks.direct(), *attacks.documents())}
+    assert len(made) > 10_000
+    assert list(held_out.copied(made)) == []
+
+
+def test_each_attack_has_its_harmless_counterpart_in_its_language(
+    programs: Callable[[str, str], ModuleType],
+) -> None:
+    """In every language the same intents stand on both sides, so that neither a language nor an intent decides."""
+    files = programs("training", "attacks").files()
+    assert len(files) >= 20
+    for language, parts in files.items():
+        assert set(parts["attack"]) == set(parts["harmless"]) == set(files["en"]["attack"]), language
+        assert all(len(set(patterns)) >= 2 for patterns in parts["attack"].values()), language
+
+
 @pytest.mark.parametrize(
     "changed",
     [

@@ -1,0 +1,79 @@
+"""Attacks and harmless texts of the project's own, intent by intent and language by language.
+
+`attacks/LANGUAGE.toml` holds patterns: `<one|another>` stands for either. Harmless texts use the words of the attacks,
+so that neither a word nor a language is suspicious by itself. No sentence is from any data set.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PER_PATTERN = 12
+_CHOICE = re.compile(r"<([^<>]*\|[^<>]*)>")
+FOLDER = Path(__file__).with_suffix("")
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    text: str
+    label: int
+    """1 is an attack."""
+    intent: str
+    language: str
+
+
+def files() -> dict[str, dict[str, Any]]:
+    """Language to what its file says, in the order of their names."""
+    return {path.stem: tomllib.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.toml"))}
+
+
+def filled(pattern: str, most: int = PER_PATTERN) -> list[str]:
+    """Up to `most` different texts of a pattern, always the same ones."""
+    chance = random.Random(pattern)
+    found = dict.fromkeys(
+        _CHOICE.sub(lambda choice: chance.choice(choice[1].split("|")), pattern).strip() for _ in range(2 * most)
+    )
+    return list(found)[:most]
+
+
+def direct() -> Iterator[Made]:
+    """Each text by itself, and as many that stand among harmless sentences of their language."""
+    for language, parts in files().items():
+        chance = random.Random(language)
+        own = {
+            label: [
+                Made(text, label, intent, language)
+                for intent, patterns in parts.get(key, {}).items()
+                for pattern in patterns
+                for text in filled(pattern)
+            ]
+            for label, key in enumerate(("harmless", "attack"))
+        }
+        for label in (0, 1):
+            for made in own[label]:
+                yield made
+                around = [chance.choice(own[0]).text for _ in range(chance.choice((1, 1, 2, 3)))] if own[0] else []
+                around.insert(chance.randrange(len(around) + 1), made.text)
+                yield Made(chance.choice((" ", "\n", "\n\n")).join(around), label, made.intent, language)
+
+
+_WRAPPED = (
+    "{}", "{}", "{}", "- {}", "# {}", "// {}", "<!-- {} -->", '"note": "{}",', "| 12 | {} | 7 |", "INFO {}", "> {}"
+)  # fmt: skip
+"""As an order stands in a document: by itself, in a list, a comment, JSON, a table, a log, a quotation."""
+
+
+def documents() -> Iterator[Made]:
+    """Sentences and lines of documents: orders to a machine that reads (label 1), orders to people, plain text."""
+    for language, parts in files().items():
+        chance = random.Random(language)
+        for intent, patterns in parts.get("documents", {}).items():
+            for pattern in patterns:
+                for text in filled(pattern):
+                    yield Made(chance.choice(_WRAPPED).format(text), int(intent == "machine"), intent, language)
