@@ -19,7 +19,7 @@ from anyio import to_thread
 from aibox.errors import IntegrityError
 from aibox.guardrails.features import CONTENT_BITS as BITS
 from aibox.guardrails.features import features, windows
-from aibox.guardrails.heads import Head
+from aibox.guardrails.heads import Head, curve_of
 from aibox.guardrails.normalise import LONG_CHARS, normalise
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
 
@@ -95,7 +95,7 @@ def heads() -> tuple[Head, ...]:
             array("b", data[number * size : (number + 1) * size]),
             card["heads"][category]["scale"],
             card["heads"][category]["bias"],
-            tuple((float(x), float(y)) for x, y in card["heads"][category]["curve"]),
+            curve_of(card["heads"][category]),
         )
         for number, category in enumerate(CATEGORIES)
     )

@@ -10,6 +10,7 @@ import hashlib
 import json
 from array import array
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -20,17 +21,19 @@ from aibox.errors import IntegrityError
 from aibox.guardrails.features import BITS, features
 
 HeadName = Literal["direct", "indirect"]
+Curve = tuple[tuple[float, float], ...]
+"""From margins to scores, both rising."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """`weights` are 2^BITS signed bytes, to be multiplied by `scale`; `curve` maps margins to scores, both rising."""
+    """`weights` are 2^BITS signed bytes, to be multiplied by `scale`."""
 
     name: str
     weights: array[int]
     scale: float
     bias: float
-    curve: tuple[tuple[float, float], ...]
+    curve: Curve
 
     def margin(self, words: list[str], parts: dict[bytes, list[int]] | None = None) -> float:
         """The raw decision value; 0 for no words."""
@@ -45,14 +48,24 @@ class Head:
         return self.calibrated(self.margin(words, parts))
 
     def calibrated(self, margin: float) -> float:
-        """The score of a margin: straight lines between the points of the curve."""
-        at = bisect_right(self.curve, (margin, 2.0))
-        if at == 0:
-            return self.curve[0][1]
-        if at == len(self.curve):
-            return self.curve[-1][1]
-        (x0, y0), (x1, y1) = self.curve[at - 1], self.curve[at]
-        return y0 + (y1 - y0) * (margin - x0) / (x1 - x0)
+        """The score of a margin."""
+        return on_curve(self.curve, margin)
+
+
+def on_curve(curve: Curve, margin: float) -> float:
+    """The score of a margin: straight lines between the points of the curve."""
+    at = bisect_right(curve, (margin, 2.0))
+    if at == 0:
+        return curve[0][1]
+    if at == len(curve):
+        return curve[-1][1]
+    (x0, y0), (x1, y1) = curve[at - 1], curve[at]
+    return y0 + (y1 - y0) * (margin - x0) / (x1 - x0)
+
+
+def curve_of(card: Mapping[str, Any]) -> Curve:
+    """The curve that a head's card holds."""
+    return tuple((float(x), float(y)) for x, y in card["curve"])
 
 
 @cache
@@ -66,5 +79,4 @@ def head(name: HeadName) -> Head:
             f"the weights of the guardrail head {name} are not those on its card",
             hint="install aibox anew, or run make train-guards",
         )
-    curve = tuple((float(x), float(y)) for x, y in card["curve"])
-    return Head(name, array("b", data), card["scale"], card["bias"], curve)
+    return Head(name, array("b", data), card["scale"], card["bias"], curve_of(card))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
 from aibox.errors import ConfigError, MissingExtraError
+from aibox.guardrails.heads import Curve, curve_of, on_curve
 from aibox.guardrails.likeness import BATCH, sentences
 from aibox.guardrails.normalise import normalise
 from aibox.protocols import Embedder
@@ -26,31 +26,23 @@ FLOOR = 0.5
 
 @dataclass(frozen=True, slots=True)
 class MeaningHead:
-    """A weight a dimension of the vectors of one embedder; `curve` maps margins to scores, both rising."""
+    """A weight a dimension of the vectors of one embedder."""
 
     embedder: str
     weights: tuple[float, ...]
     bias: float
-    curve: tuple[tuple[float, float], ...]
+    curve: Curve
 
     def score(self, vector: Sequence[float]) -> float:
         """From 0 to 1, as in `heads`: how rare it is among benign texts."""
-        margin = self.bias + sum(a * b for a, b in zip(self.weights, vector, strict=True))
-        at = bisect_right(self.curve, (margin, 2.0))
-        if at == 0:
-            return self.curve[0][1]
-        if at == len(self.curve):
-            return self.curve[-1][1]
-        (x0, y0), (x1, y1) = self.curve[at - 1], self.curve[at]
-        return y0 + (y1 - y0) * (margin - x0) / (x1 - x0)
+        return on_curve(self.curve, self.bias + sum(a * b for a, b in zip(self.weights, vector, strict=True)))
 
 
 @cache
 def meaning_head() -> MeaningHead:
     """What `training/meaning.py` wrote."""
     card = json.loads(resources.files("aibox.guardrails").joinpath("weights", "meaning.json").read_text("utf-8"))
-    curve = tuple((float(x), float(y)) for x, y in card["curve"])
-    return MeaningHead(card["embedder"], tuple(card["weights"]), card["bias"], curve)
+    return MeaningHead(card["embedder"], tuple(card["weights"]), card["bias"], curve_of(card))
 
 
 def require(embedder: Embedder | None) -> None:
