@@ -12,6 +12,7 @@ from dataclasses import asdict
 from aibox.box import Box
 from aibox.errors import AccessError, ConfigError
 from aibox.inference.egress_report import Attempt, flows
+from aibox.server.acts import begun
 from aibox.server.api_keys import ApiKey, ApiKeys
 from aibox.server.evidence_api import verified
 from aibox.server.guard_api import levels_of, policy_shown
@@ -54,7 +55,7 @@ class KeysAPI:
         keys, scope = self._keys, Scope(tenant=tenant_of(who, query), user=body.user)
         _may_give(who, body.roles, body.scopes, body.models)
         hold(body.scopes, body.models)
-        await self._begun(who, "keys.create", scope.tenant, roles=body.roles)
+        await begun(self._box.audit, who, "keys.create", tenant=scope.tenant, roles=body.roles)
         return shapes.KeyMade(
             key=await keys.create(
                 scope=scope,
@@ -74,14 +75,14 @@ class KeysAPI:
         old = await self._find(who, id, query)
         if old.revoked:
             raise ConfigError("a key that was revoked is not renewed", hint="make a new one")
-        await self._begun(who, "keys.rotate", old.scope.tenant, roles=old.roles, key=id)
+        await begun(self._box.audit, who, "keys.rotate", tenant=old.scope.tenant, roles=old.roles, key=id)
         return shapes.KeyMade(key=await self._keys.rotate(id, tenant=old.scope.tenant, overlap_days=body.overlap_days))
 
     @route("DELETE", "/v1/admin/keys/{id}", roles=ADMINISTERS)
     async def revoke(self, who: Principal, id: Id, query: shapes.TenantQuery) -> None:  # noqa: A002 - likewise
         """End a key now."""
         old = await self._find(who, id, query)
-        await self._begun(who, "keys.revoke", old.scope.tenant, roles=old.roles, key=id)
+        await begun(self._box.audit, who, "keys.revoke", tenant=old.scope.tenant, roles=old.roles, key=id)
         await self._keys.revoke(id, tenant=old.scope.tenant)
 
     @property
@@ -96,12 +97,6 @@ class KeysAPI:
             raise AccessError("there is no such key", hint="GET /v1/admin/keys lists them", absent=True)
         _may_give(who, found.roles, found.scopes, found.models)
         return found
-
-    async def _begun(
-        self, who: Principal, operation: str, tenant: str, *, roles: Iterable[Role], key: str = ""
-    ) -> None:
-        detail = {"operation": operation, "tenant": tenant, "roles": sorted(map(str, roles)), "key": key}
-        await self._box.audit.append("request.begun", scope=who.scope, detail=detail)
 
 
 class AdminAPI:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from aibox.box import Box
 from aibox.errors import AccessError, ConfigError
+from aibox.server.acts import begun
 from aibox.server.api_keys import ApiKeys
 from aibox.server.people import Known, People, State
 from aibox.server.principal import Principal, Role
@@ -30,24 +31,23 @@ class TenantsAPI:
         """The tenants that were seen or made here, and those that something is configured for."""
         del who
         known = {one.tenant: one for one in await self._people.tenants()}
-        box = self._box
-        dedicated = {name for backend in box.settings.backends for name in backend.tenants or ()}
-        configured = {*box.settings.tenants, *box.tenant_policies, *box.settings.routing.tenants, *dedicated}
-        return shapes.TenantList(data=[self._shown(name, known.get(name)) for name in sorted({*known, *configured})])
+        names = sorted({*known, *self._configured()})
+        return shapes.TenantList(data=[self._shown(name, known.get(name)) for name in names])
 
     @route("POST", "/v1/admin/tenants", roles=OPERATES, status=201, examples=[{"name": "acme", "note": "from May on"}])
     async def create(self, who: Principal, body: shapes.NewTenant) -> shapes.TenantShown:
         """Write a tenant down. Nobody needs that to be let in; a name that was deleted is not given again."""
-        await self._begun(who, "tenants.create", body.name)
+        await begun(self._box.audit, who, "tenants.create", tenant=body.name)
         return self._shown(body.name, await self._people.create(body.name, note=body.note))
 
     @route("GET", "/v1/admin/tenants/{name}", roles=OPERATES)
     async def show(self, who: Principal, name: shapes.TenantName) -> shapes.TenantShown:
         """One tenant."""
-        found = next((one for one in (await self.list_(who)).data if one.name == name), None)
-        if found is None:
+        del who
+        known = await self._people.find(name)
+        if known is None and name not in self._configured():
             raise AccessError("there is no such tenant", hint="GET /v1/admin/tenants lists them", absent=True)
-        return found
+        return self._shown(name, known)
 
     @route("POST", "/v1/admin/tenants/{name}/suspend", roles=OPERATES, examples=[{"note": "unpaid since May"}])
     async def suspend(self, who: Principal, name: shapes.TenantName, body: shapes.Why) -> shapes.TenantShown:
@@ -78,12 +78,13 @@ class TenantsAPI:
     async def _put(self, who: Principal, name: str, state: State, *, note: str = "") -> shapes.TenantShown:
         if name == who.scope.tenant:
             raise ConfigError("nobody shuts out the tenant that they are of", hint="another's administrator does it")
-        await self._begun(who, f"tenants.{_ACTS[state]}", name)
+        await begun(self._box.audit, who, f"tenants.{_ACTS[state]}", tenant=name)
         return self._shown(name, await self._people.put(name, state=state, note=note))
 
-    async def _begun(self, who: Principal, operation: str, tenant: str) -> None:
-        detail = {"operation": operation, "tenant": tenant, "roles": [], "key": ""}
-        await self._box.audit.append("request.begun", scope=who.scope, detail=detail)
+    def _configured(self) -> set[str]:
+        settings = self._box.settings
+        dedicated = {name for backend in settings.backends for name in backend.tenants or ()}
+        return {*settings.tenants, *self._box.tenant_policies, *settings.routing.tenants, *dedicated}
 
     def _shown(self, name: str, known: Known | None) -> shapes.TenantShown:
         own = self._box.tenant_policies.get(name)
@@ -128,8 +129,7 @@ class UsersAPI:
         known = await self._people.find(tenant, user)
         if known is not None and Role.PLATFORM_ADMIN in known.roles and Role.PLATFORM_ADMIN not in who.roles:
             raise AccessError("only a platform_admin shuts out or lets in another")
-        detail = {"operation": f"users.{_ACTS[state]}", "tenant": tenant, "user": user, "roles": [], "key": ""}
-        await self._box.audit.append("request.begun", scope=who.scope, detail=detail)
+        await begun(self._box.audit, who, f"users.{_ACTS[state]}", tenant=tenant, user=user)
         return _user(await self._people.put(tenant, user, state=state, note=note))
 
 

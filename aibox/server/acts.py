@@ -1,0 +1,24 @@
+"""An administrator's act is on record, durably, before it happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from aibox.audit.chain import AuditChain
+from aibox.server.principal import Principal, Role
+
+
+async def begun(
+    audit: AuditChain,
+    who: Principal,
+    operation: str,
+    *,
+    tenant: str,
+    user: str | None = None,
+    roles: Iterable[Role] = (),
+    key: str = "",
+) -> None:
+    """Record it: to whom it is done, and the roles and the id of the key that it is about. Raises StoreError."""
+    about = {"tenant": tenant} if user is None else {"tenant": tenant, "user": user}
+    detail = {"operation": operation, **about, "roles": sorted(map(str, roles)), "key": key}
+    await audit.append("request.begun", scope=who.scope, detail=detail)
