@@ -114,9 +114,9 @@ class BareCall:
 
     async def _prepare(self) -> ChatRequest:
         request = self._request
-        data = request.encoded()
         # Where nothing is looked for, and nothing can be taken for a pseudonym, a chat goes on as it came.
-        if self._api != "chat" or not self._guardrail.idle or json_might_hold_tokens(data):
+        data = request.encoded() if self._api == "chat" and self._guardrail.idle else None
+        if data is None or json_might_hold_tokens(data):
             request = request.with_body(await self._looked_at(request.body))
             data = request.encoded()
             # A model that was shown no pseudonym has none to give back.
