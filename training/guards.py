@@ -161,19 +161,24 @@ def calm_texts(sources: list[Source]) -> Iterator[Calm]:
         if source.train:
             texts = [row["text"] for row in source.rows if source.role in ROLES_BENIGN or not row["label"]]
             yield from (Calm(text, source.name) for text in spread(texts, 100))
-    made = [each for each in attacks.direct() if not each.label]
-    for language, fold in folds_of_ours().items():
-        if not language.startswith("family"):
-            yield from (Calm(text, fold) for text in spread([m.text for m in made if m.language == language], 25))
+    ours: dict[str, list[str]] = {}
+    for made in attacks.direct():
+        if not made.label:
+            ours.setdefault(made.language, []).append(made.text)
+    for number, texts in enumerate(ours.values()):
+        yield from (Calm(text, fold_of(number)) for text in spread(texts, 25))
     for number, family in enumerate(families()):
-        yield from (Calm(text, f"ours {number % FOLDS}") for text in spread(list(family), 12))
+        yield from (Calm(text, fold_of(number)) for text in spread(list(family), 12))
 
 
 def folds_of_ours() -> dict[str, str]:
     """A language, or the name of a family, to its fold."""
-    names = [*attacks.files(), *(f"family {number}" for number, _ in enumerate(families()))]
-    first = len(attacks.files())
-    return {name: f"ours {(at if at < first else at - first) % FOLDS}" for at, name in enumerate(names)}
+    of_families = [f"family {number}" for number, _ in enumerate(families())]
+    return {name: fold_of(number) for names in (attacks.files(), of_families) for number, name in enumerate(names)}
+
+
+def fold_of(number: int) -> str:
+    return f"ours {number % FOLDS}"
 
 
 def spread(texts: list[str], most: int) -> list[str]:
