@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from saying import saying
 
 import aibox
 from aibox.box import Box
@@ -49,38 +47,17 @@ policy = "loose.toml"
 }
 
 
-class Model(BaseHTTPRequestHandler):
-    """A model server that says what it was told last."""
-
-    asked: list[dict[str, Any]]
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.asked.append(body)
-        message = {"role": "assistant", "content": body["messages"][-1]["content"]}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        data = json.dumps({"id": "1", "object": "chat.completion", "model": "echo", "choices": [choice]}).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None: ...
-
-
 @pytest.fixture
 def asked() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The URL of a model server, and the bodies that it got."""
-    handler = type("Recorded", (Model,), {"asked": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/v1", handler.asked  # type: ignore[attr-defined]
-        finally:
-            server.shutdown()
-            thread.join()
+    """The URL of a model server that says what it was told last, and the bodies that it got."""
+    bodies: list[dict[str, Any]] = []
+
+    def last(body: dict[str, Any]) -> str:
+        bodies.append(body)
+        return str(body["messages"][-1]["content"])
+
+    with saying(last, model="echo") as url:
+        yield url, bodies
 
 
 async def keys_of(home: Path, *tenants: str) -> dict[str, str]:

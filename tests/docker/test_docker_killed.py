@@ -31,11 +31,11 @@ def test_the_engine_is_killed_under_load(engine_host: str, tmp_path: Path) -> No
     try:
         with serving(tmp_path, upstream, more=settings) as server:
             with Guests(f"http://127.0.0.1:{server.port}", server.key) as guests:
-                guests.goes_on()
+                guests.goes_on(12)
                 before = len(guests.refused)
                 os.kill(int(file.read_text()), signal.SIGKILL)
-                guests.is_refused(before)
-                guests.goes_on()
+                guests.is_refused(1, since=before)
+                guests.goes_on(12)
             mine = f"aibox-{server.process.pid}-"
             names = ["docker", "-H", engine_host, "ps", "-a", "--format", "{{.Names}}"]
             server.until(lambda: mine not in subprocess.run(names, capture_output=True, text=True).stdout)

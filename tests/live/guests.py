@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,41 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from callers import Callers
 
 from aibox.audit.chain import AuditChain
 
-CALLERS = 3
-BACK_S = 90.0
 COUNT = "n = globals().get('n', 0) + 1\nn"
 """What the interpreter remembers is how often it ran."""
 
 
 @dataclass
-class Guests:
+class Guests(Callers):
     """Each caller opens a session, counts in it, and opens another when the world has failed it."""
 
-    url: str
-    key: str
-    answered: list[str] = field(default_factory=list)
-    """Correlation ids of runs that were answered with 200."""
     opened: list[str] = field(default_factory=list)
-    refused: list[int] = field(default_factory=list)
     said: str = ""
     """The last refusal."""
     wrong: list[str] = field(default_factory=list)
-    over: bool = False
 
-    def __enter__(self) -> Guests:
-        self._threads = [threading.Thread(target=self._call, args=(n,)) for n in range(CALLERS)]
-        for thread in self._threads:
-            thread.start()
-        return self
+    number = 3
+    back_s = 90.0
+    ends_s = 120.0
 
-    def __exit__(self, *_: object) -> None:
-        self.over = True
-        for thread in self._threads:
-            thread.join(120)
-            assert not thread.is_alive(), "a caller was never answered"
+    def told(self) -> str:
+        return f"{self.said} {self.wrong[:3]}"
 
     def _call(self, number: int) -> None:
         count, session, expected = 0, "", 0
@@ -85,20 +72,6 @@ class Guests:
         if answer.status_code not in (404, 502, 503):  # 404: the session has ended
             self.wrong.append(answer.text)
         time.sleep(0.05)
-
-    def goes_on(self, more: int = 12) -> None:
-        """Wait until so many more runs are answered, in a session that was opened since as well."""
-        wanted, until = len(self.answered) + more, time.monotonic() + BACK_S
-        while len(self.answered) < wanted:
-            assert time.monotonic() < until, f"no code runs any more: {self.said} {self.wrong[:3]}"
-            time.sleep(0.02)
-
-    def is_refused(self, before: int) -> None:
-        """Wait until more have been refused than `before`."""
-        until = time.monotonic() + BACK_S
-        while len(self.refused) <= before:
-            assert time.monotonic() < until, "nobody is refused"
-            time.sleep(0.02)
 
 
 async def recorded(guests: Guests, home: Path) -> None:

@@ -3,49 +3,36 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import httpx2
+from callers import Callers
 
 from aibox.audit.chain import AuditChain
 from aibox.audit.receipt import ReceiptEntry
 from aibox.audit.record import TERMINAL, Header
 
-CALLERS = 4
-BACK_S = 60.0
-"""How long recovery may take on a busy machine. Nothing is started anew by us but what was killed."""
 HELLO: list[Any] = [{"role": "user", "content": "Hello."}]
 
 
 @dataclass
-class Load:
-    """Each caller has a way of its own: whole, streamed, a turn of the agent in a conversation, once by a key."""
+class Load(Callers):
+    """Each caller has a way of its own: whole, streamed, a turn of the agent in a conversation, once by a key.
 
-    url: str
-    key: str
+    In `refused` are statuses of 500 and more; 0 for what was cut off: nothing of it was acknowledged.
+    """
+
     seed: int
-    answered: list[str] = field(default_factory=list)
-    """Correlation ids of what was answered with 200, and to the end."""
-    refused: list[int] = field(default_factory=list)
-    """Statuses of 500 and more; 0 for what was cut off: nothing of it was acknowledged."""
     odd: list[str] = field(default_factory=list)
-    over: bool = False
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         self._run = f"{random.Random(self.seed).getrandbits(32):08x}"
-        self._threads = [threading.Thread(target=self._call, args=(n,)) for n in range(CALLERS)]
-        for thread in self._threads:
-            thread.start()
-        return self
+        return super().__enter__()
 
-    def __exit__(self, *_: object) -> None:
-        self.over = True
-        for thread in self._threads:
-            thread.join(90)
-            assert not thread.is_alive(), f"seed {self.seed}: a caller was never answered"
+    def told(self) -> str:
+        return f"seed {self.seed}, {self.refused[-5:]}"
 
     def _call(self, number: int) -> None:
         with httpx2.Client(base_url=self.url, timeout=60) as client:
@@ -67,20 +54,6 @@ class Load:
             time.sleep(0.05)
         else:
             self.odd.append(f"{status} {text[:200]}")
-
-    def goes_on(self, more: int = 10) -> None:
-        """Wait until so many more are answered."""
-        wanted, until = len(self.answered) + more, time.monotonic() + BACK_S
-        while len(self.answered) < wanted:
-            assert time.monotonic() < until, f"seed {self.seed}: nothing is answered any more: {self.refused[-5:]}"
-            time.sleep(0.02)
-
-    def is_refused(self, more: int = 10) -> None:
-        """Wait until so many more are refused."""
-        wanted, until = len(self.refused) + more, time.monotonic() + BACK_S
-        while len(self.refused) < wanted:
-            assert time.monotonic() < until, f"seed {self.seed}: nobody is refused"
-            time.sleep(0.02)
 
     def stands_still(self) -> None:
         """Wait until what was under way is over, and see that nothing more is answered."""

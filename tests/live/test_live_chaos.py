@@ -19,7 +19,7 @@ import httpx2
 import pytest
 import pytest_socket
 from idle_model import IdleModel
-from load import BACK_S, HELLO, Load, all_there, is_end
+from load import HELLO, Load, all_there, is_end
 from postgres import Postgres
 from services import BACKEND, NGINX, REDIS, Platform, platform, until_ready
 from waiting import free_port, until_listening
@@ -160,7 +160,7 @@ class Streams:
         self._threads = [threading.Thread(target=self._read, args=(both, key, one)) for one in self.names]
         for thread in self._threads:
             thread.start()
-        until = time.monotonic() + BACK_S
+        until = time.monotonic() + Load.back_s
         while model.held() < HELD:
             assert time.monotonic() < until, f"{model.held()} of {HELD} came to the model"
             time.sleep(0.02)
@@ -175,7 +175,7 @@ class Streams:
     def told(self) -> list[str]:
         """What each caller was told, when all of them have been."""
         for thread in self._threads:
-            thread.join(BACK_S)
+            thread.join(Load.back_s)
             assert not thread.is_alive(), "a stream never ended"
         return [self._told[name] for name in self.names]
 
@@ -194,7 +194,7 @@ SILENT = "was silent for too long"
 
 def until_answered(both: Platform, key: str) -> None:
     """Wait until the model is asked again, by servers that were never started anew."""
-    body, until = {"model": "idle", "messages": HELLO}, time.monotonic() + BACK_S
+    body, until = {"model": "idle", "messages": HELLO}, time.monotonic() + Load.back_s
     headers = {"authorization": f"Bearer {key}"}
     for url in both.replicas:
         while (answer := httpx2.post(url + "/v1/chat/completions", json=body, headers=headers)).status_code != 200:

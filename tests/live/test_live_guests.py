@@ -39,13 +39,13 @@ def test_bubblewrap_is_killed_under_load(tmp_path: Path) -> None:
         with serving(tmp_path, upstream, more='[sandbox]\ndriver = "bubblewrap"\n') as server:
             with Guests(f"http://127.0.0.1:{server.port}", server.key) as guests:
                 for _ in range(TIMES):
-                    guests.goes_on()
+                    guests.goes_on(12)
                     before = len(guests.refused)
                     for one in below(server.process.pid):
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(one, signal.SIGKILL)
-                    guests.is_refused(before)
-                    guests.goes_on()
+                    guests.is_refused(1, since=before)
+                    guests.goes_on(12)
             server.until(lambda: not below(server.process.pid))
     finally:
         upstream.close()
