@@ -331,7 +331,13 @@ def test_stopping_in_the_middle_of_a_turn_loses_nothing(how: signal.Signals) -> 
     """Killed or interrupted while the model writes: the evidence verifies and the next start works."""
     command = [sys.executable, "-m", "aibox", "run", "Write a very long story about a lighthouse."]
     for _ in range(10):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heeding_ctrl_c)  # noqa: PLW1509 - sets one handler
+        process = subprocess.Popen(  # unbuffered: `communicate` does not return what `read` has read ahead
+            command,
+            bufsize=0,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=heeding_ctrl_c,  # noqa: PLW1509 - sets one handler
+        )
         assert process.stdout is not None
         process.stdout.read(1)
         process.send_signal(how)

@@ -36,7 +36,7 @@ def serving(*arguments: str) -> Iterator[tuple[str, str]]:
             yield url[0], key[0]
         finally:
             server.send_signal(signal.SIGINT)
-            _, err = server.communicate(timeout=300)
+            err = server.stderr.read()
     assert "Traceback" not in err
 
 
