@@ -15,6 +15,10 @@ import msgspec
 from aibox.errors import ConfigError
 from aibox.types import Label
 
+MOST_TOKENS = 10**9
+"""Of one answer that are believed: a count is a model server's word, and sums of it must fit where they are kept."""
+MOST_USD = 1e6
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -35,16 +39,16 @@ class Usage:
 
         `cost` is OpenRouter's field, in USD; a Router fills it in where it knows the price.
         """
-        body = body or {}
+        body = body if isinstance(body, dict) else {}
         incoming = body.get("prompt_tokens_details") or body.get("input_tokens_details")
         outgoing = body.get("completion_tokens_details") or body.get("output_tokens_details")
         cost = body.get("cost")
         return cls(
             input_tokens=_count(body.get("prompt_tokens", body.get("input_tokens"))),
             output_tokens=_count(body.get("completion_tokens", body.get("output_tokens"))),
-            cached_tokens=_count(incoming.get("cached_tokens")) if incoming else 0,
-            reasoning_tokens=_count(outgoing.get("reasoning_tokens")) if outgoing else 0,
-            cost_usd=float(cost) if isinstance(cost, int | float) and 0 <= cost < math.inf else None,
+            cached_tokens=_count(incoming.get("cached_tokens")) if isinstance(incoming, dict) else 0,
+            reasoning_tokens=_count(outgoing.get("reasoning_tokens")) if isinstance(outgoing, dict) else 0,
+            cost_usd=float(min(cost, MOST_USD)) if isinstance(cost, int | float) and 0 <= cost < math.inf else None,
         )
 
     def __add__(self, other: Usage) -> Usage:
@@ -60,7 +64,7 @@ class Usage:
 
 def _count(value: object) -> int:
     """A server's count; what is no count is 0, for it must never lower what was spent."""
-    return value if isinstance(value, int) and value > 0 else 0
+    return min(int(value), MOST_TOKENS) if isinstance(value, int) and value > 0 else 0
 
 
 Capability = Literal[
@@ -80,7 +84,7 @@ class Price:
         cached = min(usage.cached_tokens, usage.input_tokens)
         cached_usd = self.input_usd if self.cached_usd is None else self.cached_usd
         fresh_usd = (usage.input_tokens - cached) * self.input_usd
-        return (fresh_usd + cached * cached_usd + usage.output_tokens * self.output_usd) / 1e6
+        return min((fresh_usd + cached * cached_usd + usage.output_tokens * self.output_usd) / 1e6, MOST_USD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,13 +219,14 @@ class Completion:
 
     @property
     def text(self) -> str:
-        return self.message.get("content") or ""
+        return _plain(self.message.get("content"))
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
         return tuple(
-            ToolCall(call.get("id", ""), call["function"]["name"], call["function"].get("arguments") or "")
+            ToolCall(str(call.get("id") or ""), str(called.get("name") or ""), _json_text(called.get("arguments")))
             for call in self.message.get("tool_calls") or ()
+            for called in (call.get("function") or {},)
         )
 
     @property
@@ -260,7 +265,7 @@ class Chunk:
 
     @property
     def text(self) -> str:
-        return self.delta.get("content") or ""
+        return _plain(self.delta.get("content"))
 
     @property
     def finish_reason(self) -> str:
@@ -285,6 +290,21 @@ class Health:
     detail: str = ""
     waiting: int = 0
     cache_used: float = 0.0
+
+
+def _plain(content: object) -> str:
+    """The text of an answer; some servers write it in parts, as requests may."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else ()
+    return "".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
+
+
+def _json_text(arguments: object) -> str:
+    """What a tool is called with; some servers write the object itself, and not its text."""
+    if arguments is None or isinstance(arguments, str):
+        return arguments or ""
+    return msgspec.json.encode(arguments).decode()
 
 
 _NOTHING = object()
@@ -317,7 +337,7 @@ def assemble(chunks: Iterable[Chunk]) -> Completion:
         choice = (chunk.body.get("choices") or _SAYS_NOTHING)[0]
         delta = choice.get("delta")
         if delta:
-            content.append(delta.get("content") or "")
+            content.append(_plain(delta.get("content")))
             for part in delta.get("tool_calls") or ():
                 _merge_call(calls, part)
         finish_reason = choice.get("finish_reason") or finish_reason
@@ -336,7 +356,7 @@ def _merge_call(calls: dict[int, dict[str, Any]], part: Mapping[str, Any]) -> No
     """Deltas of a tool call carry its index; id and name come once, the arguments in pieces."""
     empty = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
     call = calls.setdefault(part.get("index", len(calls)), empty)
-    call["id"] = part.get("id") or call["id"]
+    call["id"] = str(part.get("id") or call["id"])
     function = part.get("function") or {}
-    call["function"]["name"] += function.get("name") or ""
-    call["function"]["arguments"] += function.get("arguments") or ""
+    call["function"]["name"] += str(function.get("name") or "")
+    call["function"]["arguments"] += _json_text(function.get("arguments"))

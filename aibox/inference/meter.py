@@ -51,8 +51,10 @@ class Meter:
             self._first = time.monotonic()
         self._pieces += 1
         body = chunk.body
-        usage = body.get("usage") or ("response" in body and (body["response"] or {}).get("usage"))
-        if not usage:
+        usage = body.get("usage")
+        if not usage and isinstance(response := body.get("response"), Mapping):
+            usage = response.get("usage")
+        if not usage or not isinstance(usage, Mapping):
             return chunk
         self._usage = self._priced(Usage.read(usage))
         if "usage" not in body or (told := self._with_cost(body, usage)) is body:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -97,8 +97,11 @@ class Wire:
         async with self._open("POST", path, data=body, correlation=correlation, trace=trace) as response:
             data = await self._read(response, MAX_BODY_BYTES)
             answer = self._decode(data)
-        if path in _CHOICES and (not isinstance(answer.get("choices"), list) or not answer["choices"]):
-            raise BackendError(f"{self._name} answered without a choice", hint=_NOT_OPENAI)
+        if path in _CHOICES:
+            if not isinstance(answer.get("choices"), list) or not answer["choices"]:
+                raise BackendError(f"{self._name} answered without a choice", hint=_NOT_OPENAI)
+            if not all(_is_choice(choice, "message") for choice in answer["choices"]):
+                raise self._misshapen()
         return answer, data
 
     async def stream(
@@ -123,13 +126,13 @@ class Wire:
                         ended = True
                         break
                     try:
-                        chunk = self._decode(event)
+                        chunk, last = self._chunk(event)
                     except BackendError:
                         # What came before it in the same read was said.
                         if whole:
                             yield whole
                         raise
-                    finished = finished or _has_finished(chunk)
+                    finished = finished or last
                     whole.append((chunk, event))
                 if whole:
                     yield whole
@@ -266,6 +269,19 @@ class Wire:
             retry_after_s=_retry_after(response.headers.get("retry-after", "")),
         )
 
+    def _chunk(self, event: bytes) -> tuple[dict[str, Any], bool]:
+        """An event that can be read, and whether it says that the answer has come to its end."""
+        chunk = self._decode(event)
+        last = chunk.get("type") in _LAST
+        for choice in _choices(chunk):
+            if not _is_choice(choice, "delta"):
+                raise self._misshapen()
+            last = last or bool(choice.get("finish_reason"))
+        return chunk, last
+
+    def _misshapen(self) -> BackendError:
+        return BackendError(f"{self._name} answered with a choice that cannot be read", hint=_NOT_OPENAI)
+
     def _late(self) -> BackendError:
         return BackendError(
             f"{self._name} took longer than {self._total_s:g} s over one answer",
@@ -347,11 +363,29 @@ def _retry_after(text: str) -> float | None:
     return float(text) if text.isdecimal() and len(text) < 7 else None
 
 
-def _has_finished(chunk: Mapping[str, Any]) -> bool:
+_LAST = ("response.completed", "response.incomplete", "response.failed")
+"""Events after which the Responses API says nothing more."""
+
+
+def _choices(chunk: Mapping[str, Any]) -> Sequence[Any]:
     choices = chunk.get("choices")
-    if not isinstance(choices, list):
-        return chunk.get("type") in ("response.completed", "response.incomplete", "response.failed")
-    for choice in choices:  # noqa: SIM110 - for every event of every stream: a generator costs twice as much
-        if isinstance(choice, dict) and choice.get("finish_reason"):
-            return True
-    return False
+    # An object or a text is one choice, and none that can be read.
+    return choices if isinstance(choices, list) else () if choices is None else (choices,)
+
+
+def _is_choice(choice: Any, key: str) -> bool:
+    """Whether it can be read: what it says, under `key`, is an object where it says anything, and so is each call."""
+    if not isinstance(choice, dict):
+        return False
+    told = choice.get(key)
+    if told is None:
+        return True
+    if not isinstance(told, dict):
+        return False
+    calls = told.get("tool_calls")
+    return not calls or (isinstance(calls, list) and all(map(_is_call, calls)))
+
+
+def _is_call(call: Any) -> bool:
+    known = isinstance(call, dict) and isinstance(call.get("function"), dict | None)
+    return known and isinstance(call.get("index", 0), int)

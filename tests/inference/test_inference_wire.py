@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from inference_parts import Upstream
 from waiting import until
 
-from aibox.chat import ChatRequest, assemble
+from aibox.chat import ChatRequest, Chunk, Completion, ToolCall, assemble
 from aibox.errors import BackendError, ConfigError
 from aibox.inference.addresses import is_inside
 from aibox.inference.openai_compatible import OpenAICompatible
@@ -354,3 +354,45 @@ def test_events_do_not_depend_on_how_bytes_arrive(events: list[list[bytes]], end
     parser = Events()
     found = [event for a, b in itertools.pairwise(places) for event in parser.feed(raw[a:b])]
     assert found == [b"\n".join(event) for event in events]
+
+
+SAID = {"role": "assistant", "content": "Hello."}
+NO_CHOICES: dict[str, list[Any]] = {
+    "a number": [5],
+    "nothing": [None],
+    "a text for a message": [{"message": "x", "delta": "x"}],
+    "a call that is a text": [{"message": {"tool_calls": "x"}, "delta": {"tool_calls": "x"}}],
+    "a call that is a number": [{"message": {"tool_calls": [5]}, "delta": {"tool_calls": [5]}}],
+    "a second choice": [{"index": 0, "message": SAID, "delta": SAID}, 5],
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.loopback
+@pytest.mark.parametrize("choices", NO_CHOICES.values(), ids=NO_CHOICES)
+async def test_a_choice_that_cannot_be_read_is_the_servers_fault(
+    upstream: Upstream, scope: Scope, choices: list[Any]
+) -> None:
+    """It is a BackendError, as what is no JSON is, and no bug of ours; what came before it in a stream was said."""
+    backend = OpenAICompatible(upstream.url, name="server")
+    upstream.answer = upstream.says({"choices": choices})
+    with pytest.raises(BackendError, match="server answered with a choice that cannot be read"):
+        await backend.complete(REQUEST, scope=scope)
+    event = f"data: {json.dumps({'choices': choices})}\n\n".encode()
+    upstream.answer = upstream.sends(CHUNK + event)
+    stream = backend.stream(REQUEST, scope=scope)
+    assert (await anext(stream)).text == "a"
+    with pytest.raises(BackendError, match="server answered with a choice that cannot be read"):
+        await anext(stream)
+    await backend.close()
+
+
+def test_an_answer_in_parts_and_arguments_that_are_no_text_are_read() -> None:
+    """Some servers write what they say as a list of parts, and what a tool is called with as an object."""
+    parts = [{"type": "text", "text": "He"}, {"type": "text", "text": "llo."}, {"type": "image"}]
+    call = {"id": "c", "function": {"name": "look", "arguments": {"at": 1}}}
+    whole = Completion({"choices": [{"message": {"content": parts, "tool_calls": [call, {"id": "d"}]}}]})
+    assert whole.text == "Hello."
+    assert whole.tool_calls == (ToolCall("c", "look", '{"at":1}'), ToolCall("d", "", ""))
+    streamed = assemble([Chunk({"choices": [{"delta": {"content": parts, "tool_calls": [call]}}]})])
+    assert (streamed.text, streamed.tool_calls) == ("Hello.", (ToolCall("c", "look", '{"at":1}'),))
