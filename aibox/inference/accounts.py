@@ -258,13 +258,17 @@ class Accounts:
         added, self._unwritten = self._unwritten, {}
         by_model, self._by_model = self._by_model, {}
         now = time.monotonic()
+        writing = asyncio.ensure_future(asyncio.to_thread(self._here.add, added, by_model))
         try:
-            rows = await asyncio.to_thread(self._here.add, added, by_model)
+            rows = await asyncio.shield(writing)
         except BaseException:
-            for key, sums in added.items():
-                _add(self._unwritten, key, sums)
-            for one, sums in by_model.items():
-                _add(self._by_model, one, sums)
+            # Who is cancelled waits too: a thread goes on, and what it has written must not be added once more.
+            await asyncio.wait([writing])
+            if writing.cancelled() or writing.exception() is not None:
+                for key, sums in added.items():
+                    _add(self._unwritten, key, sums)
+                for one, sums in by_model.items():
+                    _add(self._by_model, one, sums)
             raise
         if self._ledger is not None:  # else the sums are here alone
             self._learn(rows)

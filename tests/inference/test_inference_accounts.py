@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aibox.chat import ChatRequest, ModelInfo, Price, Usage
+from aibox.chat import MOST_TOKENS, ChatRequest, Chunk, Completion, ModelInfo, Price, Usage
 from aibox.errors import LimitError, StoreError
 from aibox.inference.accounts import Accounts, Call
 from aibox.inference.ledger import Ledger
@@ -414,3 +414,73 @@ async def test_what_is_used_while_a_name_goes_is_counted(shared_place: Path | st
     assert third.spent("acme", "eva", ["2026-03-01"]) == {("acme", "", "2026-03-01"): (80, 0, 80, 0)}
     for ledger in (one, two, third):
         ledger.close()
+
+
+COUNTS: tuple[Any, ...] = (
+    {"prompt_tokens": 2**63, "completion_tokens": 10**30},
+    {"prompt_tokens": 3, "cost": 1e308},
+    {"prompt_tokens": 3, "cost": 10**400},
+    {"prompt_tokens": 3, "prompt_tokens_details": [1], "completion_tokens_details": 7},
+    {"prompt_tokens": True},
+    "many",
+    [3],
+)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("usage", COUNTS, ids=str)
+async def test_no_count_of_a_model_server_keeps_the_sums_from_being_written(
+    usage: Any, streamed: bool, tmp_path: Path, scope: Scope, other_scope: Scope
+) -> None:
+    """A number that no sum can hold would stand before what everybody else has used, for good."""
+    choice = {"index": 0, "message": {"content": "Hi."}, "delta": {"content": "Hi."}, "finish_reason": "stop"}
+
+    class Liar(ScriptedBackend):
+        async def complete(self, request: ChatRequest, *, scope: Scope) -> Completion:
+            return Completion({"choices": [choice], "usage": usage}, "liar")
+
+        async def stream(self, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:
+            yield Chunk({"choices": [choice], "usage": usage}, "liar")
+
+    router = Router(Liar(["."], name="liar"), accounts=Accounts(tmp_path / "accounts.db"))
+    router.accounts.settle(spent(other_scope, 7))
+    for _ in range(3):
+        if streamed:
+            assert [chunk.text async for chunk in router.stream(HI, model="liar/liar", scope=scope)] == ["Hi."]
+        else:
+            assert (await router.complete(HI, model="liar/liar", scope=scope)).text == "Hi."
+    await router.close()
+    again = Accounts(tmp_path / "accounts.db")
+    assert (await again.spent(other_scope.tenant)).tokens == 7
+    assert 0 < (await again.spent(scope.tenant)).tokens <= 6 * MOST_TOKENS
+    assert (await again.spent(scope.tenant)).calls == 3
+    await again.close()
+
+
+async def test_what_is_being_written_when_the_server_stops_is_counted_once(
+    tmp_path: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that writes is not stopped by whoever no longer waits for it: what it writes was not left unwritten."""
+    accounts = Accounts(tmp_path / "accounts.db")
+    ledger = accounts._ledger
+    assert ledger is not None
+    add, begun, go_on = ledger.add, threading.Event(), threading.Event()
+
+    def slow(*added: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return add(*added)
+
+    monkeypatch.setattr(ledger, "add", slow)
+    accounts.settle(spent(scope, 5))
+    asked = asyncio.create_task(accounts.spent(scope.tenant))
+    await asyncio.to_thread(begun.wait, 60)
+    asked.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    await accounts.close()
+    again = Accounts(tmp_path / "accounts.db")
+    assert (await again.spent(scope.tenant)).tokens == 5
+    await again.close()
