@@ -219,12 +219,12 @@ class Completion:
 
     @property
     def text(self) -> str:
-        return _plain(self.message.get("content"))
+        return plain(self.message.get("content"))
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
         return tuple(
-            ToolCall(str(call.get("id") or ""), str(called.get("name") or ""), _json_text(called.get("arguments")))
+            ToolCall(str(call.get("id") or ""), str(called.get("name") or ""), json_text(called.get("arguments")))
             for call in self.message.get("tool_calls") or ()
             for called in (call.get("function") or {},)
         )
@@ -265,7 +265,7 @@ class Chunk:
 
     @property
     def text(self) -> str:
-        return _plain(self.delta.get("content"))
+        return plain(self.delta.get("content"))
 
     @property
     def finish_reason(self) -> str:
@@ -292,7 +292,7 @@ class Health:
     cache_used: float = 0.0
 
 
-def _plain(content: object) -> str:
+def plain(content: object) -> str:
     """The text of an answer; some servers write it in parts, as requests may."""
     if isinstance(content, str):
         return content
@@ -300,7 +300,7 @@ def _plain(content: object) -> str:
     return "".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
 
 
-def _json_text(arguments: object) -> str:
+def json_text(arguments: object) -> str:
     """What a tool is called with; some servers write the object itself, and not its text."""
     if arguments is None or isinstance(arguments, str):
         return arguments or ""
@@ -337,7 +337,7 @@ def assemble(chunks: Iterable[Chunk]) -> Completion:
         choice = (chunk.body.get("choices") or _SAYS_NOTHING)[0]
         delta = choice.get("delta")
         if delta:
-            content.append(_plain(delta.get("content")))
+            content.append(plain(delta.get("content")))
             for part in delta.get("tool_calls") or ():
                 _merge_call(calls, part)
         finish_reason = choice.get("finish_reason") or finish_reason
@@ -359,4 +359,4 @@ def _merge_call(calls: dict[int, dict[str, Any]], part: Mapping[str, Any]) -> No
     call["id"] = str(part.get("id") or call["id"])
     function = part.get("function") or {}
     call["function"]["name"] += str(function.get("name") or "")
-    call["function"]["arguments"] += _json_text(function.get("arguments"))
+    call["function"]["arguments"] += json_text(function.get("arguments"))

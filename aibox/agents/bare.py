@@ -54,7 +54,10 @@ class BareCall:
         try:
             request = await self._prepare()
             completion = await self._router.post(self._api, request, scope=self._called_under)
-            body = await bodies.answered(self._api, completion.body, self._show) if self._shows else completion.body
+            body = completion.body
+            if self._shows:
+                body = bodies.readable(self._api, body, "message")
+                body = await bodies.answered(self._api, body, self._show)
             await self._end(completion)
         except AIBoxError as error:
             if completion is not None:
@@ -90,7 +93,7 @@ class BareCall:
             try:
                 async for batch in batches:
                     chunks += batch
-                    shown = [new for chunk in batch for new in await _through(through, chunk)] if shows else batch
+                    shown = [new for one in batch for new in await self._through(through, one)] if shows else batch
                     if ending or any(_ends(chunk) for chunk in batch):
                         ending += shown
                     elif shown:
@@ -161,6 +164,10 @@ class BareCall:
             return await self._guardrail.restore_arguments(text, scope=self._scope)
         return await self._guardrail.restore(text, scope=self._scope)
 
+    async def _through(self, through: Response | Choices, chunk: Chunk) -> list[Chunk]:
+        made = await through.take(bodies.readable(self._api, chunk.body, "delta"))
+        return [chunk if body is chunk.body else replace(chunk, body=body) for body in made]
+
     async def _call(self, arguments: str) -> str:
         return await self._show(arguments, "tool_arguments")
 
@@ -198,11 +205,6 @@ class _Held:
         shown = await self._through.finish()
         self._call._enforce(self._through.verdict, began)  # noqa: SLF001 - likewise
         return shown
-
-
-async def _through(through: Response | Choices, chunk: Chunk) -> list[Chunk]:
-    made = await through.take(chunk.body)
-    return [chunk if body is chunk.body else replace(chunk, body=body) for body in made]
 
 
 _ENDS = ("response.completed", "response.incomplete", "response.failed")

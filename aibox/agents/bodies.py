@@ -6,8 +6,9 @@ Whatever a check cannot read is refused, not passed by: token ids, and items tha
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
+from aibox.chat import json_text, plain
 from aibox.errors import ConfigError
 from aibox.inference.capabilities import Api
 from aibox.types import Where
@@ -75,6 +76,56 @@ def _messages(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def _text(content: Any) -> str:
     parts = [{"text": content}] if isinstance(content, str) else content if isinstance(content, list) else ()
     return "\n".join(part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str))
+
+
+def readable(api: Api, body: dict[str, Any], key: Literal["message", "delta"]) -> dict[str, Any]:
+    """A chat's answer, or a piece of one, without what no check can read; the same object when that is all of it.
+
+    A content in parts becomes the text of them, arguments that are an object become its text; any other field that says
+    something (`reasoning_details`, `audio`, `annotations`) is left out.
+    """
+    choices = body.get("choices")
+    if api != "chat" or not choices:
+        return body
+    made = [_readable_choice(choice, key) for choice in choices]
+    return body if all(map(_unchanged, choices, made)) else {**body, "choices": made}
+
+
+def _readable_choice(choice: dict[str, Any], key: str) -> dict[str, Any]:
+    told = choice.get(key) or {}
+    made = {name: text for name, value in told.items() if (text := _readable(name, value)) is not _UNREAD}
+    return (
+        choice if len(made) == len(told) and all(made[name] is told[name] for name in told) else {**choice, key: made}
+    )
+
+
+def _readable(name: str, value: Any) -> Any:
+    if not value or (name in SAID["chat"] and isinstance(value, str)) or (name == "role" and value in _ROLES):
+        return value
+    if name in SAID["chat"]:
+        return plain(value)
+    if name == "function_call" and isinstance(value, dict):
+        return _with_text(value)
+    if name == "tool_calls" and isinstance(value, list):
+        made = [_readable_call(call) for call in value]
+        return value if all(map(_unchanged, value, made)) else made
+    return _UNREAD
+
+
+def _readable_call(call: dict[str, Any]) -> dict[str, Any]:
+    told = call.get("function")
+    if not isinstance(told, dict) or (made := _with_text(told)) is told:
+        return call
+    return {**call, "function": made}
+
+
+def _with_text(called: dict[str, Any]) -> dict[str, Any]:
+    arguments = called.get("arguments")
+    return called if isinstance(arguments, str | None) else {**called, "arguments": json_text(arguments)}
+
+
+_UNREAD = object()
+_ROLES = ("assistant", "tool", "function", "user", "system", "developer")
 
 
 async def answered(api: Api, body: dict[str, Any], change: Change) -> dict[str, Any]:

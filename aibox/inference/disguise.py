@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from aibox.chat import ChatRequest, Chunk, Completion
+from aibox.chat import ChatRequest, Chunk, Completion, json_text
 from aibox.errors import EgressError
 from aibox.types import Scope
 
@@ -70,7 +70,7 @@ class Disguise:
             delta = dict(chunk.delta)
             for part in delta.pop("tool_calls", None) or ():
                 _gather(calls, part)
-            piece = await text.push(delta["content"]) if delta.get("content") else ""
+            piece = await text.push(chunk.text) if chunk.text else ""
             if chunk.finish_reason:
                 ended = True
                 piece += await text.finish()
@@ -144,8 +144,9 @@ def _gather(calls: dict[int, dict[str, Any]], part: dict[str, Any]) -> None:
     )
     if part.get("id"):
         call["id"] = part["id"]
-    for key in ("name", "arguments"):
-        call["function"][key] += (part.get("function") or {}).get(key) or ""
+    told = part.get("function") or {}
+    call["function"]["name"] += str(told.get("name") or "")
+    call["function"]["arguments"] += json_text(told.get("arguments"))
 
 
 def _with_delta(chunk: Chunk, delta: dict[str, Any]) -> Chunk:

@@ -198,3 +198,46 @@ async def test_the_responses_api_hides_no_call(scope: Scope, stream: bool) -> No
         said = str((await bare_call.complete()).body)
     assert KEY not in said
     assert "removed: a secret" in said
+
+
+class Odd(ScriptedBackend):
+    """A server that says what it says in a place, or in a form, where few look for it."""
+
+    def __init__(self, said: dict[str, Any]) -> None:
+        super().__init__()
+        self.said = said
+
+    async def complete(self, request: ChatRequest, *, scope: Scope) -> Completion:
+        return Completion({"choices": [{"index": 0, "message": self.said, "finish_reason": "stop"}]}, self.name)
+
+    async def stream(self, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:
+        yield Chunk({"choices": [{"index": 0, "delta": self.said, "finish_reason": None}]}, self.name)
+        yield Chunk({"choices": [{"index": 0, "delta": {"role": None}, "finish_reason": "stop"}]}, self.name)
+
+
+WRITTEN = f"Use {KEY} for it. "
+ODD: dict[str, dict[str, Any]] = {
+    "content in parts": {"content": [{"type": "text", "text": WRITTEN}, {"type": "thinking", "thinking": WRITTEN}]},
+    "content that is an object": {"content": {"text": WRITTEN}, "refusal": "Yes. "},
+    "another field": {"content": "Yes. ", "reasoning_details": [{"type": "reasoning.text", "text": WRITTEN}]},
+    "sound": {"content": "Yes. ", "audio": {"transcript": WRITTEN}},
+    "a role": {"role": WRITTEN, "content": "Yes. "},
+    "arguments that are no text": {"tool_calls": [{"id": "c", "function": {"name": "send", "arguments": {"to": KEY}}}]},
+    "the old form of a call": {"function_call": {"name": "send", "arguments": {"to": KEY}}},
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("said", ODD.values(), ids=ODD)
+async def test_what_no_check_can_read_is_not_shown(scope: Scope, said: dict[str, Any], stream: bool) -> None:
+    """A text in parts is looked at as the text that it is; what is said in a field that is not known is left out."""
+    policy = Policy.read({"checks": {"secrets": {"output": "redact", "tool_arguments": "redact"}}})
+    bare_call = bare(Odd(said), policy, ASK, scope)
+    if stream:
+        shown = str([chunk.body async for batch in bare_call.stream() for chunk in batch])
+    else:
+        shown = str((await bare_call.complete()).body)
+    assert KEY not in shown
+    assert "removed: a secret" in shown or "Yes. " in shown
+    nothing = bare(Odd(said), Policy(), ASK, scope)
+    assert KEY in str((await nothing.complete()).body)
