@@ -319,16 +319,17 @@ def _read_toml(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or a number of a thousand digits
         raise ConfigError(f"{path} is not TOML: {error}") from None
     # Relative paths in a file mean: relative to that file, wherever the program was started.
     base = path.parent
     tenants = values.get("tenants")
-    owned = [table for table in (tenants.values() if isinstance(tenants, dict) else ()) if isinstance(table, dict)]
-    hooks = [hook for table in owned for hook in table.get("webhooks", ())]
-    for table in (*values.get("backends", ()), *values.get("workflows", ()), values.get("traces"), *hooks):
+    owned = _tables([*tenants.values()] if isinstance(tenants, dict) else ())
+    hooks = [hook for table in owned for hook in _tables(table.get("webhooks"))]
+    lists = (values.get("backends"), values.get("workflows"), [values.get("traces")], hooks)
+    for table in (table for some in lists for table in _tables(some)):
         for key in _FILES:
-            if isinstance(table, dict) and isinstance(table.get(key), str):
+            if isinstance(table.get(key), str):
                 table[key] = base / table[key]
     if isinstance(values.get("home"), str):
         values["home"] = (base / Path(values["home"]).expanduser()).absolute()
@@ -340,6 +341,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
         if isinstance(values.get(key), str):
             values[key] = base / values[key]
     return values
+
+
+def _tables(value: Any) -> list[dict[str, Any]]:
+    """What can be looked into of a list; that it is no list, or holds something else, is said of the settings."""
+    return [table for table in value if isinstance(table, dict)] if isinstance(value, list | tuple) else []
 
 
 def _read_env(env: Mapping[str, str]) -> dict[str, Any]:

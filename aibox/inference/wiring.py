@@ -9,7 +9,7 @@ from typing import Any
 
 from aibox.audit.keys import Keyring
 from aibox.errors import ConfigError
-from aibox.inference.configured import make_backend
+from aibox.inference.configured import hold_files, make_backend
 from aibox.inference.embedded import Embedded
 from aibox.inference.staging import ModelStore
 from aibox.protocols import Backend
@@ -40,7 +40,8 @@ class Wiring:
         """Raises ConfigError for what does not hold, such as a file that cannot be read; nothing is asked or loaded.
 
         A backend of `before` stays the same one, with its connections and its loaded weights, where nothing that it is
-        made of has changed: neither its table, nor the keys and certificates in the files which that names.
+        made of has changed: neither its table, nor the keys and certificates in the files which that names. Of a new
+        one beside `before` the files are looked into: what it would take the place of still works.
         """
         kept = list(before.made_of) if before is not None else []
         made: list[tuple[Any, Backend]] = []
@@ -51,6 +52,8 @@ class Wiring:
             marks = None if table is None else _marks(table, store)
             found = next((backend for of, backend in kept if of == marks), None)
             if found is None:
+                if before is not None and table is not None:
+                    hold_files(table)
                 found = Embedded() if table is None else make_backend(table, salt_secret=secret, store=store)
                 fresh.append(found)
             made.append((marks, found))

@@ -45,7 +45,7 @@ def parse(data: bytes, *, source: str, yaml: bool = False) -> dict[str, Any]:
     try:
         text = data.decode("utf-8")
         return _yaml(text, source) if yaml else tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # not UTF-8, not TOML, or a number of a thousand digits
         raise ConfigError(f"{source} is not {'YAML' if yaml else 'TOML'}: {error}") from None
     except RecursionError:
         raise ConfigError(f"{source} is nested too deeply") from None

@@ -1,6 +1,6 @@
 """The configuration, read anew while the server runs: all of it takes effect or nothing does, and no stream is dropped.
 
-Each try is on record: durably before anything changes, and what is refused with its reason.
+Each try is on record: durably before anything changes, and what is refused, or taken back after all, with its reason.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from aibox.errors import AIBoxError, ConfigError
 from aibox.policy.policy import Policy
 from aibox.server import guards
 from aibox.server.auth import Callers
+from aibox.server.log import failure
 from aibox.server.principal import Authenticator
 from aibox.server.tokens import Tokens
 from aibox.settings import RELOADED, Settings
@@ -61,16 +62,23 @@ class Reload:
         self._guarded = guarded
         self._started = box.settings
         self._lock = asyncio.Lock()
+        self._begun = False
+        """Whether it is on record that what was read last is taken up."""
 
     async def __call__(self, scope: Scope | None = None) -> Reloaded:
         """`scope` is who asked; None a signal. Raises AIBoxError for what does not hold: then nothing has changed."""
         scope = scope or Scope(tenant=self._started.server.tenant, user=SIGNAL)
         async with self._lock:
+            self._begun = False
             try:
                 return await self._take_up(scope)
             except AIBoxError as error:
-                await self._record(scope, outcome="refused", code=error.code, reason=str(error))
+                await self._failed(scope, error)
                 raise
+            except Exception as error:
+                told = _unexpected(error)
+                await self._failed(scope, told)
+                raise told from error
 
     async def _take_up(self, scope: Scope) -> Reloaded:
         settings = await asyncio.to_thread(self._read)
@@ -94,6 +102,7 @@ class Reload:
             await self._record(
                 scope, outcome="taken up", policy=digest, backends=list(backends), issuers=sorted(issuers)
             )
+            self._begun = True
 
         def after() -> None:
             self._renewed()
@@ -132,5 +141,15 @@ class Reload:
         }
         return names + [f"tenants.{one}.webhooks" for one, (was, now) in hooks.items() if was != now]
 
+    async def _failed(self, scope: Scope, error: AIBoxError) -> None:
+        outcome = "taken back" if self._begun else "refused"
+        await self._record(scope, outcome=outcome, code=error.code, reason=str(error))
+
     async def _record(self, scope: Scope, **detail: object) -> None:
         await self._box.audit.append(KIND, scope=scope, detail=detail)
+
+
+def _unexpected(error: Exception) -> ConfigError:
+    """What a package that brings a backend, or a bug of ours, raises; its own words may hold a secret."""
+    found = failure(error)
+    return ConfigError(f"it could not be taken up: {found['error']} in {found['raised']}", hint="nothing has changed")

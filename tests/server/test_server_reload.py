@@ -153,6 +153,29 @@ async def test_what_fails_after_all_takes_everything_back(tmp_path: Path) -> Non
         assert (box.policy, box.guardrail, box.router.plan_in_force) == before
 
 
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ({"kind": "embedded", "path": "nowhere.gguf"}, "cannot read the model file"),
+        ({"kind": "embedded", "path": "garbage"}, "is not a GGUF file"),
+        ({"kind": "openai", "url": "https://10.0.0.1/v1", "ca_bundle": "garbage"}, "certificates of a backend cannot"),
+    ],
+)
+async def test_a_file_that_no_call_could_use_is_found_before_what_works_goes(
+    tmp_path: Path, table: dict[str, Any], why: str
+) -> None:
+    """A model file that is not there or is none, and certificates that are none: the backend before goes on."""
+    (tmp_path / "garbage").write_text("garbage")
+    files = {name: tmp_path / table[name] for name in ("path", "ca_bundle") if name in table}
+    works = BackendSettings(kind="openai", name="a", url="http://127.0.0.1:1/v1", models=("a",))
+    async with Box(Settings(home=tmp_path, policy="permissive", backends=(works,))) as box:
+        before = box.router.plan_in_force
+        broken = BackendSettings(**{**table, **files, "name": "b"})
+        with pytest.raises(ConfigError, match=why):
+            await box.reload(box.settings.model_copy(update={"backends": (broken,)}))
+        assert box.router.plan_in_force == before
+
+
 @pytest.fixture
 async def w(tmp_path: Path) -> AsyncIterator[World]:
     async with world(tmp_path) as made:
@@ -213,3 +236,27 @@ async def test_a_token_that_was_being_checked_is_not_believed_under_new_settings
         go.set()
     await authenticate()
     assert len(refused) == 2
+
+
+async def test_whatever_goes_wrong_is_on_record_as_what_it_was(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that nobody thought of is a refusal too, in no words of its own; what was in force is taken back."""
+    eva = Person("acme", "eva", ("user", "platform_admin", "tenant_admin"))
+
+    def fails(*_: Any) -> Any:
+        raise TypeError(f"a secret: {SECRET}")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(w.reload, "_read", fails)
+        refused = await w.send("post", "/v1/admin/reload", Asked(), eva.token())
+    assert refused.status_code == 400
+    with monkeypatch.context() as broken:
+        broken.setattr(w.reload, "_renew", fails)
+        with pytest.raises(ConfigError, match="TypeError"):
+            await w.reload()
+    assert (await w.send("post", "/v1/admin/reload", Asked(), eva.token())).status_code == 200
+    found = [*await w.box.audit.entries_of("acme", KIND), *await w.box.audit.entries_of(w.settings.server.tenant, KIND)]
+    assert [one.detail["outcome"] for one in found] == ["refused", "taken up", "taken up", "taken back"]
+    assert SECRET not in f"{refused.text}{[one.detail for one in found]}"
+
+
+SECRET = "in-no-record"
