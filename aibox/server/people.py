@@ -64,13 +64,14 @@ class People:
         self._believed: dict[tuple[str, str], tuple[float, str, frozenset[Role]]] = {}
         self._looking: dict[tuple[str, str], asyncio.Task[str]] = {}
         self._changes = 0
-        self._away_until = 0.0
+        self._away_at = -AGAIN_S
 
     async def admit(self, who: Principal) -> None:
         """Raises AccessError for somebody who is suspended, or whose tenant is; StoreError when nobody can say."""
         key = who.scope.tenant, who.scope.user
         believed = self._believed.get(key)
-        if believed is not None and self._clock() < believed[0] and who.roles <= believed[2]:
+        # What is from later than now is from before the clock was put back, and nobody knows how old it is.
+        if believed is not None and 0 <= self._clock() - believed[0] < self._fresh_s and who.roles <= believed[2]:
             refused = believed[1]
         else:
             refused = await self._look(key, who)
@@ -143,8 +144,10 @@ class People:
         return await asyncio.shield(task)
 
     async def _asked(self, key: tuple[str, str], who: Principal) -> str:
-        believed = self._believed.get(key)
-        if believed is not None and self._clock() < min(self._away_until, believed[0] + self._stale_s):
+        believed, now = self._believed.get(key), self._clock()
+        if believed is not None and not 0 <= now - believed[0] < self._fresh_s + self._stale_s:
+            believed = None
+        if believed is not None and 0 <= now - self._away_at < AGAIN_S:
             return believed[1]
         try:
             # What was read before somebody was shut out here is no answer any more.
@@ -154,14 +157,14 @@ class People:
                 if changes == self._changes:
                     break
         except StoreError:
-            self._away_until = self._clock() + AGAIN_S
-            if believed is None or self._clock() >= believed[0] + self._stale_s:
+            self._away_at = self._clock()
+            if believed is None:
                 raise
             return believed[1]
         if len(self._believed) >= KNOWN:
             self._believed.clear()
         roles = who.roles if believed is None else who.roles | believed[2]
-        self._believed[key] = self._clock() + self._fresh_s, refused, roles
+        self._believed[key] = self._clock(), refused, roles
         return refused
 
     def _seen(self, key: tuple[str, str], roles: frozenset[Role]) -> str:

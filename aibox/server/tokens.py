@@ -51,7 +51,7 @@ class Tokens:
         self._issuers: dict[str, _Issuer] = {}
         self._issuers = self.plan(issuers)
         self._clock = clock
-        self._remembered: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
+        self._remembered: OrderedDict[bytes, tuple[float, float, Principal]] = OrderedDict()
 
     def plan(self, issuers: Sequence[IssuerSettings]) -> dict[str, _Issuer]:
         """These issuers, for `use`; whose settings are the same keeps the keys that are known. Raises ConfigError."""
@@ -81,8 +81,9 @@ class Tokens:
             raise AuthError("the token is too long")
         digest = hashlib.sha256(token.encode()).digest()
         now = self._clock()
-        if (known := self._remembered.get(digest)) and now < known[0]:
-            return known[1]
+        # One that was checked later than now was checked before the clock was put back.
+        if (known := self._remembered.get(digest)) and known[0] <= now < known[1]:
+            return known[2]
         header, claims = (_object(part) for part in token.split(".")[:2])
         # Read before it is verified, and used for nothing but to find the settings under which it is.
         issuer = self._issuers.get(str(claims.get("iss")))
@@ -92,7 +93,7 @@ class Tokens:
         if self._issuers.get(str(claims.get("iss"))) is not issuer:
             # It was taken out, or its settings changed, while its keys were asked for.
             raise AuthError("the token is of an issuer that is not trusted here any more", hint="ask again")
-        self._remembered[digest] = min(expires, now + REMEMBERED_S), principal
+        self._remembered[digest] = now, min(expires, now + REMEMBERED_S), principal
         while len(self._remembered) > REMEMBERED:
             self._remembered.popitem(last=False)
         return principal

@@ -71,6 +71,16 @@ async def test_who_is_suspended_is_refused_everywhere_in_time(people: tuple[Peop
     assert (found.state, found.note) == ("active", "left")
 
 
+async def test_a_clock_that_is_put_back_keeps_nobody_in(people: tuple[People, People, Clock]) -> None:
+    """What was believed an hour later, by the clock, is asked again."""
+    one, other, clock = people
+    await other.admit(who())
+    clock.now -= 3600
+    await one.put("acme", "eva", state="suspended")
+    with pytest.raises(AccessError, match="this user is suspended"):
+        await other.admit(who())
+
+
 async def test_a_tenant_is_suspended_with_all_its_people(people: tuple[People, People, Clock]) -> None:
     """Also those whom the server believed a moment ago, and those of another tenant are not touched."""
     one, _, _ = people

@@ -247,6 +247,15 @@ async def test_a_remembered_token_ends_with_its_own_end(later_s: float) -> None:
             await tokens.authenticate(token)
 
 
+async def test_a_clock_that_is_put_back_makes_no_token_believed_for_longer(tokens: Tokens, clock: Clock) -> None:
+    """What was remembered at a later time is checked again: a minute by the clock may be hours."""
+    token = sign()
+    assert await tokens.authenticate(token)
+    clock.now -= 900
+    with pytest.raises(AuthError, match="not valid yet"):
+        await tokens.authenticate(token)
+
+
 async def test_a_thousand_forged_kids_are_one_question(provider: Provider, tokens: Tokens) -> None:
     """Whoever sends unknown keys cannot make this server flood the issuer; a known key still works."""
     assert await tokens.authenticate(sign())
