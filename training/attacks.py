@@ -1,7 +1,8 @@
 """Attacks and harmless texts of the project's own, intent by intent and language by language.
 
-`attacks/LANGUAGE.toml` holds patterns: `<one|another>` stands for either. Harmless texts use the words of the attacks,
-so that neither a word nor a language is suspicious by itself. No sentence is from any data set.
+`attacks/LANGUAGE.toml` holds patterns: `<one|another>` stands for either. `attacks/texts/LANGUAGE.toml` holds texts
+written whole, one line or a page, that are taken as they stand. Harmless texts use the words of the attacks, so that
+neither a word nor a language is suspicious by itself. No sentence is from any data set.
 """
 
 from __future__ import annotations
@@ -26,11 +27,18 @@ class Made:
     """1 is an attack."""
     intent: str
     language: str
+    pattern: str = ""
+    """What it was filled from, so that whoever weighs or samples may count a pattern once; a whole text is its own."""
 
 
 def files() -> dict[str, dict[str, Any]]:
     """Language to what its file says, in the order of their names."""
     return {path.stem: tomllib.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.toml"))}
+
+
+def whole() -> dict[str, dict[str, dict[str, list[str]]]]:
+    """Language to `attack` or `harmless`, to intent, to texts; nothing in them stands for anything else."""
+    return {path.stem: tomllib.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("texts/*.toml"))}
 
 
 def filled(pattern: str, most: int = PER_PATTERN) -> list[str]:
@@ -43,12 +51,13 @@ def filled(pattern: str, most: int = PER_PATTERN) -> list[str]:
 
 
 def direct() -> Iterator[Made]:
-    """Each text by itself, and as many that stand among harmless sentences of their language."""
+    """Texts of patterns, each by itself and once more among harmless sentences of its language; whole texts."""
+    written = whole()
     for language, parts in files().items():
         chance = random.Random(language)
         own = {
             label: [
-                Made(text, label, intent, language)
+                Made(text, label, intent, language, pattern)
                 for intent, patterns in parts.get(key, {}).items()
                 for pattern in patterns
                 for text in filled(pattern)
@@ -60,7 +69,10 @@ def direct() -> Iterator[Made]:
                 yield made
                 around = [chance.choice(own[0]).text for _ in range(chance.choice((1, 1, 2, 3)))] if own[0] else []
                 around.insert(chance.randrange(len(around) + 1), made.text)
-                yield Made(chance.choice((" ", "\n", "\n\n")).join(around), label, made.intent, language)
+                yield Made(chance.choice((" ", "\n", "\n\n")).join(around), label, made.intent, language, made.pattern)
+        for label, key in enumerate(("harmless", "attack")):
+            for intent, texts in written.get(language, {}).get(key, {}).items():
+                yield from (Made(text, label, intent, language, text) for text in texts)
 
 
 _WRAPPED = (
@@ -76,4 +88,6 @@ def documents() -> Iterator[Made]:
         for intent, patterns in parts.get("documents", {}).items():
             for pattern in patterns:
                 for text in filled(pattern):
-                    yield Made(chance.choice(_WRAPPED).format(text), int(intent == "machine"), intent, language)
+                    yield Made(
+                        chance.choice(_WRAPPED).format(text), int(intent == "machine"), intent, language, pattern
+                    )
