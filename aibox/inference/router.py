@@ -52,10 +52,10 @@ class Router:
     `backend/model` or a bare model id; several backends of one side that offer it share the calls.
 
     `owners` dedicates backends to tenants; `tenant_aliases` and `tenant_policies` (joined with `policy`: they only
-    narrow) are theirs alone. `fallbacks` names what may answer instead of a model that fails, in order; each passes the
-    door by itself. `accounts` counts what is used, `on_call` hears of every call that has ended, `concealer`
-    pseudonymises on the way out, `check_s` is the time between two checks of a backend that has others beside it,
-    `calls_at_once` bounds the calls of a backend: more wait, and tenants take turns.
+    narrow; looked up at each call) are theirs alone. `fallbacks` names what may answer instead of a model that fails,
+    in order; each passes the door by itself. `accounts` counts what is used, `on_call` hears of every call that has
+    ended, `concealer` pseudonymises on the way out, `check_s` is the time between two checks of a backend that has
+    others beside it, `calls_at_once` bounds the calls of a backend: more wait, and tenants take turns.
 
     Raises ConfigError when an external backend is given without an audit chain or a policy that opens the door.
     """
@@ -81,7 +81,7 @@ class Router:
         _hold_names(backends)
         self._policy = policy
         self._policies: dict[tuple[str, str], Policy] = {}
-        self._tenant_policies = dict(tenant_policies or {})
+        self._tenant_policies: Mapping[str, Policy] = tenant_policies if tenant_policies is not None else {}
         self._recorded = audit is not None
         egress = self._egress = Egress(policy, recorder=audit, concealer=concealer)
         for backend in backends:
@@ -221,6 +221,12 @@ class Router:
         narrowed._narrow(policy)  # noqa: SLF001 - of this class
         return narrowed
 
+    def held(self, own: Policy | None) -> Router:
+        """This router under the policy that a tenant has now, whatever it has later: for a turn of that tenant."""
+        made = copy.copy(self) if own is None else self.under(own)
+        made._tenant_policies = {}  # noqa: SLF001 - of this class
+        return made
+
     def _narrow(self, policy: Policy) -> None:
         self._policy = policy if self._policy is None else self._policy & policy
         self._policies = {}
@@ -298,7 +304,7 @@ class Router:
 
     def use(self, plan: Plan) -> None:
         """Put a plan into force for all calls that begin from now on; those under way go on as they began."""
-        self._policy, self._tenant_policies = plan.policy, dict(plan.tenant_policies)
+        self._policy, self._tenant_policies = plan.policy, plan.tenant_policies
         self._policies.clear()
         self._egress.use(plan.policy, plan.concealer)
         self._dispatch.use(plan.registry, plan.fallbacks)
@@ -313,7 +319,7 @@ class Router:
         tenant = self._tenant_policies.get(scope.tenant)
         if tenant is None and policy is None:
             return own
-        key = (scope.tenant, policy.digest if policy is not None else "")
+        key = (tenant.digest if tenant is not None else "", policy.digest if policy is not None else "")
         if (joined := self._policies.get(key)) is None:
             joined = own
             for part in (tenant, policy):

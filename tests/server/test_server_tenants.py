@@ -131,7 +131,7 @@ async def test_an_agent_is_under_the_tenants_policy_too(served: Served) -> None:
     assert not (await agent.run(f"I am at {MAIL}", scope=Scope(tenant="another", user="u"))).blocked
     clinic, another = agent.parts.under("clinic"), agent.parts.under("another")
     assert not clinic.policy.tools.allows("look")
-    assert another is agent.parts
+    assert another.policy is agent.parts.policy
     assert clinic.version != another.version
     assert clinic is agent.parts.under("clinic")
 

@@ -1,0 +1,49 @@
+"""One check asked about one text, within its time, and what a policy makes of what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+
+import anyio
+
+from aibox.errors import IntegrityError
+from aibox.guardrails.catalogue import waits
+from aibox.guardrails.stream import Decided
+from aibox.policy.policy import Policy
+from aibox.protocols import Check
+from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
+
+
+async def look(
+    check: Check, text: str, *, name: str, policy: Policy, where: Where, scope: Scope, label: Label | None
+) -> Verdict | Finding:
+    """What a check says; a finding of its own kind where it could not answer."""
+    limit_s = policy.limits.check_s
+    try:
+        # A limit of time ends what waits, and nothing else.
+        with anyio.fail_after(limit_s) if waits(check, text) else nullcontext():
+            return await check.check(text, where=where, scope=scope, label=label)
+    except IntegrityError:
+        raise
+    except TimeoutError:
+        rule, reason = "too-slow", f"the check {name} took longer than {limit_s:g} s"
+    except Exception as error:  # noqa: BLE001 - whatever a check raises counts as the policy says, and is reported
+        rule, reason = "failed", f"the check {name} failed: {type(error).__name__}"
+    return Finding(name, rule, (0, len(text)), 1.0, reason)
+
+
+def weighed(policy: Policy, name: str, seen: Verdict | Finding, text: str, where: Where) -> Iterable[Decided]:
+    """What the policy makes of what a check said, finding by finding; what it allows is passed over."""
+    if isinstance(seen, Finding):
+        yield seen, policy.on_check_failure
+        return
+    # Above FLAG a check insists; that it found something is what FLAG says.
+    insisted = seen.decision if seen.decision > Decision.FLAG else Decision.ALLOW
+    findings = seen.findings
+    if insisted and not findings:
+        findings = (Finding(name, "insists", (0, len(text)), 1.0, f"the check {name} decided {seen.decision}"),)
+    for finding in findings:
+        decision = max(policy.decide(name, where=where, score=finding.score), insisted)
+        if decision > Decision.ALLOW:
+            yield finding, decision
