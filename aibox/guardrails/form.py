@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from functools import lru_cache, partial
 from typing import Annotated, Any
 
@@ -22,7 +23,8 @@ class Form:
 
     The only file of the guardrails that imports `jsonschema`. Raises ConfigError for a schema that is none, that refers
     to another place than itself, or to itself without an end. A `pattern` is searched for in linear time, so it has no
-    look-around and no back-references; `patternProperties` are refused.
+    look-around and no back-references; `patternProperties` and `$dynamicRef` are refused. However often a part of the
+    schema is referred to, a part of an answer is held against it once.
     """
 
     whole = True
@@ -51,7 +53,13 @@ class Form:
         except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
             return "not-json", "is not the JSON that was asked for"
         for validator in self._validators:
-            error = next(iter(validator.iter_errors(value)), None)
+            known = _KNOWN.set({})
+            try:
+                error = next(iter(validator.iter_errors(value)), None)
+            except (RecursionError, ArithmeticError):
+                return "not-the-schema", "is nested so deeply, or holds such numbers, that it cannot be judged"
+            finally:
+                _KNOWN.reset(known)
             if error is not None:
                 # The path only: the message would quote the text.
                 path = "/".join(map(str, error.absolute_path))[:100]
@@ -76,7 +84,8 @@ def _validators(schemas: Sequence[Any]) -> tuple[Any, ...]:
             raise ConfigError(f"form.output is no JSON Schema: {error.message[:200]}") from None
         _check_keywords(schema)
         # A registry of its own, and empty: left to itself, the library would fetch what a `$ref` names.
-        validator = validators.extend(kind, {"pattern": _pattern})(schema, registry=Registry())
+        ours = {"pattern": _pattern, "uniqueItems": _unique_items, "$ref": _once(kind.VALIDATORS["$ref"])}
+        validator = validators.extend(kind, ours)(schema, registry=Registry())
         simplest: tuple[Any, ...] = (None, 0, "", [], {})
         try:
             for value in simplest:
@@ -122,10 +131,59 @@ def _matches(pattern: str) -> Callable[[str], bool]:
     return matches
 
 
+_Fault = tuple[tuple[str | int, ...], str]
+"""Where in a part of an answer, and by which keyword."""
+_KNOWN: ContextVar[dict[tuple[int, int], _Fault | None]] = ContextVar("known")
+"""What a part of this answer was held against already, by identity, and what was wrong with it."""
+
+
+def _once(refer: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """`$ref`, without which nothing repeats: two branches that both go on below would else double with each level."""
+    from jsonschema import exceptions
+
+    def referred(validator: Any, to: Any, instance: Any, schema: Any) -> Iterator[Any]:
+        known = _KNOWN.get({})
+        key = id(schema), id(instance)
+        if key not in known:
+            known[key] = None  # what comes back to itself on the way has nothing new to say
+            found = next(refer(validator, to, instance, schema), None)
+            known[key] = None if found is None else (tuple(found.path), str(found.validator))
+        if (fault := known[key]) is not None:
+            path, keyword = fault
+            yield exceptions.ValidationError("is of another form", path=path, validator=keyword)
+
+    return lambda validator, to, instance, schema: (
+        referred if isinstance(instance, dict | list) else refer
+    )(validator, to, instance, schema)  # fmt: skip
+
+
+def _unique_items(validator: Any, wanted: Any, value: Any, _: Any) -> Iterator[Any]:
+    """Each compared with those that look like it, and not with all before it."""
+    from jsonschema import exceptions
+
+    if wanted and validator.is_type(value, "array") and len({_frozen(item) for item in value}) < len(value):
+        yield exceptions.ValidationError("has the same item twice")
+
+
+def _frozen(value: Any) -> Any:
+    """Equal for what JSON Schema calls equal. Numbers are compared as texts, of which nobody can choose the hashes."""
+    if isinstance(value, list):
+        return ("list", *map(_frozen, value))
+    if isinstance(value, dict):
+        return frozenset((key, _frozen(item)) for key, item in value.items())
+    if isinstance(value, bool) or value is None:
+        return ("word", value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return (type(value).__name__, str(value))
+
+
 def _check_keywords(value: Any) -> None:
     """Nothing that would be fetched, and no pattern that an answer could make take for ever."""
     for key, item in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
-        if key in ("$ref", "$dynamicRef") and isinstance(item, str) and not item.startswith("#"):
+        if key in ("$dynamicRef", "$recursiveRef") and isinstance(item, str):
+            raise ConfigError(f"form.output says {key}", hint="say `$ref`: there is only this one schema")
+        if key == "$ref" and isinstance(item, str) and not item.startswith("#"):
             raise ConfigError(f"form.output refers to {item[:100]!r}", hint="put it into the schema, under $defs")
         if key == "patternProperties" and isinstance(item, dict):
             raise ConfigError(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -159,6 +161,7 @@ async def test_an_answer_must_have_the_form_that_was_asked_for() -> None:
         ({"properties": {"a": {"pattern": "(?=a)b"}}}, "linear time"),
         ({"items": {"pattern": "(a+)\\1"}}, "linear time"),
         ({"patternProperties": {"^(a+)+$": {"type": "string"}}}, "by patterns"),
+        ({"items": {"$dynamicRef": "#a"}}, "say `.ref`"),
     ],
 )
 def test_a_schema_that_would_be_fetched_or_have_no_end_is_refused(schema: dict[str, object], message: str) -> None:
@@ -184,6 +187,46 @@ async def test_a_schema_of_a_tree_refers_to_itself() -> None:
     assert [rule for rule, _ in await rules(form, '{"left": {"left": {"name": "EVA"}}}', "output")] == [
         "not-the-schema"
     ]
+
+
+LISTS = [{"type": "array", "items": {"$ref": "#/$defs/t"}, "maxItems": most} for most in (9, 8, 7)]
+BRANCHES = {"$defs": {"t": {"anyOf": [*LISTS, {"type": "integer"}]}}, "$ref": "#/$defs/t"}
+
+
+@pytest.mark.anyio
+async def test_no_answer_makes_a_form_take_for_ever() -> None:
+    """Two branches that go on below double with each level, and each item beside each other is the square of them."""
+    form = Form(FormRules.model_validate({"output": BRANCHES}))
+    depth = 60
+    assert await rules(form, "[" * depth + "1" + "]" * depth, "output") == []
+    verdict = await form.check("[[1], " + "[" * depth + '"x"' + "]" * depth + "]", where="output", scope=Scope.local())
+    assert verdict.reasons() == ("is not of the form that was asked for, at / (anyOf)",)
+    unique = Form(FormRules.model_validate({"output": {"items": {}, "uniqueItems": True}}))
+    many = [{"a": [number, {"b": None}]} for number in range(5_000)]
+    assert await rules(unique, json.dumps(many), "output") == []
+    assert [rule for rule, _ in await rules(unique, json.dumps([*many, many[7]]), "output")] == ["not-the-schema"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("items", "same"),
+    [([1, 1.0], True), ([1, True], False), ([0, False, None, "", [], {}, "0"], False), ([[1], [1.0]], True),
+     ([{"a": 1, "b": 2}, {"b": 2.0, "a": 1}], True), ([1.5, "1.5"], False), ([["list"], "list"], False)],
+)  # fmt: skip
+async def test_items_are_the_same_as_json_has_it(items: list[Any], same: bool) -> None:
+    """As the library itself says it: numbers by their value, words and texts by themselves, objects in any order."""
+    unique = Form(FormRules.model_validate({"output": {"uniqueItems": True}}))
+    found = bool(await rules(unique, json.dumps(items), "output"))
+    assert found == same == (not jsonschema.Draft202012Validator({"uniqueItems": True}).is_valid(items))
+
+
+@pytest.mark.anyio
+async def test_what_cannot_be_judged_is_not_of_the_form() -> None:
+    """Nested deeper than can be followed, or a number that no sum holds: a finding, and no failure of the check."""
+    tree = Form(FormRules.model_validate({"output": {"items": {"$ref": "#"}}}))
+    assert [rule for rule, _ in await rules(tree, "[" * 900 + "]" * 900, "output")] == ["not-the-schema"]
+    number = Form(FormRules.model_validate({"output": {"multipleOf": 0.1}}))
+    assert [rule for rule, _ in await rules(number, "9" * 400, "output")] == ["not-the-schema"]
 
 
 def test_two_schemas_must_both_hold() -> None:
