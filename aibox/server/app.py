@@ -25,7 +25,7 @@ from aibox.server.chat_api import ChatAPI
 from aibox.server.document_api import DocumentAPI
 from aibox.server.endpoint import ByMethod, Served, failed
 from aibox.server.evidence_api import AuditAPI, ReceiptsAPI
-from aibox.server.gate import Gate
+from aibox.server.gate import OUR_FAULT, Gate
 from aibox.server.guard_api import GuardAPI
 from aibox.server.health_api import HealthAPI
 from aibox.server.hot import ROUTES, HotPath
@@ -106,6 +106,7 @@ def create_app(
             AIBoxError: failed,
             HTTPException: _unknown,
             ClientDisconnect: _gone,
+            Exception: _bug,
         },
     )
     limits = box.settings.server.limits
@@ -157,6 +158,11 @@ async def _unknown(_: Request, error: Exception) -> Response:
         {**told, "hint": "GET /v1/openapi.json lists what there is"},
         status_code=error.status_code, headers=headers, media_type="application/problem+json",
     )  # fmt: skip
+
+
+async def _bug(request: Request, _: Exception) -> Response:
+    """A bug of ours, in the shape of every other error; the gate, which it comes to next, says in the log where."""
+    return await failed(request, AIBoxError(OUR_FAULT))
 
 
 async def _gone(_: Request, __: Exception) -> Response:

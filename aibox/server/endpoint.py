@@ -82,6 +82,10 @@ class Served:
         except asyncio.CancelledError:
             await asyncio.shield(self._note(who, "left"))
             raise
+        except Exception:
+            # A bug of ours: what it has done by then nobody knows, and that it was begun and ended badly is told.
+            await self._note(who, AIBoxError.code)
+            raise
         await self._note(who, "done")
         return answer
 

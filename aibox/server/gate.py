@@ -31,6 +31,7 @@ OPEN = ("/v1/openapi.json",)
 """What says nothing about this installation and asks nobody who they are."""
 CUT_S = 2.0
 """How long the last words of a stream that is cut off may take to be sent."""
+OUR_FAULT = "this went wrong, and it is our fault"
 _STREAM = b"text/event-stream"
 
 
@@ -94,7 +95,7 @@ class Gate:
                 self._log.say("bug", level="error", correlation=request.correlation, **failure(error))
             if request.status:
                 raise
-            await _refuse(AIBoxError("this went wrong, and it is our fault"), request, scope, tell)
+            await _refuse(AIBoxError(OUR_FAULT), request, scope, tell)
         finally:
             self._live.discard(request)
             self._ended(request, scope)

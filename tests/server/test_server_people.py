@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from platform_world import Asked, Person, World, world
 from typer.testing import CliRunner
@@ -241,6 +242,28 @@ async def test_tokens_and_keys_of_a_user_are_refused_at_once(w: World) -> None:
     assert [one["user"] for one in listed] == ["boss", "eva"]
     begun = [e.detail["operation"] async for e in w.box.audit.entries("acme") if e.kind == "request.begun"]
     assert begun == ["users.suspend", "users.resume"]
+
+
+async def test_what_breaks_on_the_way_has_an_end_on_record_too(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An act that was begun and met a bug is not left open, and the answer is a problem like any other."""
+
+    async def breaks(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    w.http = httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app=w.app, raise_app_exceptions=False), base_url="http://aibox"
+    )
+    monkeypatch.setattr(People, "put", breaks)
+    answer = await w.send("post", "/v1/admin/users/suspend", Asked(body={"user": "eva"}), BOSS.token())
+    await w.http.aclose()
+    assert (answer.status_code, answer.json()["detail"]) == (500, "this went wrong, and it is our fault")
+    assert answer.headers["content-type"] == "application/problem+json"
+    found = [
+        (entry.kind, entry.detail.get("outcome"))
+        async for entry in w.box.audit.entries("acme")
+        if entry.detail["operation"] == "users.suspend"
+    ]
+    assert found == [("request.begun", None), ("request.ended", "aibox")]
 
 
 async def test_a_tenants_administrator_shuts_out_neither_the_operator_nor_themselves(w: World) -> None:
