@@ -30,6 +30,8 @@ class Answer:
 
     keep: int
     on_output: OnOutput | None = None
+    begun: bool = False
+    """Whether the guest was asked, or about to be: what waits its turn is not."""
     data: bytearray = field(default_factory=bytearray)
     facts: dict[str, str] = field(default_factory=dict)
     timed_out: bool = False

@@ -17,7 +17,7 @@ from aibox.chat import Health
 from aibox.errors import AccessError, ConfigError, LimitError, SandboxError
 from aibox.execution import Limits
 from aibox.protocols import Driver, Guest, Recorder
-from aibox.sandbox.session import Session
+from aibox.sandbox.session import Record, Session
 from aibox.types import Scope
 
 _STARTS_AT_ONCE = 8
@@ -27,7 +27,6 @@ _RETRY_S = 5.0
 @dataclass(slots=True)
 class _Held:
     scope: Scope
-    """As the request has it that came last: what is recorded names that one. Calls of a session take turns."""
     session: Session
     kept: bool
     """Nobody waits in it: it may end when room is needed."""
@@ -110,7 +109,7 @@ class Sandbox:
             )
         if held is None or (held.scope.tenant, held.scope.user) != (scope.tenant, scope.user):
             raise AccessError("there is no such sandbox session", hint="it may have ended; open another", absent=True)
-        held.scope = held.scope.under(scope.correlation, scope.trace)
+        held.session.record = self._recorder(id, held.scope.under(scope.correlation, scope.trace, case=scope.case))
         return held.session
 
     def ids(self, *, scope: Scope) -> list[str]:
@@ -126,7 +125,7 @@ class Sandbox:
         async with self._keeping:
             for held in self._held.values():
                 if held.kept and held.scope == scope:
-                    held.scope = scope
+                    held.session.record = self._recorder(held.session.id, scope)
                     return held.session
             return await self._new(scope, kept=True)
 
@@ -162,18 +161,12 @@ class Sandbox:
         finally:
             self._opening.remove(scope.tenant)
         id_ = secrets.token_urlsafe(16)
-        shown = id_[:8]
         id_ = f"{self._replica}.{id_}" if self._replica else id_
-
-        def record(kind: str, detail: Mapping[str, object]) -> None:
-            if self._audit is not None:
-                held = self._held.get(id_)
-                now = scope if held is None else held.scope
-                self._audit.note(kind, scope=now, detail={"sandbox": shown, **detail})
+        record = self._recorder(id_, scope)
 
         def ended(session: Session) -> None:
             try:
-                record("sandbox.ended", {})
+                session.record("sandbox.ended", {})
             finally:
                 self._held.pop(session.id, None)
 
@@ -194,6 +187,16 @@ class Sandbox:
         self._held[id_] = _Held(scope, session, kept)
         self._look_after()
         return session
+
+    def _recorder(self, id_: str, scope: Scope) -> Record:
+        """Records what a request does in a session, in the name of that request, whoever comes meanwhile."""
+        shown = id_.rpartition(".")[2][:8]
+
+        def record(kind: str, detail: Mapping[str, object]) -> None:
+            if self._audit is not None:
+                self._audit.note(kind, scope=scope, detail={"sandbox": shown, **detail})
+
+        return record
 
     async def _start(self, gpus: int = 0) -> Guest:
         async with self._starts:

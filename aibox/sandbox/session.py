@@ -56,7 +56,8 @@ class Session:
         self._guest = guest
         self._frames = Frames(guest)
         self._lock = anyio.Lock()
-        self._record: Record = record or (lambda *_: None)
+        self.record: Record = record or (lambda *_: None)
+        """Of the request that has come last; each run keeps the one that it began with."""
         self._ended = ended or (lambda _: None)
         self._put: dict[str, str] = {}
         self._known: frozenset[FileEntry] = frozenset()
@@ -99,7 +100,7 @@ class Session:
         `wall_s` does not bound it, nor `output_kib` its stdout: who speaks with it does. Other calls of the session
         wait for its end. Raises SandboxError, ConfigError when it is no command.
         """
-        words, began = _words(argv), time.perf_counter()
+        words, began, record = _words(argv), time.perf_counter(), self.record
         self._waiting += 1
         try:
             async with self._lock:
@@ -114,7 +115,7 @@ class Session:
                     if talk.stopped:
                         await self._halt(answer)
                     came_of = replace(answer.result(self.limits), exit_code=talk.exit_code)
-                    self._ran("talk", words, came_of, began)
+                    _ran(record, "talk", words, came_of, began)
         finally:
             self._waiting -= 1
             self.last_used = time.monotonic()
@@ -130,7 +131,7 @@ class Session:
             raise refusal("full", path, limit_mib=self.limits.workspace_mib)
         parts = [(b"W", _marshal(path.encode()))]
         parts += [(b"D", body[start : start + (_MIB >> 1)]) for start in range(0, len(body), _MIB >> 1)]
-        answer = await self._call([*parts, (b"E", b"")], keep=0)
+        answer = await self._call([*parts, (b"E", b"")], Answer(0))
         self._raise_for(answer, path)
         self._put[path] = hashlib.sha256(body).hexdigest()
 
@@ -138,7 +139,7 @@ class Session:
         """Read a regular file. Raises AccessError, StoreError when there is none, or LimitError when it is larger."""
         path = inside(path)
         limit = min(limit_mib or self.limits.workspace_mib, self.limits.workspace_mib)
-        answer = await self._call([(b"G", _marshal((path.encode(), int(limit * _MIB))))], keep=int(limit * _MIB))
+        answer = await self._call([(b"G", _marshal((path.encode(), int(limit * _MIB))))], Answer(int(limit * _MIB)))
         self._raise_for(answer, path, limit_mib=limit)
         return bytes(answer.data)
 
@@ -148,7 +149,7 @@ class Session:
         Raises AccessError, StoreError when there is no such folder, LimitError when there is more.
         """
         name = "" if path in ("", ".") else inside(path)
-        answer = await self._call([(b"L", _marshal((name.encode(), deep, _ENTRIES)))], keep=64 * _MIB)
+        answer = await self._call([(b"L", _marshal((name.encode(), deep, _ENTRIES)))], Answer(64 * _MIB))
         self._raise_for(answer, path)
         rows = [row.split(b" ", 3) for row in bytes(answer.data).split(b"\0") if row]
         if rows and rows[-1][0] == b"+":
@@ -261,7 +262,7 @@ class Session:
         made = Artifact(path, len(data), hashlib.sha256(data).hexdigest())
         # The name is the guest's and may be anybody's data: in the evidence stands its digest.
         name = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()
-        self._record("sandbox.artifact", {"path_sha256": name, "bytes": made.size, "sha256": made.sha256})
+        self.record("sandbox.artifact", {"path_sha256": name, "bytes": made.size, "sha256": made.sha256})
         return made
 
     async def close(self) -> None:
@@ -276,40 +277,23 @@ class Session:
     async def _run(
         self, kind: str, letter: bytes, data: bytes, shown: list[bytes], on_output: OnOutput | None
     ) -> Result:
-        limits, began = self.limits, time.perf_counter()
-        answer = await self._call(
-            [(letter, data)], keep=limits.output_kib * 1024, wall_s=limits.wall_s, on_output=on_output
-        )
-        return self._ran(kind, shown, answer.result(limits), began)
+        limits, began, record = self.limits, time.perf_counter(), self.record
+        answer = Answer(limits.output_kib * 1024, on_output)
+        try:
+            await self._call([(letter, data)], answer, wall_s=limits.wall_s)
+        except BaseException:
+            if answer.begun:  # whoever left, or ended the session, has stopped what was running
+                _ran(record, kind, shown, replace(answer.result(limits), exit_code=None), began)
+            raise
+        return _ran(record, kind, shown, answer.result(limits), began)
 
-    def _ran(self, kind: str, shown: list[bytes], result: Result, began: float) -> Result:
-        result = replace(result, duration_s=time.perf_counter() - began)
-        self._record(
-            "sandbox.ran",
-            {
-                "kind": kind,
-                "code_sha256": hashlib.sha256(b"\0".join(shown)).hexdigest(),
-                "exit_code": result.exit_code,
-                "duration_us": round(result.duration_s * 1e6),
-                "limits_hit": [hit.partition("(")[2].partition(")")[0] for hit in result.limits_hit],
-            },
-        )
-        return result
-
-    async def _call(
-        self,
-        frames: list[tuple[bytes, bytes]],
-        *,
-        keep: int,
-        wall_s: float = _FILE_S,
-        on_output: OnOutput | None = None,
-    ) -> Answer:
+    async def _call(self, frames: list[tuple[bytes, bytes]], answer: Answer, *, wall_s: float = _FILE_S) -> Answer:
         self._waiting += 1
         try:
             async with self._lock:
                 if not self._open:
                     raise SandboxError("the sandbox session is over", hint="start another; files are lost")
-                answer = Answer(keep, on_output)
+                answer.begun = True
                 try:
                     await self._exchange(frames, answer, wall_s)
                 except SandboxError as error:
@@ -376,6 +360,21 @@ class Session:
             raise SandboxError(f"{path!r} could not be copied in time")
         if (word := answer.facts.get("error")) is not None:
             raise refusal(word, path, limit_mib=limit_mib or self.limits.workspace_mib)
+
+
+def _ran(record: Record, kind: str, shown: list[bytes], result: Result, began: float) -> Result:
+    result = replace(result, duration_s=time.perf_counter() - began)
+    record(
+        "sandbox.ran",
+        {
+            "kind": kind,
+            "code_sha256": hashlib.sha256(b"\0".join(shown)).hexdigest(),
+            "exit_code": result.exit_code,
+            "duration_us": round(result.duration_s * 1e6),
+            "limits_hit": [hit.partition("(")[2].partition(")")[0] for hit in result.limits_hit],
+        },
+    )
+    return result
 
 
 def _marshal(value: Any) -> bytes:

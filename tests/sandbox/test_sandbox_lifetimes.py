@@ -9,11 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import anyio
+import anyio.abc
 import pytest
 from sandbox_abuses import running
+from waiting import until
 
 from aibox.agents.code import code_tools, describe
 from aibox.audit.chain import AuditChain
@@ -22,6 +25,7 @@ from aibox.execution import Limits, Result, Table
 from aibox.sandbox.bubblewrap import Bubblewrap
 from aibox.sandbox.runtime import HOLD
 from aibox.sandbox.sandbox import Sandbox
+from aibox.sandbox.session import Session
 from aibox.types import Scope
 
 SMALL = Limits(memory_mib=64, pids=8, wall_s=20, output_kib=4, workspace_mib=1)
@@ -299,3 +303,58 @@ async def test_an_entry_names_the_request_that_it_is_of(tmp_path: Path, scope: S
         ("sandbox.started", "talking-1"), ("sandbox.ran", "talking-1"), ("sandbox.ran", "talking-2"),
         ("sandbox.ended", "talking-2"),
     ]  # fmt: skip
+
+
+@pytest.mark.anyio
+async def test_an_entry_names_its_own_request_whoever_comes_meanwhile(tmp_path: Path, scope: Scope) -> None:
+    """While one runs another looks at the files, or waits to run: each entry is of the one that asked for it."""
+    async with AuditChain(tmp_path / "audit.db") as chain:
+        sandbox = Sandbox(Bubblewrap(), limits=SMALL, audit=chain)
+        opened = await sandbox.open(scope=scope.under("opening-1"))
+        first = await sandbox.attach(opened.id, scope=scope.under("running-1"))
+        async with anyio.create_task_group() as group:
+            await started(group, first)
+            second = await sandbox.attach(opened.id, scope=scope.under("running-2"))
+            group.start_soon(second.bash, "true")
+            await until(lambda: opened._waiting == 2)
+            await sandbox.attach(opened.id, scope=scope.under("looking-1"))
+        await sandbox.close()
+        found = [(entry.kind, entry.detail["correlation"]) async for entry in chain.entries(scope.tenant)]
+    assert found == [
+        ("sandbox.started", "opening-1"), ("sandbox.ran", "running-1"), ("sandbox.ran", "running-2"),
+        ("sandbox.ended", "looking-1"),
+    ]  # fmt: skip
+
+
+async def started(group: anyio.abc.TaskGroup, session: Session, *, for_s: float = 0.5) -> None:
+    """Code runs in the session when this returns."""
+    said: list[str] = []
+    run = partial(session.bash, f"echo begun; sleep {for_s}", on_output=lambda _, text: said.append(text))
+    group.start_soon(run)
+    await until(lambda: said)
+
+
+@pytest.mark.anyio
+async def test_code_that_was_stopped_has_run_and_is_on_record(tmp_path: Path, scope: Scope) -> None:
+    """Whoever asked for it left, or the session was ended: one entry each; none for what waited and never began."""
+    async with AuditChain(tmp_path / "audit.db") as chain:
+        sandbox = Sandbox(Bubblewrap(), limits=SMALL, audit=chain)
+        session = await sandbox.open(scope=scope)
+        async with anyio.create_task_group() as group:
+            await started(group, session, for_s=100)
+            group.start_soon(session.bash, "echo never")
+            await until(lambda: session._waiting == 2)
+            group.cancel_scope.cancel()
+        with pytest.raises(ExceptionGroup) as ended:
+            await _ended_meanwhile(session)
+        assert ended.group_contains(SandboxError, match="was ended while a command ran")
+        await sandbox.close()
+        ran = [entry.detail async for entry in chain.entries(scope.tenant) if entry.kind == "sandbox.ran"]
+    assert [one["exit_code"] for one in ran] == [None, None]
+    assert len({one["code_sha256"] for one in ran}) == 1
+
+
+async def _ended_meanwhile(session: Session) -> None:
+    async with anyio.create_task_group() as group:
+        await started(group, session, for_s=100)
+        await session.close()
