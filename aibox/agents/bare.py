@@ -18,7 +18,7 @@ from aibox.audit.chain import AuditChain
 from aibox.chat import ChatRequest, Chunk, Completion, assemble
 from aibox.errors import AIBoxError, BackendError, GuardrailError
 from aibox.guardrails.guardrail import Guardrail
-from aibox.guardrails.pseudonyms import find_tokens, json_might_hold_tokens
+from aibox.guardrails.marks import json_might_hold_tokens
 from aibox.guardrails.stream import OutputFilter
 from aibox.inference.capabilities import Api
 from aibox.inference.router import Router
@@ -123,7 +123,7 @@ class BareCall:
             request = request.with_body(await self._looked_at(request.body))
             data = request.encoded()
             # A model that was shown no pseudonym has none to give back.
-            self._restores = bool(find_tokens(data.decode()))
+            self._restores = json_might_hold_tokens(data)
         self._began, self._called_under = self._record.called(request, data, scope=self._scope, api=self._api)
         return request
 

@@ -33,7 +33,7 @@ from aibox.cli import interrupt
 from aibox.cli.chat import SMALL_MODEL
 from aibox.cli.options import ConfigOption, ModelOption, load_settings
 from aibox.errors import BackendError, ConfigError, EgressError, IntegrityError
-from aibox.guardrails.pseudonyms import find_tokens
+from aibox.guardrails.marks import find_tokens
 from aibox.inference.openai_compatible import OpenAICompatible
 from aibox.inference.router import Router
 from aibox.policy.egress import EgressRules

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from aibox.guardrails.marks import token_spans
 from aibox.guardrails.pii import scan
-from aibox.guardrails.pseudonyms import find_tokens
 
 # A name that was played back comes back in the next request: a value like any other, and named by its place.
 _NAME = re.compile(r"⟪([a-z]+) \d+⟫")
@@ -103,8 +103,7 @@ def _found(text: str) -> Iterator[Span]:
     for match in _SECRET.finditer(text):
         group: str | int = match.lastgroup or 0
         yield (*match.span(group), "secret")
-    for token in dict.fromkeys(find_tokens(text)):
-        yield from ((*match.span(), "pseudonym") for match in re.finditer(re.escape(token), text))
+    yield from ((start, end, "pseudonym") for start, end, _ in token_spans(text))
     yield from ((*match.span(), "id") for match in _ID.finditer(text))
     yield from ((*match.span(), "time") for match in _TIME.finditer(text))
     yield from ((*finding.span, finding.rule.lower()) for finding in scan(text))

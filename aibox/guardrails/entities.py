@@ -19,6 +19,7 @@ from functools import cache
 from aibox.guardrails import entity_model
 from aibox.guardrails.entity_model import GROUPS, PIECES, EntityModel, model
 from aibox.guardrails.formats import Found
+from aibox.guardrails.marks import masked
 from aibox.guardrails.names import NOT_A_NAME, is_given
 from aibox.guardrails.normalise import normalise
 from aibox.guardrails.wordpiece import Piece
@@ -80,8 +81,8 @@ class Entities:
         return Verdict(Decision.FLAG if findings else Decision.ALLOW, text, findings, where=where)
 
     def scan(self, text: str, gone: threading.Event | None = None) -> tuple[Finding, ...]:
-        """What `check` finds, in this thread. Time is linear in the text."""
-        normal = normalise(text, fold=False)
+        """What `check` finds, in this thread. Time is linear in the text. A pseudonym is nobody's name or address."""
+        normal = normalise(masked(text), fold=False)
         sentences = list(_sentences(normal.text))
         known = self._of([normal.text[start:end] for start, end in sentences], gone)
         return tuple(

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from anyio import to_thread
 
 from aibox.guardrails import formats, names
+from aibox.guardrails.marks import masked
 from aibox.guardrails.normalise import LONG_CHARS, normalise
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
 
@@ -51,8 +52,11 @@ class PII:
 
 
 def scan(text: str) -> tuple[Finding, ...]:
-    """All personal data in a text, in order. Spans point at the text as given, through any disguise of characters."""
-    normal = normalise(text, fold=False)
+    """All personal data in a text, in order. Spans point at the text as given, through any disguise of characters.
+
+    A pseudonym is none, whatever form it has.
+    """
+    normal = normalise(masked(text), fold=False)
     found = (*formats.find(normal.text), *names.find(normal.text))
     return tuple(
         Finding("pii", type_, normal.span(start, end), score, _REASONS[type_])

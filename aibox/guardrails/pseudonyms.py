@@ -1,5 +1,7 @@
 """Reversible pseudonyms such as `<PERSON_482139>`: one value has one token in a case of a tenant, and others elsewhere.
 
+Where the policy asks for it a token is written as `shapes` has it, and passes for a value where a form is checked.
+
 A token is restored only for a user whose own text, or a text shown to whom, held the value: nobody reads with somebody
 else's token. Restoring what `replace` made gives back the text as it was, character by character.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +18,9 @@ from typing import TypeVar
 import anyio.to_thread
 
 from aibox.errors import AccessError, ConfigError
-from aibox.guardrails.vault import FOR_GOOD, KEY_BYTES, STEM_DIGITS, Vault
+from aibox.guardrails import shapes
+from aibox.guardrails.marks import LITERAL, TOKEN, all_names, find_tokens, held_from, might_hold_tokens, names
+from aibox.guardrails.vault import FOR_GOOD, KEY_BYTES, Vault
 from aibox.policy.pseudonyms import PseudonymRules
 from aibox.postgres import shown
 from aibox.protocols import Recorder
@@ -27,28 +31,6 @@ _REVERSIBLE = PseudonymRules()
 Unknown = Callable[[str], str]
 """What to put in place of a token, given in its brackets, that stands for nothing here."""
 
-LITERAL = "LITERAL"
-"""The type of a token that stands for text which looked like a token when it came in."""
-
-# Six digits from an HMAC (more in a tenant that has used those up), then up to two letters for further writings of the
-# same value. Of sixteen forms that were measured a small model repeats this one most faithfully (docs/guardrails.md).
-_ID = rf"[0-9]{{{min(STEM_DIGITS)},{max(STEM_DIGITS)}}}[a-z]{{0,2}}"
-_KNOWN = "PERSON|EMAIL|PHONE|CARD|IBAN|SSN|IP|URL|BIRTHDATE|ADDRESS|PLACE|LITERAL"
-_WORD = "[A-Za-z0-9_]"
-# As written; or, for the types that aibox makes itself, with the harm that small models do: another case, square
-# brackets, a bracket missing. A type and an id name one value whatever stands around them: none of it is ambiguous.
-_TOKEN = re.compile(
-    rf"<([A-Z]{{2,16}}_{_ID})>"
-    rf"|(?i:\[((?:{_KNOWN})_{_ID})\])"
-    rf"|(?i:(?<!{_WORD})<?((?:{_KNOWN})_{_ID})(?!{_WORD})>?)",
-    re.ASCII,
-)
-TOKEN_CHARS = 2 + 16 + 1 + max(STEM_DIGITS) + 2
-"""The longest token, brackets included: what a stream holds back at most."""
-_MAYBE = re.compile(rf"_[0-9]{{{min(STEM_DIGITS)}}}", re.ASCII)
-"""In every token: most texts hold none, and this says so some fifty times faster."""
-_MAYBE_JSON = re.compile(rb"(?:_|\\u005[fF])(?:[0-9]|\\u003[0-9]){%d}" % min(STEM_DIGITS))
-_TAIL = re.compile(rf"[<\[]?{_WORD}{{0,{TOKEN_CHARS - 2}}}\Z", re.ASCII)
 _NOT_LETTERS = re.compile("[^A-Z]")
 
 _WORDS = {
@@ -126,12 +108,9 @@ class Pseudonyms:
                 hint="pseudonyms.unmask in the policy names who may",
             )
         await audit.append("pseudonym.unmasked", scope=scope, detail=detail)
-        values = await self._run(self._vault.everyones, scope.tenant, tokens)
-        edits = [
-            (*match.span(), values.get(_canonical(match)) or placeholder(f"<{_canonical(match)}>"))
-            for match in _TOKEN.finditer(text)
-        ]
-        return splice(text, edits)
+        matches = list(TOKEN.finditer(text))
+        values = await self._run(self._vault.everyones, scope.tenant, all_names(matches))
+        return splice(text, [_edit(match, values, unknown=placeholder) for match in matches])
 
     async def replace(
         self, text: str, findings: Iterable[Finding], *, scope: Scope, rules: PseudonymRules = _REVERSIBLE
@@ -145,8 +124,30 @@ class Pseudonyms:
             if finding.span[0] < finding.span[1] and (not spans or finding.span[0] >= spans[-1][1]):
                 spans.append((*finding.span, finding.rule))
         spans = with_look_alikes(text, spans)
-        made = await self.tokens([(type_, text[start:end]) for start, end, type_ in spans], scope=scope, rules=rules)
-        return splice(text, [(start, end, token) for (start, end, _), token in zip(spans, made, strict=True)])
+        return await self.put(text, spans, scope=scope, rules=rules)
+
+    async def put(
+        self,
+        text: str,
+        spans: Sequence[tuple[int, int, str]],
+        *,
+        scope: Scope,
+        rules: PseudonymRules = _REVERSIBLE,
+        fixed: Mapping[int, str] | None = None,
+    ) -> str:
+        """The text with a pseudonym for each (start, end, entity type), or what `fixed` has for this start.
+
+        Spans are sorted and disjoint. Where the rules ask for shapes, one is used only where it will be read back.
+        """
+        fixed = fixed or {}
+        values = [(type_, text[start:end]) for start, end, type_ in spans if start not in fixed]
+        tokens = iter(await self.tokens(values, scope=scope, rules=rules))
+        plain = [(start, end, fixed[start] if start in fixed else next(tokens)) for start, end, _ in spans]
+        shaped = [
+            (start, end, (None if start in fixed else _shaped(token, type_, text[start:end], rules)) or token)
+            for (start, end, type_), (_, _, token) in zip(spans, plain, strict=True)
+        ]
+        return splice(text, shaped) if shaped == plain or _read_back(text, shaped, plain) else splice(text, plain)
 
     async def restore(self, text: str, *, scope: Scope, unknown: Unknown | None = None) -> str:
         """The text with the values of the tokens that the scope's user owns.
@@ -155,21 +156,20 @@ class Pseudonyms:
         """
         return await self.restore_from(0, text, scope=scope, unknown=unknown)
 
-    async def restore_from(self, start: int, text: str, *, scope: Scope, unknown: Unknown | None = None) -> str:
-        """`text[start:]` restored; what stands before `start` tells only whether a word goes on there."""
-        matches = list(_TOKEN.finditer(text, start)) if _MAYBE.search(text, start) else []
+    async def restore_from(
+        self, start: int, text: str, *, scope: Scope, unknown: Unknown | None = None, end: int | None = None
+    ) -> str:
+        """`text[start:end]` restored; what stands around it tells only whether a word goes on there."""
+        end = len(text) if end is None else end
+        found = TOKEN.finditer(text, start) if might_hold_tokens(text[start:]) else ()
+        matches = [match for match in found if match.end() <= end]
         if not matches:
-            return text[start:]
-        names = [_canonical(match) for match in matches]
-        values = await self._run(self._vault.values, scope.tenant, scope.user, names)
-        edits = [
-            (*match.span(), values[name] if name in values else unknown(f"<{name}>") if unknown else match[0])
-            for match, name in zip(matches, names, strict=True)
-        ]
-        return splice(text, edits)[start:]
+            return text[start:end]
+        values = await self._run(self._vault.values, scope.tenant, scope.user, all_names(matches))
+        return splice(text[:end], [_edit(match, values, unknown=unknown) for match in matches])[start:]
 
     async def restore_stream(self, chunks: AsyncIterator[str], *, scope: Scope) -> AsyncIterator[str]:
-        """As `restore` for a text that arrives in pieces; at most `TOKEN_CHARS` characters are held back."""
+        """As `restore` for a text that arrives in pieces; at most `marks.TOKEN_CHARS` characters are held back."""
         restorer = Restorer(self, scope=scope)
         async for chunk in chunks:
             if piece := await restorer.push(chunk):
@@ -196,7 +196,10 @@ class Pseudonyms:
 
 
 class Restorer:
-    """Restores a text that arrives in pieces: what `push` and `finish` return, joined, is the whole text restored."""
+    """Restores a text that arrives in pieces: what `push` and `finish` return, joined, is the whole text restored.
+
+    At most `marks.TOKEN_CHARS` characters are held back.
+    """
 
     def __init__(self, pseudonyms: Pseudonyms, *, scope: Scope, unknown: Unknown | None = None) -> None:
         self._pseudonyms = pseudonyms
@@ -207,38 +210,31 @@ class Restorer:
 
     async def push(self, text: str) -> str:
         whole = self._held + text
-        tail = _TAIL.search(whole, max(0, len(whole) - TOKEN_CHARS))
-        at = tail.start() if tail else len(whole)
-        if (
-            at
-            and whole[at - 1 : at].isascii()
-            and re.match(_WORD, whole[at - 1])
-            and whole[at : at + 1] not in ("<", "[")
-        ):
-            at = len(whole)  # the end of a word too long for a token
-        return await self._release(whole, at)
+        return await self._release(whole, held_from(whole))
 
     async def finish(self) -> str:
         return await self._release(self._held, len(self._held))
 
     async def _release(self, whole: str, at: int) -> str:
-        ready, self._held = whole[:at], whole[at:]
-        if not ready:
+        self._held = whole[at:]
+        if not at:
             return ""
-        context, self._before = self._before, ready[-1]
-        text = context + ready
-        return await self._pseudonyms.restore_from(len(context), text, scope=self._scope, unknown=self._unknown)
+        context, self._before = self._before, whole[at - 1]
+        start = len(context)
+        return await self._pseudonyms.restore_from(
+            start, context + whole, scope=self._scope, unknown=self._unknown, end=start + at
+        )
 
 
 def with_look_alikes(text: str, spans: Sequence[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
     """The spans, sorted and disjoint as given, and between them those of everything that could be taken for a token."""
-    if not _MAYBE.search(text):
+    if not might_hold_tokens(text):
         return list(spans)
     result: list[tuple[int, int, str]] = []
     at = 0
     for start, end, type_ in (*spans, (len(text), len(text), "")):
         # Each stretch by itself: what stands beside a token later is not what stands there now.
-        result += [(at + m.start(), at + m.end(), LITERAL) for m in _TOKEN.finditer(text[at:start])]
+        result += [(at + m.start(), at + m.end(), LITERAL) for m in TOKEN.finditer(text[at:start])]
         if type_:
             result.append((start, end, type_))
         at = end
@@ -260,26 +256,32 @@ def _kept(type_: str, rules: PseudonymRules) -> bool:
     return type_ == LITERAL or rules.reversible(type_)
 
 
-def _canonical(match: re.Match[str]) -> str:
-    type_, _, id_ = (match[1] or match[2] or match[3]).partition("_")
-    return f"{type_.upper()}_{id_.lower()}"
+def _edit(match: re.Match[str], values: Mapping[str, str], *, unknown: Unknown | None) -> tuple[int, int, str]:
+    called = names(match)
+    value = next((values[name] for name in called if name in values), None)
+    if value is None:
+        value = unknown(f"<{called[0]}>") if unknown else match[0]
+    return (*match.span(), value)
+
+
+def _shaped(token: str, type_: str, value: str, rules: PseudonymRules) -> str | None:
+    """The token as a value of its type; of what only looks like a pseudonym, as one of the type that it looks like."""
+    like = shapes.type_of(value) if type_ == LITERAL else _type(type_)
+    return shapes.write(like, token.strip("<>").partition("_")[2], value) if like and rules.keeps_form(like) else None
+
+
+def _read_back(text: str, shaped: Sequence[tuple[int, int, str]], plain: Sequence[tuple[int, int, str]]) -> bool:
+    """Whether each pseudonym is found where it was put: a letter beside it may make it part of a longer word."""
+    found = {match.span(): names(match) for match in TOKEN.finditer(splice(text, shaped))}
+    moved = 0
+    for (start, end, shape), (_, _, token) in zip(shaped, plain, strict=True):
+        place = (start + moved, start + moved + len(shape))
+        moved += len(shape) - (end - start)
+        if shape != token and token.strip("<>") not in found.get(place, ()):
+            return False
+    return True
 
 
 def _type(rule: str) -> str:
     """An entity type fit for a token, from whatever a check calls its rule."""
     return _NOT_LETTERS.sub("", rule.upper())[:16].ljust(2, "X")
-
-
-def might_hold_tokens(text: str) -> bool:
-    """False of a text in which `find_tokens` finds nothing, and of nearly all of them."""
-    return _MAYBE.search(text) is not None
-
-
-def json_might_hold_tokens(data: bytes) -> bool:
-    """As `might_hold_tokens` of all texts of a JSON text, however their characters are written in it."""
-    return _MAYBE_JSON.search(data) is not None
-
-
-def find_tokens(text: str) -> list[str]:
-    """The pseudonyms in a text, in brackets and as they are made, in order; also those that a model has damaged."""
-    return [f"<{_canonical(match)}>" for match in _TOKEN.finditer(text)] if _MAYBE.search(text) else []

@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from aibox.guardrails.pseudonyms import Pseudonyms, find_tokens, might_hold_tokens, splice, with_look_alikes
+from aibox.guardrails.marks import json_might_hold_tokens, might_hold_tokens
+from aibox.guardrails.pseudonyms import Pseudonyms, with_look_alikes
 from aibox.guardrails.stream import Decided
 from aibox.policy.pseudonyms import PseudonymRules
 from aibox.types import Decision, Finding, Scope, Where
@@ -45,14 +46,12 @@ async def rewritten(
             spans.append((start, end, "REMOVED"))
     if where in _FOREIGN:
         spans = with_look_alikes(text, spans)
-    values = [(type_, text[start:end]) for start, end, type_ in spans if start not in removed]
-    tokens = iter(await pseudonyms.tokens(values, scope=scope, rules=rules))
-    return splice(text, [(start, end, removed.get(start) or next(tokens)) for start, end, _ in spans])
+    return await pseudonyms.put(text, spans, scope=scope, rules=rules, fixed=removed)
 
 
 async def restored_json(text: str, restore: Callable[[str], Awaitable[str]]) -> str:
     """A JSON text with each of its strings restored; one that is no JSON is restored as it is."""
-    if not find_tokens(text):
+    if not json_might_hold_tokens(text.encode("utf-8", "surrogatepass")):
         return text
     try:
         value = msgspec.json.decode(text)
@@ -64,6 +63,10 @@ async def restored_json(text: str, restore: Callable[[str], Awaitable[str]]) -> 
 async def _restored(value: Any, restore: Callable[[str], Awaitable[str]]) -> Any:
     if isinstance(value, str):
         return await restore(value)
+    if type(value) is int and (shown := await restore(written := str(value))) != written:
+        # A number of digits alone may have been written as a number, and is one where its value is.
+        plain = shown.replace(" ", "").replace("-", "")
+        return int(plain) if plain.isascii() and plain.isdecimal() else shown
     if isinstance(value, list):
         return [await _restored(item, restore) for item in value]
     if isinstance(value, dict):

@@ -34,7 +34,7 @@ FOR_GOOD = "zz"
 """Ends the id of a pseudonym that is not kept, and of no other."""
 FOR_GOOD_DIGITS = 8
 _PAIRS = map("".join, itertools.product(_LETTERS, repeat=2))
-_SUFFIXES = ("", *_LETTERS, *(pair for pair in _PAIRS if pair != FOR_GOOD))
+SUFFIXES = ("", *_LETTERS, *(pair for pair in _PAIRS if pair != FOR_GOOD))
 # Written in words or signs, these are the same value.
 _WORDED = frozenset({"PERSON", "EMAIL", "URL", "ADDRESS", "PLACE", "LITERAL"})
 
@@ -174,7 +174,7 @@ class Vault:
                 "SELECT token, same FROM pseudonyms WHERE tenant = ? AND stem = ?", (tenant, stem)
             ).fetchall()
             used = {row[0] for row in taken}
-            free = (f"{type_}_{stem}{suffix}" for suffix in _SUFFIXES)
+            free = (f"{type_}_{stem}{suffix}" for suffix in SUFFIXES)
             if all(row[1] == same for row in taken) and (token := next((t for t in free if t not in used), None)):
                 sealed = self._seal(tenant, token, value)
                 row = (tenant, token, stem, same, exact, sealed)

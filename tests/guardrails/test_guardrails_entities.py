@@ -20,9 +20,10 @@ from aibox.guardrails import entities, entity_model
 from aibox.guardrails.entities import Entities
 from aibox.guardrails.entity_model import EntityModel
 from aibox.guardrails.guardrail import Guardrail
+from aibox.guardrails.marks import find_tokens
 from aibox.guardrails.outgoing import Outgoing
 from aibox.guardrails.pii import PII
-from aibox.guardrails.pseudonyms import Pseudonyms, find_tokens
+from aibox.guardrails.pseudonyms import Pseudonyms
 from aibox.guardrails.wordpiece import WordPiece
 from aibox.policy.policy import Policy
 from aibox.protocols import Check

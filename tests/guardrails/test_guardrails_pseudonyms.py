@@ -17,15 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aibox.errors import ConfigError, IntegrityError, StoreError
+from aibox.guardrails.marks import TOKEN_CHARS, find_tokens, json_might_hold_tokens, might_hold_tokens
 from aibox.guardrails.pii import scan
-from aibox.guardrails.pseudonyms import (
-    TOKEN_CHARS,
-    Pseudonyms,
-    Restorer,
-    find_tokens,
-    json_might_hold_tokens,
-    might_hold_tokens,
-)
+from aibox.guardrails.pseudonyms import Pseudonyms, Restorer
 from aibox.guardrails.vault import _of_case
 from aibox.policy.pseudonyms import PseudonymRules
 from aibox.types import Finding, Scope

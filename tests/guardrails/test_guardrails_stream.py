@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aibox.guardrails.guardrail import Guardrail
-from aibox.guardrails.pseudonyms import TOKEN_CHARS, Pseudonyms
+from aibox.guardrails.marks import TOKEN_CHARS
+from aibox.guardrails.pseudonyms import Pseudonyms
 from aibox.guardrails.stream import AHEAD_CHARS, RUN_CHARS, SEGMENT_CHARS, OutputFilter
 from aibox.policy.policy import Policy
 from aibox.types import Decision, Scope
