@@ -44,7 +44,11 @@ policies = st.builds(
         decision=st.sampled_from([Decision.FLAG, Decision.BLOCK]),
         measured=st.builds(Measured, found=st.floats(0.3, 1), false_alarms=st.floats(0, 0.2)),
     ),
-    pseudonyms=st.builds(PseudonymRules, irreversible=st.frozensets(st.sampled_from(["*", "CARD"]))),
+    pseudonyms=st.builds(
+        PseudonymRules,
+        irreversible=st.frozensets(st.sampled_from(["*", "CARD"])),
+        format_preserving=st.frozensets(st.sampled_from(["*", "CARD", "IBAN"])),
+    ),
     spotlight=st.sampled_from(SPOTLIGHTS),
     topics=topics,
     tokens=st.builds(TokenLimits, input=st.none() | st.integers(1, 99), retrieved=st.none() | st.integers(1, 99)),

@@ -51,7 +51,11 @@ def policy(chance: random.Random) -> Policy:
             "decision": chance.choice(["flag", "block"]),
             "measured": {"found": (10 + number()) / 20, "false_alarms": number() / 50},
         },
-        "pseudonyms": {"irreversible": some(("*", "CARD")), "unmask": some(("eva", "adam"))},
+        "pseudonyms": {
+            "irreversible": some(("*", "CARD")),
+            "unmask": some(("eva", "adam")),
+            "format_preserving": some(("*", "CARD", "EMAIL")),
+        },
         "spotlight": chance.choice(SPOTLIGHTS),
         "topics": {"banned": {topic: some(("buy", "sell*")) for topic in some(("money", "war"))}},
         "tokens": {"input": number(), "retrieved": number()},
@@ -93,6 +97,7 @@ def relaxed(both: Policy, one: Policy, chance: random.Random) -> list[str]:
         "on_check_failure": both.on_check_failure >= one.on_check_failure,
         "judge": both.judge.grey(where, score) or not one.judge.grey(where, score),  # type: ignore[arg-type]
         "irreversible": not both.pseudonyms.reversible("CARD") or one.pseudonyms.reversible("CARD"),
+        "format_preserving": one.pseudonyms.keeps_form("CARD") or not both.pseudonyms.keeps_form("CARD"),
         "unmask": one.pseudonyms.may_unmask(user) or not both.pseudonyms.may_unmask(user),
         "spotlight": SPOTLIGHTS.index(both.spotlight) >= SPOTLIGHTS.index(one.spotlight),
         "topics": all(words <= both.topics.banned[name] for name, words in one.topics.banned.items()),

@@ -260,7 +260,7 @@ def _edit(match: re.Match[str], values: Mapping[str, str], *, unknown: Unknown |
     called = names(match)
     value = next((values[name] for name in called if name in values), None)
     if value is None:
-        value = unknown(f"<{called[0]}>") if unknown else match[0]
+        value = unknown(f"<{called[0]}>") if unknown and shapes.sure(match) else match[0]
     return (*match.span(), value)
 
 

@@ -70,56 +70,48 @@ def _digits(text: str) -> str:
     return "".join(char for char in text if char.isdigit())
 
 
-def _grouped(text: str, like: str) -> str:
-    """In groups of four where the value was in groups."""
-    sign = next((char for char in like if char in " -"), "")
-    return sign.join(text[at : at + 4] for at in range(0, len(text), 4))
-
-
 # 9 is for national bodies, and three digits say of which country (ISO/IEC 7812-1); 900 to 999 are the codes of none
 # (ISO 3166-1: user-assigned).
 _ISSUER = "9990"
 
 
-def _card(id_: str, value: str) -> str | None:
+def _card(id_: str, value: str) -> str | None:  # noqa: ARG001 - one face for all
     payload = _mixed(id_, 11)
     if payload is None:
         return None
-    number = next(made for check in range(10) if formats.luhn(made := f"{_ISSUER}{payload}{check}"))
-    return _grouped(number, value)
+    return next(made for check in range(10) if formats.luhn(made := f"{_ISSUER}{payload}{check}"))
 
 
 def _read_card(text: str) -> str | None:
     digits = _digits(text)
-    return _unmixed(digits[4:15]) if formats.luhn(digits) else None
+    return _unmixed(digits[4:15]) if len(digits) == 16 and formats.luhn(digits) else None
 
 
 # A German bank code begins with its clearing area, 1 to 8 (Deutsche Bundesbank, Merkblatt Bankleitzahlendatei).
 _BANK = "9990"
 
 
-def _iban(id_: str, value: str) -> str | None:
+def _iban(id_: str, value: str) -> str | None:  # noqa: ARG001
     payload = _mixed(id_, 14)
     if payload is None:
         return None
-    account = f"{_BANK}{payload}"
-    number = next(made for check in range(2, 99) if formats.iban(made := f"DE{check:02}{account}"))
-    return _grouped(number, value)
+    return next(made for check in range(2, 99) if formats.iban(made := f"DE{check:02}{_BANK}{payload}"))
 
 
 def _read_iban(text: str) -> str | None:
     digits = _digits(text)
-    return _unmixed(digits[6:]) if formats.iban(f"DE{digits}") else None
+    return _unmixed(digits[6:]) if len(digits) == 20 and formats.iban(f"DE{digits}") else None
 
 
 # A country code that the ITU has given to nobody (list of ITU-T E.164 assigned country codes).
-def _phone(id_: str, value: str) -> str | None:  # noqa: ARG001 - one face for all
+def _phone(id_: str, value: str) -> str | None:  # noqa: ARG001
     payload = _mixed(id_, 11)
     return None if payload is None else f"+999{payload}"
 
 
 def _read_phone(text: str) -> str | None:
-    return _unmixed(_digits(text)[-11:])
+    digits = _digits(text).removeprefix("00").removeprefix("999")
+    return _unmixed(digits) if len(digits) == 11 else None
 
 
 # IPv6: reserved for documentation (RFC 3849). IPv4: what is reserved for documentation has 768 addresses; this part of
@@ -165,6 +157,8 @@ class _Shape:
     pattern: str
     begun: str
     """The beginnings of what the pattern matches, and what must come after before that is known."""
+    sure: bool = True
+    """Whether what stands for nothing cannot be anything else either."""
 
 
 def _begun(literal: str, rest: str) -> str:
@@ -176,7 +170,8 @@ def _begun(literal: str, rest: str) -> str:
 
 _ID = f"[0-9]{{{min(STEM_DIGITS)},{max(STEM_DIGITS)}}}[a-z]{{0,2}}"
 _ID_BEGUN = f"[0-9a-z]{{0,{max(STEM_DIGITS) + 2}}}"
-# What models put between groups of digits, Unicode's hyphens and narrow spaces among it.
+# What models put between groups of digits, Unicode's hyphens and narrow spaces among it. A digit too few or too many,
+# which is what they do to long numbers, makes nobody's number of it: it is found, and stands for nothing.
 _SIGNS = " .\u00a0\u2010\u2011\u202f-"
 _SIGN = f"[{_SIGNS}]?"
 _PHONE_SIGN = f"[(){_SIGNS}]{{0,2}}"
@@ -198,20 +193,28 @@ _SHAPES = {
     "as_card": _Shape(
         "CARD",
         _read_card,
-        rf"(?<!\w){_ISSUER}(?:{_SIGN}[0-9]){{12}}(?!\w)",
+        rf"(?<!\w){_ISSUER}(?:(?:{_SIGN}[0-9]){{12}}|[0-9]{{11}}|[0-9]{{13}})(?!\w)",
         _begun(_ISSUER, f"[0-9{_SIGNS}]{{0,24}}"),
     ),
     "as_iban": _Shape(
         "IBAN",
         _read_iban,
-        rf"(?<!\w)DE[0-9]{{2}}{_SIGN}{_BANK}(?:{_SIGN}[0-9]){{14}}(?!\w)",
+        rf"(?<!\w)DE[0-9]{{2}}{_SIGN}{_BANK}(?:(?:{_SIGN}[0-9]){{14}}|[0-9]{{13}}|[0-9]{{15}})(?!\w)",
         _begun("de", f"[0-9{_SIGNS}]{{0,35}}"),
     ),
     "as_phone": _Shape(
         "PHONE",
         _read_phone,
-        rf"(?<![\w+])(?:\+|00)999(?:{_PHONE_SIGN}[0-9]){{11}}(?!\w)",
+        rf"(?<![\w+])(?:\+|00)999(?:(?:{_PHONE_SIGN}[0-9]){{11}}|[0-9]{{10}}|[0-9]{{12}})(?!\w)",
         f"(?:{_begun('+999', f'[0-9(){_SIGNS}]{{0,33}}')}|{_begun('00999', f'[0-9(){_SIGNS}]{{0,33}}')})",
+    ),
+    # Without the sign it may be some other number, so that only one that is known is taken for a pseudonym.
+    "as_digits": _Shape(
+        "PHONE",
+        _read_phone,
+        rf"(?<![\w+.,-])999(?:{_PHONE_SIGN}[0-9]){{11}}(?!\w)",
+        _begun("999", f"[0-9(){_SIGNS}]{{0,33}}"),
+        sure=False,
     ),
     "as_ipv4": _Shape(
         "IP", _read_ipv4, r"(?<![\w.])250(?:\.[0-9]{1,3}){3}(?!\w|\.[0-9])", _begun("250.", "[0-9.]{0,12}")
@@ -234,10 +237,10 @@ CHARS = 45
 _BEGUN = re.compile(rf"(?<!\w)(?i:{'|'.join(f'(?:{shape.begun})' for shape in _SHAPES.values())})\Z", re.ASCII)
 
 # Searches for a literal beginning are fast, and most texts hold none of these.
-_LONG = re.compile(r"999(?:[^0-9a-zA-Z]{0,2}[0-9]){11}")
+_LONG = re.compile(r"999(?:[^0-9a-zA-Z]{0,2}[0-9]){10}")
 _IPV4 = re.compile(r"250(?:\.[0-9]{1,3}){3}")
 _IPV6 = re.compile(r"2001:0?db8:0?999:")
-_JSON_LONG = re.compile(rb'999(?:[^0-9"]{0,12}[0-9]){11}')
+_JSON_LONG = re.compile(rb'999(?:[^0-9"]{0,12}[0-9]){10}')
 _JSON_IPV4 = re.compile(_IPV4.pattern.encode())
 _JSON_IPV6 = re.compile(_IPV6.pattern.encode())
 # A letter, a digit or a sign of a shape that JSON need not have escaped.
@@ -266,10 +269,15 @@ def read(match: re.Match[str]) -> tuple[str, str | None]:
     return shape.type, shape.read(match[0])
 
 
+def sure(match: re.Match[str]) -> bool:
+    """Whether a match that stands for nothing is a pseudonym that was damaged or made up, and nothing else."""
+    return not match.lastgroup or _SHAPES[match.lastgroup].sure
+
+
 def type_of(text: str) -> str | None:
     """The type of a text that is a shape and nothing else."""
     match = _PATTERN.fullmatch(text)
-    return _SHAPES[str(match.lastgroup)].type if match else None
+    return _SHAPES[str(match.lastgroup)].type if match and sure(match) else None
 
 
 def maybe(text: str) -> bool:

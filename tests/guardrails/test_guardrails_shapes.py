@@ -125,16 +125,16 @@ def test_no_shape_is_anybodys(id_: str) -> None:
     assert [(host.is_global, host.is_loopback) for host in hosts] == [(False, False)] * 2
     assert hosts[0].is_reserved
     assert hosts[1] in ipaddress.ip_network("2001:db8::/32")
-    for (type_, value), text in made.items():
+    for (type_, _), text in made.items():
         if type_ == "EMAIL":
             assert text.endswith("@pseudonym.example")
         if type_ == "CARD":
-            assert text.replace(" ", "").startswith("9990")
+            assert text.startswith("9990")
         if type_ == "IBAN":
-            assert text.replace(" ", "")[4] not in "12345678"
+            assert text.startswith("DE")
+            assert text[4] not in "12345678"
         if type_ == "PHONE":
             assert text.startswith("+999")
-        assert (" " in text) == (" " in value and type_ in ("CARD", "IBAN"))
 
 
 def test_the_policy_names_the_types_that_have_a_shape() -> None:
@@ -274,16 +274,17 @@ CHANGES = {
     "EMAIL": (str.upper, str.title, "mailto:{}".format, "<{}>".format, "[{0}](mailto:{0})".format, "**{}**.".format),
     "URL": (str.upper, "({})".format, "{}/path?x=1".format, "{}.".format),
     "CARD": (
-        lambda s: s.replace(" ", ""),
-        lambda s: s.replace(" ", "-"),
-        lambda s: s.replace(" ", "\u00a0"),
-        lambda s: s.replace(" ", "\u202f"),
-        lambda s: s.replace(" ", "\u2011"),
-        lambda s: f"({s}),",
+        *(lambda s, sign=sign: sign.join(s[at : at + 4] for at in range(0, 16, 4)) for sign in " -\u00a0\u202f\u2011"),
+        "({}),".format,
     ),
-    "IBAN": (str.lower, lambda s: s.replace(" ", ""), lambda s: s.replace(" ", "-"), "`{}`".format),
+    "IBAN": (
+        str.lower,
+        *(lambda s, sign=sign: sign.join(s[at : at + 4] for at in range(0, 22, 4)) for sign in " -\u00a0"),
+        "`{}`".format,
+    ),
     "PHONE": (
         "tel:{}".format,
+        lambda s: s[1:],
         lambda s: f"00{s[1:]}",
         lambda s: f"{s[:4]} {s[4:7]} {s[7:11]} {s[11:]}",
         lambda s: f"{s[:4]}-{s[4:7]}-{s[7:]}",
@@ -390,14 +391,18 @@ async def test_nobody_reads_with_somebody_elses(scope: Scope, other_scope: Scope
 
 
 async def test_a_made_up_or_damaged_one_is_not_guessed_at(scope: Scope) -> None:
-    """A digit that was changed breaks the check digits, so it is nobody's, and the reader is told."""
+    """A digit that was changed, lost or doubled makes nobody's of it, and the reader is told."""
     pseudonyms = Pseudonyms()
     guardrail = Guardrail(Policy.read(FORMED), pseudonyms=pseudonyms)
     for type_, word in (("CARD", "card number"), ("IBAN", "account number")):
         shape = await put(pseudonyms, type_, VALUES[type_][0], scope)
-        at = len(shape) - 2
-        damaged = f"{shape[:at]}{(int(shape[at]) + 1) % 10}{shape[at + 1 :]}"
-        assert await guardrail.restore(f"It is {damaged}.", scope=scope) == f"It is [unknown {word}]."
+        for at in range(len(shape) - 8, len(shape)):
+            for digits in (str((int(shape[at]) + 1) % 10), "", shape[at] * 2):
+                damaged = f"It is {shape[:at]}{digits}{shape[at + 1 :]}."
+                assert await guardrail.restore(damaged, scope=scope) == f"It is [unknown {word}]."
+    phone = await put(pseudonyms, "PHONE", "+49 30 1234567", scope)
+    assert await guardrail.restore(f"Call {phone[:-1]}.", scope=scope) == "Call [unknown phone number]."
+    assert await guardrail.restore("Parcel 99912345678901", scope=scope) == "Parcel 99912345678901"
     made_up = "email-000000@pseudonym.example, 250.1.2.999"
     assert await guardrail.restore(made_up, scope=scope) == "[unknown e-mail address], [unknown IP address]"
 
@@ -490,8 +495,7 @@ async def test_arguments_are_restored_in_json(scope: Scope) -> None:
     guardrail = Guardrail(Policy.read(FORMED), pseudonyms=pseudonyms)
     card = await put(pseudonyms, "CARD", "4111 1111 1111 1111", scope)
     email = await put(pseudonyms, "EMAIL", "eva@example.org", scope)
-    digits = int(card.replace(" ", ""))
-    asked = {"card": digits, "to": [email, {email.upper(): 7}], "n": 999, "on": True}
+    asked = {"card": int(card), "to": [email, {email.upper(): 7}], "n": 999, "on": True}
     text = json.dumps(asked).replace("@", "\\u0040")
     back = json.loads(await guardrail.restore_arguments(text, scope=scope))
     assert back == {"card": 4111111111111111, "to": ["eva@example.org", {"eva@example.org": 7}], "n": 999, "on": True}
@@ -539,7 +543,7 @@ async def test_a_shape_that_is_for_good_is_never_turned_back(scope: Scope, tmp_p
     guardrail = Guardrail(policy, pseudonyms=pseudonyms)
     card = "4111 1111 1111 1111"
     shown = (await guardrail.check(f"Card {card}", scope=scope)).text
-    assert luhn.is_valid(shown.removeprefix("Card ").replace(" ", ""))
+    assert luhn.is_valid(shown.removeprefix("Card "))
     assert (await guardrail.check(f"Card {card}", scope=scope)).text == shown
     assert await guardrail.restore(shown, scope=scope) == "Card [withheld card number]"
     address = (await guardrail.check("203.0.113.9", scope=scope)).text

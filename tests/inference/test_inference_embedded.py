@@ -15,11 +15,15 @@ import pytest
 
 from aibox.chat import ChatRequest, assemble
 from aibox.errors import BackendError, ConfigError
+from aibox.guardrails.guardrail import Guardrail
+from aibox.guardrails.pseudonyms import Pseudonyms
 from aibox.inference import demo_model
 from aibox.inference.embedded import Embedded
 from aibox.inference.router import Router
+from aibox.policy.policy import Policy
+from aibox.policy.pseudonyms import PseudonymRules
 from aibox.testing.backend_contract import BackendContract
-from aibox.types import Scope
+from aibox.types import Decision, Scope
 
 pytestmark = pytest.mark.anyio
 LONG = {"messages": [{"role": "user", "content": "Tell me a long story."}], "max_tokens": 2000, "temperature": 0}
@@ -139,6 +143,32 @@ async def test_a_real_small_model_calls_a_tool_through_the_envelope(choice: Any,
     answer = await router.complete(ChatRequest(request), scope=scope)
     assert answer.text
     assert not answer.tool_calls
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+async def test_a_model_held_to_a_pattern_writes_a_pseudonym_of_that_form(
+    keeps: bool, model: Embedded, scope: Scope
+) -> None:
+    """llama.cpp keeps it from writing a token, and it invents a number; one with the form of a card gets through."""
+    rules = PseudonymRules(format_preserving=frozenset({"CARD"} if keeps else ()))
+    policy = Policy(checks={"pii": {"input": ((0, Decision.REDACT),)}}, pseudonyms=rules)
+    guardrail = Guardrail(policy, pseudonyms=Pseudonyms(key=bytes(range(32))))
+    asked = await guardrail.check("The card of the customer is 4111111111111111. Give it as JSON.", scope=scope)
+    schema = {
+        "type": "object",
+        "properties": {"card": {"type": "string", "pattern": "^[0-9]{16}$"}},
+        "required": ["card"],
+    }
+    request = {
+        "messages": [{"role": "user", "content": asked.text}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "card", "strict": True, "schema": schema}},
+        "temperature": 0,
+        "max_tokens": 60,
+    }
+    answer = await Router(model).complete(ChatRequest(request), scope=scope)
+    assert "4111" not in answer.text
+    restored = json.loads(await guardrail.restore_arguments(answer.text, scope=scope))
+    assert (restored == {"card": "4111111111111111"}) == keeps
 
 
 @pytest.mark.parametrize(
