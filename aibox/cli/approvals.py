@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 import aibox.box
@@ -18,6 +17,7 @@ from aibox.box import Box
 from aibox.cli import interrupt
 from aibox.cli.opened import in_box
 from aibox.cli.options import ConfigOption, ModelOption, PolicyOption, load_settings
+from aibox.cli.say import plain
 from aibox.cli.target import agent
 from aibox.errors import ConfigError
 from aibox.types import LOCAL_TENANT, Scope
@@ -40,7 +40,7 @@ def list_(tenant: TenantOption = LOCAL_TENANT, config: ConfigOption = None) -> N
         table.add_column(heading, overflow="fold")
     for asked in found:
         people = f"{len(asked.approved_by)} of {asked.people}"
-        table.add_row(asked.id, escape(visible(asked.tool)), escape(asked.asked_by), people, _time(asked.expires_us))
+        table.add_row(asked.id, plain(asked.tool), plain(asked.asked_by), people, _time(asked.expires_us))
     Console(highlight=False).print(table if found else f"nothing waits for a person in {tenant}")
 
 
@@ -150,12 +150,7 @@ def _print(asked: Approval) -> None:
     for name, value in _rows(asked).items():
         if value not in ("", []):
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            console.print(f"[bold]{name:<12}[/]{escape(visible(text))}", soft_wrap=True)
-
-
-def visible(text: str) -> str:
-    """The text with whatever a terminal would obey or hide written out: what is agreed to is what is there."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+            console.print(f"[bold]{name:<12}[/]{plain(text)}", soft_wrap=True)
 
 
 def _rows(asked: Approval) -> dict[str, object]:

@@ -21,6 +21,7 @@ from aibox.audit.signer import SigningServer, public_key
 from aibox.box import Box
 from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
+from aibox.cli.say import plain
 from aibox.cli.unmask import unmask
 from aibox.errors import ConfigError, StoreError
 from aibox.policy.retention import DAY_US
@@ -57,7 +58,7 @@ def log(
     table = Table("entry", "when", "what", "for", "turn", box=None, header_style="bold", pad_edge=False)
     for entry in found:
         who = entry.actor["user"] if entry.actor else "-"
-        table.add_row(str(entry.seq), _when(entry.ts_us), entry.kind, who, entry.turn[:8])
+        table.add_row(str(entry.seq), _when(entry.ts_us), plain(entry.kind), plain(who), plain(entry.turn[:8]))
     Console(highlight=False).print(table)
 
 

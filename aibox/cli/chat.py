@@ -30,7 +30,7 @@ from aibox.agents.events import (
 from aibox.box import Box
 from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, ModelOption, PolicyOption, load_settings
-from aibox.cli.say import say
+from aibox.cli.say import plain, say, visible
 from aibox.errors import AIBoxError, ConfigError
 from aibox.types import Decision, Label, Scope
 
@@ -162,7 +162,7 @@ class Terminal:
         """Write what code made in a turn into a folder. Raises ConfigError where that cannot be done."""
         made = [artifact for artifact in reply.artifacts if artifact.data is not None]
         for artifact in made:
-            self.err.print(f"saved {artifact.save(folder)}", markup=False, soft_wrap=True)
+            self.err.print(f"saved {visible(str(artifact.save(folder)))}", markup=False, soft_wrap=True)
         if not made:
             self.err.print("the turn made no files that can be saved")
 
@@ -171,7 +171,7 @@ class Terminal:
         if not sys.stdin.isatty():
             return False
         shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        self.err.print(f"[yellow]The agent of {scope.user} wants {escape(tool)}({escape(shown)}), label {label}.[/]")
+        self.err.print(f"[yellow]The agent of {scope.user} wants {plain(tool)}({plain(shown)}), label {label}.[/]")
         answer = await typed(lambda: self.err.input("Allow it? [yes/no] ", markup=False))
         return answer.strip().lower() in ("y", "yes")
 

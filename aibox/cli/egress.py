@@ -16,6 +16,7 @@ from aibox.audit.record import Header, read_detail, read_open
 from aibox.audit.store import open_store
 from aibox.audit.verify import verify
 from aibox.cli.options import ConfigOption, load_settings
+from aibox.cli.say import plain, visible
 from aibox.errors import IntegrityError
 from aibox.inference.egress_report import Attempt, flows
 
@@ -44,7 +45,7 @@ def report(
     try:
         held = verify(path)
     except IntegrityError as error:
-        console.print(f"[red]the evidence does not hold:[/] {error.message}", soft_wrap=True)
+        console.print(f"[red]the evidence does not hold:[/] {plain(error.message)}", soft_wrap=True)
         raise typer.Exit(1) from None
     found = flows(_attempts(path, tenant))
     if as_json:
@@ -59,21 +60,21 @@ def report(
         table.add_column(heading, overflow="fold")
     for flow in found:
         table.add_row(
-            flow.tenant,
-            flow.model,
-            flow.host,
-            flow.label + (" (pseudonyms)" if flow.pseudonymised else ""),
+            plain(flow.tenant),
+            plain(flow.model),
+            plain(flow.host),
+            plain(flow.label) + (" (pseudonyms)" if flow.pseudonymised else ""),
             str(flow.allowed),
             str(flow.denied),
             f"{flow.sent_bytes} out, {flow.returned_bytes} in",
             str(flow.tokens),
             f"{flow.cost_usd:f}",
             datetime.fromtimestamp(flow.last_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M"),
-            flow.policy.removeprefix("sha256:")[:12],
+            plain(flow.policy.removeprefix("sha256:")[:12]),
         )
     console.print(table)
     for reason in sorted({reason for flow in found for reason in flow.reasons}):
-        console.print(f"refused: {reason}", markup=False, soft_wrap=True)
+        console.print(f"refused: {visible(reason)}", markup=False, soft_wrap=True)
     console.print(str(held), markup=False, soft_wrap=True)
 
 

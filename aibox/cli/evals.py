@@ -20,6 +20,7 @@ from aibox.box import Box
 from aibox.cli import interrupt, target
 from aibox.cli.opened import in_box
 from aibox.cli.options import ConfigOption, PolicyOption, load_settings
+from aibox.cli.say import plain
 from aibox.errors import ConfigError, IntegrityError
 from aibox.evals import receipts, render, scorers
 from aibox.evals.case import Dataset
@@ -130,7 +131,7 @@ def verify(
         found.verify(key.read_text("utf-8") if key else None)
         runs = None if log is None else interrupt.run(held())
     except IntegrityError as error:
-        console.print(f"[red]does not hold:[/] {error.message}", soft_wrap=True)
+        console.print(f"[red]does not hold:[/] {plain(error.message)}", soft_wrap=True)
         raise typer.Exit(1) from None
     more = "" if runs is None else f", {runs} runs found in the log"
     console.print(f"[green]holds:[/] {found.digest}{more}", soft_wrap=True)

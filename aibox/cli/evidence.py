@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 
 from aibox.audit.keys import Keyring
@@ -17,6 +16,7 @@ from aibox.audit.receipt import Receipt
 from aibox.audit.verify import verify as verify_evidence
 from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
+from aibox.cli.say import plain, visible
 from aibox.errors import ConfigError, IntegrityError
 
 ISOLATION = "isolation"
@@ -88,7 +88,7 @@ def verify(
             print(json.dumps(broken.as_dict() if broken else {"ok": False, "cause": error.message}))
         else:
             for cause in map(str, broken.problems) if broken else [error.message]:
-                console.print(f"[red]does not hold:[/] {escape(cause)}", soft_wrap=True)
+                console.print(f"[red]does not hold:[/] {plain(cause)}", soft_wrap=True)
         raise typer.Exit(1) from None
     if as_json:
         print(json.dumps(report.as_dict()))
@@ -103,10 +103,10 @@ def why(receipt: Annotated[Path, typer.Argument(help="A receipt, as `aibox run -
     try:
         proof.verify()
     except IntegrityError as error:
-        console.print(f"[red]This receipt does not hold:[/] {error.message}", soft_wrap=True)
+        console.print(f"[red]This receipt does not hold:[/] {plain(error.message)}", soft_wrap=True)
         raise typer.Exit(1) from None
     for line in sentences(proof):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(visible(line), markup=False, soft_wrap=True)
 
 
 def sentences(proof: Receipt) -> list[str]:

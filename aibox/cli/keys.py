@@ -12,6 +12,7 @@ from rich.table import Table
 
 from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
+from aibox.cli.say import plain
 from aibox.errors import ConfigError
 from aibox.server.api_keys import ApiKey, ApiKeys
 from aibox.server.principal import Role
@@ -59,7 +60,8 @@ def list_(tenant: TenantOption, config: ConfigOption = None) -> None:
     for key in _with(config, lambda keys: keys.list(tenant)):
         used = _day(key.last_used) if key.last_used else "never"
         ends = "revoked" if key.revoked else _day(key.expires)
-        table.add_row(key.id, key.scope.user, ", ".join(sorted(key.roles)), _narrow(key), key.note, ends, used)
+        what = (key.scope.user, ", ".join(sorted(key.roles)), _narrow(key), key.note)
+        table.add_row(key.id, *map(plain, what), ends, used)
     Console(highlight=False).print(table)
 
 

@@ -14,6 +14,7 @@ from aibox.box import Box
 from aibox.cli.new_file import write_new
 from aibox.cli.opened import in_box
 from aibox.cli.options import ConfigOption
+from aibox.cli.say import lines, visible
 from aibox.errors import ConfigError
 from aibox.memory.document import Progress
 from aibox.memory.memory import Memory
@@ -50,7 +51,9 @@ def search(
     hits = _with(config, lambda memory: memory.recall(query, scope=scope))
     console = Console(highlight=False)
     for hit in hits:
-        console.print(f"{hit.score:.2f}  {hit.record.text}\n      {hit.label}, {hit.citation}", markup=False)
+        console.print(
+            f"{hit.score:.2f}  {lines(hit.record.text)}\n      {hit.label}, {visible(str(hit.citation))}", markup=False
+        )
     if not hits:
         console.print("nothing is remembered of that")
         raise typer.Exit(1)

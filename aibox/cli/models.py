@@ -10,6 +10,7 @@ import aibox.box
 from aibox.chat import ModelInfo
 from aibox.cli import interrupt, staging
 from aibox.cli.options import ConfigOption, ModelOption, load_settings
+from aibox.cli.say import plain
 
 app = typer.Typer(help="Models: those that the configured backends offer, and those staged on this disk.")
 staging.add_to(app)
@@ -32,8 +33,8 @@ def models(context: typer.Context, model: ModelOption = None, config: ConfigOpti
         table.add_column(heading)
     for info in found:
         table.add_row(
-            info.id,
-            info.backend,
+            plain(info.id),
+            plain(info.backend),
             "outside" if info.external else "here",
             "native" if info.tools else "emulated",
             str(info.context_tokens or "?"),

@@ -8,7 +8,22 @@ from rich.markup import escape
 from aibox.errors import AIBoxError
 
 
+def visible(text: str) -> str:
+    """The text with whatever a terminal would obey or hide written out: what is agreed to is what is there."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def plain(text: str) -> str:
+    """As `visible`, for a cell or a line of rich: no name that somebody chose is taken for markup either."""
+    return escape(visible(text))
+
+
+def lines(text: str) -> str:
+    """As `visible`, for a text of several lines."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
 def say(console: Console, error: AIBoxError) -> None:
-    console.print(f"[red]aibox:[/] {escape(error.message)}", soft_wrap=True)
+    console.print(f"[red]aibox:[/] {escape(lines(error.message))}", soft_wrap=True)
     if error.hint:
-        console.print(f"  {escape(error.hint)}", soft_wrap=True)
+        console.print(f"  {escape(lines(error.hint))}", soft_wrap=True)

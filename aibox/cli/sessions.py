@@ -19,10 +19,10 @@ from rich.table import Table
 
 from aibox.agents.sessions import Session
 from aibox.box import Box
-from aibox.cli.approvals import visible
 from aibox.cli.new_file import write_new
 from aibox.cli.opened import in_box
 from aibox.cli.options import ConfigOption
+from aibox.cli.say import lines, plain, visible
 from aibox.errors import AccessError, ConfigError
 from aibox.types import LOCAL_TENANT, Scope
 
@@ -72,10 +72,10 @@ def show(
     scope = Scope(tenant=tenant, user=user, agent=agent)
     whole = in_box(lambda box: _export(box, id_, scope=scope, kind="session.shown"), config=config)
     console = Console(highlight=False)
-    console.print(f"[bold]{escape(visible(whole['title']))}[/]  {escape(whole['label'])}")
+    console.print(f"[bold]{plain(whole['title'])}[/]  {escape(whole['label'])}")
     for message in whole["messages"]:
-        text = "\n".join(visible(line) for line in str(message.get("content") or "").split("\n"))
-        console.print(f"[bold]{escape(visible(str(message.get('role'))))}:[/] {escape(text)}", soft_wrap=True)
+        text = lines(str(message.get("content") or ""))
+        console.print(f"[bold]{plain(str(message.get('role')))}:[/] {escape(text)}", soft_wrap=True)
 
 
 @app.command("title")

@@ -16,6 +16,7 @@ from aibox.agents.skills import Skill, examine, load
 from aibox.box import Box
 from aibox.cli.opened import in_box
 from aibox.cli.options import ConfigOption
+from aibox.cli.say import lines, plain
 from aibox.errors import ConfigError
 from aibox.settings import Settings
 from aibox.types import LOCAL_TENANT, Scope
@@ -41,7 +42,7 @@ def list_(tenant: TenantOption = LOCAL_TENANT, config: ConfigOption = None) -> N
         table.add_column(heading)
     for skill in skills:
         allowed = "all" if skill.allowed_tools is None else " ".join(skill.allowed_tools) or "none"
-        table.add_row(escape(skill.name), skill.digest[:19], escape(allowed), escape(skill.description))
+        table.add_row(plain(skill.name), skill.digest[:19], plain(allowed), plain(skill.description))
     Console(highlight=False).print(table if skills else "no skill is installed: aibox skills install FOLDER")
 
 
@@ -54,13 +55,13 @@ def validate(folders: Annotated[list[Path], typer.Argument(help="Folders of skil
         faults, skill = examine(folder)
         if skill is None:
             bad += 1
-            console.print(f"[red]no[/]  {escape(str(folder))}", soft_wrap=True)
+            console.print(f"[red]no[/]  {plain(str(folder))}", soft_wrap=True)
             for fault in faults:
-                console.print(f"    {escape(fault)}", soft_wrap=True)
+                console.print(f"    {plain(fault)}", soft_wrap=True)
             continue
-        console.print(f"[green]yes[/] {escape(str(folder))}  {skill.digest[:19]}", soft_wrap=True)
+        console.print(f"[green]yes[/] {plain(str(folder))}  {skill.digest[:19]}", soft_wrap=True)
         for warning in skill.warnings:
-            console.print(f"    {escape(warning)}", soft_wrap=True)
+            console.print(f"    {plain(warning)}", soft_wrap=True)
     if bad:
         raise typer.Exit(1)
 
@@ -79,8 +80,8 @@ def show(
     rows |= {"license": found.license, "compatibility": found.compatibility, "files": ", ".join(found.resources)}
     for name, value in rows.items():
         if value:
-            console.print(f"[bold]{name:<14}[/]{escape(value)}", soft_wrap=True)
-    console.print(f"\n{escape(found.body)}", soft_wrap=True)
+            console.print(f"[bold]{name:<14}[/]{plain(value)}", soft_wrap=True)
+    console.print(f"\n{escape(lines(found.body))}", soft_wrap=True)
 
 
 @app.command("install")
@@ -101,7 +102,7 @@ def install(
         return box.skills.install(folder, scope=scope, replace=replace)
 
     skill = in_box(main, config=config)
-    Console(highlight=False).print(f"installed {escape(skill.name)} for {tenant}  {skill.digest}", soft_wrap=True)
+    Console(highlight=False).print(f"installed {plain(skill.name)} for {tenant}  {skill.digest}", soft_wrap=True)
 
 
 def _find(name: str, tenant: str, config: Path | None) -> Skill:

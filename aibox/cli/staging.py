@@ -17,6 +17,7 @@ from rich.table import Table
 
 from aibox.audit.keys import Keyring
 from aibox.cli.options import ConfigOption, load_settings
+from aibox.cli.say import plain
 from aibox.errors import ConfigError, IntegrityError
 from aibox.inference import staging
 from aibox.inference.s3 import Bucket
@@ -64,7 +65,11 @@ def staged(config: ConfigOption = None) -> None:
     found = store.list()
     for manifest in found:
         table.add_row(
-            manifest.name, str(len(manifest.files)), str(manifest.size >> 20), manifest.digest[:12], manifest.source
+            plain(manifest.name),
+            str(len(manifest.files)),
+            str(manifest.size >> 20),
+            plain(manifest.digest[:12]),
+            plain(manifest.source),
         )
     Console(highlight=False).print(table if found else "no model is staged: aibox models stage SOURCE")
 
@@ -81,7 +86,7 @@ def verify(
                 manifest = store.verify(each, progress=progress)
         except IntegrityError as error:
             bad = True
-            console.print(f"[red]does not hold:[/] {error}", soft_wrap=True)
+            console.print(f"[red]does not hold:[/] {plain(str(error))}", soft_wrap=True)
         else:
             print(f"{each} holds: {len(manifest.files)} files, {manifest.size} bytes")
     if bad:
@@ -117,7 +122,7 @@ def import_(
         with _progress(console) as progress:
             manifest = store.import_(bundle, trusted=trusted, progress=progress)
     except IntegrityError as error:
-        console.print(f"[red]does not hold:[/] {error}", soft_wrap=True)
+        console.print(f"[red]does not hold:[/] {plain(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
     print(f"{manifest.name}: {len(manifest.files)} files, {manifest.size} bytes, sha256:{manifest.digest}")
 
