@@ -84,7 +84,7 @@ class Price:
         cached = min(usage.cached_tokens, usage.input_tokens)
         cached_usd = self.input_usd if self.cached_usd is None else self.cached_usd
         fresh_usd = (usage.input_tokens - cached) * self.input_usd
-        return min((fresh_usd + cached * cached_usd + usage.output_tokens * self.output_usd) / 1e6, MOST_USD)
+        return (fresh_usd + cached * cached_usd + usage.output_tokens * self.output_usd) / 1e6
 
 
 @dataclass(frozen=True, slots=True)

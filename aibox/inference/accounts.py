@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from aibox.chat import Usage
+from aibox.chat import MOST_USD, Usage
 from aibox.errors import LimitError, StoreError
 from aibox.inference.background import Background
 from aibox.inference.ledger import By, Key, Ledger, ModelKey, Sums
@@ -133,7 +133,7 @@ class Accounts:
         """Add what a call has used."""
         usage = call.usage
         # Rounded up: what is cheaper than a millionth of a dollar must not be free for ever.
-        micro_usd = -int(-(usage.cost_usd or 0.0) * 1e6 // 1) if usage.cost_usd else 0
+        micro_usd = -int(-min(usage.cost_usd, MOST_USD) * 1e6 // 1) if usage.cost_usd else 0
         added = (usage.input_tokens, usage.output_tokens, 1, micro_usd)
         periods = self._periods()
         for user in ("", call.scope.user):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from enum import Enum
 
+from aibox.chat import Health
 from aibox.errors import BackendError
 from aibox.inference.fair import FairQueue
 from aibox.protocols import Backend
@@ -113,14 +114,17 @@ class Replica:
         self._checked = now
         return True
 
-    async def check(self) -> None:
-        """Ask the backend how it is. A good answer half-opens an open circuit, a bad one opens it. Never raises."""
+    async def health(self) -> Health:
+        """What the backend says of itself, within `CHECK_TIMEOUT_S`: one that says nothing is not well."""
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
-                health = await self.backend.health()
+                return await self.backend.health()
         except TimeoutError:
-            self._open(f"no answer to a check within {CHECK_TIMEOUT_S:g} s")
-            return
+            return Health(ok=False, detail=f"no answer to a check within {CHECK_TIMEOUT_S:g} s")
+
+    async def check(self) -> None:
+        """Ask the backend how it is. A good answer half-opens an open circuit, a bad one opens it. Never raises."""
+        health = await self.health()
         self._waiting, self._cache_used = health.waiting, health.cache_used
         if not health.ok:
             self._open(health.detail)

@@ -240,14 +240,27 @@ class Router:
 
     async def health(self) -> Health:
         """Good when every backend is; the detail says which is not, and why."""
-        states = [(replica.name, await replica.backend.health()) for replica in self._registry.replicas]
-        detail = "; ".join(f"{name}: {state.detail}" for name, state in states if not state.ok or len(states) == 1)
-        return Health(ok=all(state.ok for _, state in states), detail=detail or f"{len(states)} backends answer")
+        replicas = self._registry.replicas
+        states = await asyncio.gather(*(replica.health() for replica in replicas))
+        bad = [
+            f"{replica.name}: {state.detail}"
+            for replica, state in zip(replicas, states, strict=True)
+            if not state.ok or len(states) == 1
+        ]
+        return Health(ok=all(state.ok for state in states), detail="; ".join(bad) or f"{len(states)} backends answer")
 
     async def answers(self) -> bool:
-        """Whether any backend does, now."""
-        states = await asyncio.gather(*(replica.backend.health() for replica in self._registry.replicas))
-        return any(state.ok for state in states)
+        """Whether any backend does, now. The first good answer is enough: others may never say a word."""
+        asked = [asyncio.ensure_future(replica.health()) for replica in self._registry.replicas]
+        try:
+            for answer in asyncio.as_completed(asked):
+                if (await answer).ok:
+                    return True
+            return False
+        finally:
+            for one in asked:
+                one.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
 
     async def close(self) -> None:
         """Close every backend, also those after one that fails to close."""

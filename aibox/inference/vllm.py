@@ -64,12 +64,13 @@ class VLLM(OpenAICompatible):
             return Health(ok=True, detail=f"{self.base_url} answers, without metrics: {error.message}")
         waiting, cache_used, asleep = 0.0, 0.0, False
         for name, labels, value in _SAMPLE.findall(metrics):
+            number = _number(value)
             if name == "vllm:num_requests_waiting":
-                waiting += float(value)
+                waiting += number
             elif name == "vllm:kv_cache_usage_perc":
-                cache_used = max(cache_used, float(value))
+                cache_used = max(cache_used, min(number, 1.0))
             elif name == "vllm:engine_sleep_state":
-                asleep = asleep or (float(value) > 0 and 'sleep_state="awake"' not in labels)
+                asleep = asleep or (number > 0 and 'sleep_state="awake"' not in labels)
         if asleep:
             return Health(ok=False, detail=f"{self.base_url} is asleep")
         return Health(ok=True, detail=f"{self.base_url} answers", waiting=int(waiting), cache_used=cache_used)
@@ -94,3 +95,11 @@ class VLLM(OpenAICompatible):
 
 
 _SALTS_KEPT = 10_000
+
+
+def _number(text: str) -> float:
+    """A server's word, within what such a number can be; what is none is 0."""
+    try:
+        return min(max(float(text), 0.0), 1e9)
+    except ValueError:
+        return 0.0

@@ -162,7 +162,7 @@ vllm:engine_sleep_state{engine="0",sleep_state="weights_offloaded"} 0.0
 
 
 async def test_vllm_says_how_busy_it_is_and_whether_it_sleeps(upstream: Upstream) -> None:
-    """Waiting requests of all engines, the fullest cache; a sleeping server gets no traffic."""
+    """Waiting requests of all engines, the fullest cache; a sleeping server gets no traffic. Any number is survived."""
     backend = VLLM(upstream.url, name="v")
     upstream.other = {"/metrics": METRICS}
     health = await backend.health()
@@ -171,6 +171,9 @@ async def test_vllm_says_how_busy_it_is_and_whether_it_sleeps(upstream: Upstream
     health = await backend.health()
     assert not health.ok
     assert "asleep" in health.detail
+    upstream.other = {"/metrics": METRICS.replace(" 3.0", " 1e999").replace(" 1.0", " 1.2.3").replace("0.25", "-+e")}
+    health = await backend.health()
+    assert (health.ok, health.waiting, health.cache_used) == (True, 10**9, 0.95)
     await backend.close()
 
 

@@ -525,3 +525,20 @@ def outside_label() -> Any:
     from aibox.types import Label
 
     return Label.parse("restricted")
+
+
+async def test_one_that_never_says_a_word_takes_no_other_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that accepts and is silent: the router answers as long as another does, and says which does not."""
+
+    class Silent(Server):
+        async def health(self) -> Health:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    silent, well = Silent("silent"), Server("well")
+    async with asyncio.timeout(4):
+        assert await Router(silent, well).answers()
+    monkeypatch.setattr("aibox.inference.replica.CHECK_TIMEOUT_S", 0.05)
+    assert not await Router(silent).answers()
+    health = await Router(silent, well).health()
+    assert (health.ok, health.detail) == (False, "silent: no answer to a check within 0.05 s")
