@@ -24,6 +24,7 @@ from aibox.evals.judge_trial import Trial, try_judge
 from aibox.guardrails.cases import Case, Outcome, read_cases, tried
 from aibox.guardrails.constitution import Constitution, attack_score
 from aibox.levels import load_policy
+from aibox.policy.difference import difference
 from aibox.policy.files import sign as sign_file
 from aibox.policy.levels import effective
 from aibox.policy.policy import SHIPPED, Policy
@@ -174,21 +175,14 @@ def diff(
     if old.digest == new.digest:
         console.print("the two decide alike")
         return
-    for name in sorted({*old.checks, *new.checks}):
-        for place in PLACES:
-            was, now = old.checks.get(name, {}).get(place, ()), new.checks.get(name, {}).get(place, ())
-            if was != now:
-                console.print(f"  {escape(name)} at {place}: {_steps(was)} -> {_steps(now)}", soft_wrap=True)
-    a, b = old.model_dump(mode="json"), new.model_dump(mode="json")
-    for part in sorted(set(a) - {"checks", "name", "version"}):
-        if a[part] != b[part]:
-            console.print(f"  {part} differs", soft_wrap=True)
+    found = difference(old, new)
+    for line in sorted({*found.stricter, *found.relaxed}):
+        console.print(f"  {escape(line) if ':' in line else f'{line} differs'}", soft_wrap=True)
     if recorded:
         settings, _ = load_settings(config=config)
         for line in interrupt.run(changes(settings, old, new)):
             console.print(f"  {escape(line)}", soft_wrap=True)
-    # Where the second is at least as strict everywhere, joining the first to it changes nothing.
-    if (old & new).digest != new.digest:
+    if found.relaxed:
         console.print("the second relaxes something of the first")
         raise typer.Exit(1)
     console.print("the second is at least as strict everywhere")
@@ -203,10 +197,6 @@ async def in_band(policy: Policy, cases: Sequence[Case]) -> list[tuple[str, bool
         if policy.judge.grey(case.where, attack_score(verdict.findings)):
             grey.append((case.text, case.decision > Decision.FLAG))
     return grey
-
-
-def _steps(steps: tuple[tuple[int, object], ...]) -> str:
-    return ", ".join(f"{decision} from {score / 1000:g}" for score, decision in steps) or "allow"
 
 
 def _place(where: str) -> Where:
