@@ -140,13 +140,14 @@ class Box:
         async with self._reloads:
             if isinstance(written, str):
                 self.levels.take(tenant, written)
-            else:
-                await asyncio.to_thread(self.levels.put, tenant, written, holds=self.guardrail.for_own)
+                return
+            await asyncio.to_thread(self.levels.put, tenant, written, holds=self.guardrail.for_own)
+            await asyncio.to_thread(self.guardrail.for_tenant, tenant)  # made now, and not in a request
 
     @property
     def policies(self) -> dict[str, Policy]:
-        """What is in force, by whose it is: the box, and each tenant with a policy of its own."""
-        return by_owner(self.policy, self.tenant_policies)
+        """What the operator's files say, by whose it is: the box, and each tenant with a policy of its own."""
+        return by_owner(self.policy, self.levels.files)
 
     async def reload(
         self,

@@ -19,7 +19,7 @@ from aibox.errors import ConfigError, MissingExtraError, StoreError
 if TYPE_CHECKING:
     from psycopg import Connection as Connection  # noqa: PLC0414 - handed on
 
-REVISION = "0006"
+REVISION = "0007"
 """Of the schema that this version works with; the newest in `aibox/migrations/versions`."""
 VERSIONS = "aibox.schema_version"
 SILENT_S = 15.0

@@ -58,14 +58,17 @@ class Parts:
         if self.guardrail is None:
             return self
         own = self.guardrail.own(tenant) if like is None else like.own
-        key = own.digest if own is not None else ""
-        if (made := self._under.get(key)) is None:
-            guardrail = self.guardrail.for_own(own)
-            router = self.router.held(own) if isinstance(self.router, Router) else self.router
-            policy = self.policy if own is None else self.policy & guardrail.policy
-            if len(self._under) >= _KEPT:
-                self._under.clear()
-            made = self._under[key] = replace(self, guardrail=guardrail, router=router, policy=policy, own=own)
+        key = tenant if own is not None else ""
+        if (made := self._under.get(key)) is not None and made.own is own:
+            return made
+        guardrail = self.guardrail.for_own(own, tenant=tenant)
+        router = self.router.held(own) if isinstance(self.router, Router) else self.router
+        policy = self.policy if own is None else self.policy & guardrail.policy
+        made = replace(self, guardrail=guardrail, router=router, policy=policy, own=own)
+        if len(self._under) >= _KEPT:
+            self._under.clear()
+        if like is None or own is None:
+            self._under[key] = made
         return made
 
     @cached_property

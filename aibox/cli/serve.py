@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aibox.agents.agent import Agent
+    from aibox.box import Box
     from aibox.server.log import Log
     from aibox.server.rates import RateLimits
+    from aibox.server.stores import Kept
 
 
 def serve(
@@ -71,8 +73,7 @@ def serve(
         # Where callers can be told apart there is no key that is everybody's.
         keys = ApiKeys(settings.api_keys) if settings.api_keys else None
         tokens = Tokens(server.issuers)
-        ways: list[Any] = [keys] if keys else []
-        ways += [tokens] if server.issuers else []
+        ways: list[Any] = [*([keys] if keys else []), *([tokens] if server.issuers else [])]
         callers = Callers(*(ways or [key]))
         allow_connections(server.limits.connections)
         async with AsyncExitStack() as stack:
@@ -83,6 +84,7 @@ def serve(
             if not dev:
                 guards.refuse_unfit(settings, server, box.policies)
             rates = _rates(server, stack, log)
+            kept = await _kept(box)
 
             def made() -> Agent:
                 return agent(target, box) if target else box.agent(model=name)
@@ -103,7 +105,9 @@ def serve(
                 renew=renew,
                 guarded=not dev,
             )
-            app = create_app(box, callers=callers, agents=agents, keys=keys, log=log, rates=rates, reload=reload)
+            app = create_app(
+                box, callers=callers, agents=agents, keys=keys, log=log, rates=rates, reload=reload, kept=kept
+            )
 
             with _listen(server.host, server.port) as listening:
                 # A key is printed once: not before it is certain that there is a server to use it with.
@@ -116,6 +120,15 @@ def serve(
                 await Server(app, limits=server.limits, log=log, reload=reload).serve(sockets=[listening])
 
     interrupt.run(main(), loop=_event_loop())
+
+
+async def _kept(box: Box) -> Kept:
+    """The server's stores. What was written as policies is in force before an agent goes on with anything."""
+    from aibox.server import stores
+
+    kept = stores.keep(box)
+    await kept.in_force.start()
+    return kept
 
 
 def _event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -31,8 +31,6 @@ TOGETHER = 4
 TOGETHER_CHARS = 4_000
 """How many of a user's messages are read as one text, and how much of them."""
 PROMPT_LEAK, GROUNDING = "prompt_leak", "grounding"
-_KEPT = 1024
-"""So many tenants' rules are kept made."""
 
 
 class Guardrail:
@@ -84,9 +82,9 @@ class Guardrail:
         )
         self._own: Mapping[str, Policy] = tenant_policies if tenant_policies is not None else {}
         self._known: dict[str, Check] = {}
-        self._made: dict[str, Guardrail] = {}
-        for own in self._own.values():
-            self.for_own(own)  # what does not hold is refused now, and not at a tenant's first request
+        self._made: dict[str, tuple[Policy | None, Guardrail]] = {}
+        for tenant in self._own:
+            self.for_tenant(tenant)  # what does not hold is refused now, and not at a tenant's first request
 
     def _alike(self, policy: Policy, **more: Any) -> Guardrail:
         """Another policy with the same checks and parts."""
@@ -108,23 +106,26 @@ class Guardrail:
 
         It stays as it is: what has begun with it ends with it.
         """
-        return self.for_own(self._own.get(tenant))
+        own = self._own.get(tenant)
+        if own is None:
+            self._made.pop(tenant, None)
+        return self.for_own(own, tenant=tenant)
 
-    def for_own(self, own: Policy | None) -> Guardrail:
-        """What holds for whoever has this policy of their own. Raises ConfigError as Guardrail itself does."""
-        key = own.digest if own is not None else ""
-        if (made := self._made.get(key)) is None:
-            if own is None:
-                made = copy.copy(self)
-            else:
-                shadow = None if self.shadow is None else self.shadow & own
-                made = self._alike(self._policy & own, shadow=shadow)
-                made = made._knowing(self._known) if self._known else made
-            made._own, made._made = {}, {"": made}
-            if len(self._made) >= _KEPT:
-                self._made.clear()
-            self._made[key] = made
-        return made
+    def for_own(self, own: Policy | None, *, tenant: str = "") -> Guardrail:
+        """What holds under a policy of somebody's own. Raises ConfigError as Guardrail itself does."""
+        key = tenant if own is not None else ""
+        kept = self._made.get(key)
+        if kept is not None and kept[0] is own:
+            return kept[1]
+        if own is None:
+            fresh = copy.copy(self)
+        else:
+            fresh = self._alike(self._policy & own, shadow=None if self.shadow is None else self.shadow & own)
+            fresh = fresh._knowing(self._known) if self._known else fresh
+        fresh._own, fresh._made = {}, {"": (None, fresh)}
+        if own is None or self._own.get(tenant) is own:
+            self._made[key] = own, fresh
+        return fresh
 
     def own(self, tenant: str) -> Policy | None:
         """The policy that a tenant has of its own now."""
@@ -155,7 +156,7 @@ class Guardrail:
         made._shadow = copy.copy(self._shadow)
         made._share()
         made._known = {**self._known, **known}
-        made._made = {} if self._own else {"": made}
+        made._made = {} if self._own else {"": (None, made)}
         return made
 
     @property

@@ -80,7 +80,7 @@ class Router:
     ) -> None:
         _hold_names(backends)
         self._policy = policy
-        self._policies: dict[tuple[str, str], Policy] = {}
+        self._policies: dict[tuple[str, str], tuple[Policy | None, Policy]] = {}
         self._tenant_policies: Mapping[str, Policy] = tenant_policies if tenant_policies is not None else {}
         self._recorded = audit is not None
         egress = self._egress = Egress(policy, recorder=audit, concealer=concealer)
@@ -114,6 +114,11 @@ class Router:
         With `scope` those dedicated to its tenant are among them.
         """
         return await self._registry.all(tenant=scope.tenant if scope else None)
+
+    async def leads(self, name: str, *, scope: Scope) -> tuple[str, ...]:
+        """Where a name leads for the scope's tenant, as `backend/model`. Raises as a call of it would."""
+        found = await self._registry.find(name, tenant=scope.tenant)
+        return tuple(f"{route.replica.name}/{route.model.id}" for route in found)
 
     def names(self, *, scope: Scope) -> dict[str, str]:
         """Other names by which the scope's tenant can ask for models, and what each leads to."""
@@ -332,8 +337,10 @@ class Router:
         tenant = self._tenant_policies.get(scope.tenant)
         if tenant is None and policy is None:
             return own
-        key = (tenant.digest if tenant is not None else "", policy.digest if policy is not None else "")
-        if (joined := self._policies.get(key)) is None:
+        key = (scope.tenant, policy.digest if policy is not None else "")
+        kept = self._policies.get(key)
+        joined = kept[1] if kept is not None and kept[0] is tenant else None
+        if joined is None:
             joined = own
             for part in (tenant, policy):
                 if part is not None:
@@ -341,7 +348,7 @@ class Router:
             if len(self._policies) >= _POLICIES_KEPT:
                 self._policies.clear()
             assert joined is not None
-            self._policies[key] = joined
+            self._policies[key] = tenant, joined
         return joined
 
     def __repr__(self) -> str:

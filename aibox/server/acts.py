@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from aibox.audit.chain import AuditChain
 from aibox.server.principal import Principal, Role
@@ -17,8 +18,9 @@ async def begun(
     user: str | None = None,
     roles: Iterable[Role] = (),
     key: str = "",
+    **more: Any,
 ) -> None:
-    """Record it: to whom it is done, and the roles and the id of the key that it is about. Raises StoreError."""
+    """Record it: to whom it is done, roles and the id of the key that it is about, and `more`. Raises StoreError."""
     about = {"tenant": tenant} if user is None else {"tenant": tenant, "user": user}
-    detail = {"operation": operation, **about, "roles": sorted(map(str, roles)), "key": key}
+    detail = {"operation": operation, **about, "roles": sorted(map(str, roles)), "key": key, **more}
     await audit.append("request.begun", scope=who.scope, detail=detail)

@@ -37,6 +37,8 @@ from aibox.server.metrics_api import MetricsAPI
 from aibox.server.observability_api import ObservabilityAPI
 from aibox.server.once import Once
 from aibox.server.people_api import TenantsAPI, UsersAPI
+from aibox.server.policies_api import PoliciesAPI
+from aibox.server.principal import Principal
 from aibox.server.rates import RateLimits
 from aibox.server.ready_api import ReadyAPI
 from aibox.server.reload import Reload
@@ -56,11 +58,14 @@ def create_app(
     log: Log | None = None,
     rates: RateLimits | None = None,
     reload: Reload | None = None,
+    kept: stores.Kept | None = None,
 ) -> Gate:
     """Serve an open box. `agents` are offered as `agent:NAME`; None offers the box's default agent.
 
     `keys` are the API keys that administrators may manage; None where there are none. `rates` None holds the policy's
-    rates in this process. `reload` reads the configuration anew, where there is one.
+    rates in this process. `reload` reads the configuration anew, where there is one. `kept` are the server's stores;
+    None opens them. `await kept.in_force.start()` before agents are made also has runs that a stop broke off go on
+    under what was written as policies.
     """
     offered = agents if agents is not None else {"default": box.agent()}
     rates = rates or RateLimits(Buckets())
@@ -75,8 +80,13 @@ def create_app(
         about = "Attempts to deliver webhooks, by outcome, and deliveries that were given up."
         counts["aibox_webhooks_total"] = (about, lambda: webhooks.counts)
     metrics = Metrics(gauges, counts=counts)
-    people, answers = stores.keep(box)
-    callers.admits = people.admit
+    people, answers, policies, in_force = kept or stores.keep(box)
+
+    async def admits(who: Principal) -> None:
+        await people.admit(who)
+        await in_force.admit(who)
+
+    callers.admits = admits
     api = InferenceAPI(box, agents=offered)
     parts = (
         api,
@@ -93,6 +103,7 @@ def create_app(
         KeysAPI(box, keys),
         TenantsAPI(box, people, keys),
         UsersAPI(box, people),
+        PoliciesAPI(box, policies, in_force),
         AdminAPI(box, reload),
         ObservabilityAPI(box),
         HealthAPI(box),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from aibox.server.connection import Connection
-from aibox.server.shapes import admin, approval, evidence, guard, memory, people, sandbox, talk
+from aibox.server.shapes import admin, approval, evidence, guard, memory, people, policies, sandbox, talk
 from aibox.server.shapes import observability as observed
 from aibox.server.shapes.memory import Kind, Seen
 
@@ -224,6 +224,55 @@ class Keys(_Calls):
 
     async def revoke(self, id: str, *, tenant: str | None = None) -> None:  # noqa: A002 - what it is
         await self._to.raw("DELETE", "/v1/admin/keys/{id}", query={"tenant": tenant}, id=id)
+
+
+class Policies(_Calls):
+    """What is written as a tenant's policy over HTTP. `tenant` is another than the caller's, for a platform_admin.
+
+    The level `own` is the tenant's administrators', `operator` a platform_admin's.
+    """
+
+    async def get(self, *, level: policies.WrittenLevel = "own", tenant: str | None = None) -> policies.PolicyKept:
+        query = {"tenant": tenant}
+        return await self._to.ask("GET", "/v1/admin/policy/{level}", policies.PolicyKept, query=query, level=level)
+
+    async def put(
+        self,
+        policy: str | Mapping[str, Any],
+        *,
+        level: policies.WrittenLevel = "own",
+        match: str | None = None,
+        dry_run: bool = False,
+        tenant: str | None = None,
+    ) -> policies.PolicyChanged:
+        """Write it anew, in TOML or as an object. `match` is the digest of what it replaces; None: there is none."""
+        body = {"toml": policy} if isinstance(policy, str) else {"policy": {**policy}}
+        more: dict[str, Any] = {"body": body, "query": {"tenant": tenant, "dry_run": dry_run}, "match": match}
+        return await self._to.ask("PUT", "/v1/admin/policy/{level}", policies.PolicyChanged, level=level, **more)
+
+    async def withdraw(
+        self,
+        *,
+        level: policies.WrittenLevel = "own",
+        match: str | None = None,
+        dry_run: bool = False,
+        tenant: str | None = None,
+    ) -> policies.PolicyChanged:
+        more: dict[str, Any] = {"query": {"tenant": tenant, "dry_run": dry_run}, "match": match}
+        return await self._to.ask("DELETE", "/v1/admin/policy/{level}", policies.PolicyChanged, level=level, **more)
+
+    async def versions(
+        self, *, level: policies.WrittenLevel = "own", tenant: str | None = None
+    ) -> builtins.list[policies.PolicyVersion]:
+        """The last fifty, the newest first."""
+        more: dict[str, Any] = {"query": {"tenant": tenant}, "level": level}
+        return (await self._to.ask("GET", "/v1/admin/policy/{level}/versions", policies.VersionList, **more)).data
+
+    async def version(
+        self, version: int, *, level: policies.WrittenLevel = "own", tenant: str | None = None
+    ) -> policies.PolicyKept:
+        more: dict[str, Any] = {"query": {"tenant": tenant}, "level": level, "version": version}
+        return await self._to.ask("GET", "/v1/admin/policy/{level}/versions/{version}", policies.PolicyKept, **more)
 
 
 class Admin(_Calls):

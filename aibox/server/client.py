@@ -47,6 +47,7 @@ class Client:
         self.sandbox = calls.Sandbox(self._to)
         self.audit = calls.Audit(self._to)
         self.keys = calls.Keys(self._to)
+        self.policies = calls.Policies(self._to)
         self.admin = calls.Admin(self._to)
 
     async def chat(

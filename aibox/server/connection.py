@@ -37,20 +37,42 @@ class Connection:
         self._client: httpx2.AsyncClient | None = None
 
     async def ask(
-        self, method: str, path: str, answer: type[A], *, body: Any = None, query: Any = None, **parts: str | int
+        self,
+        method: str,
+        path: str,
+        answer: type[A],
+        *,
+        body: Any = None,
+        query: Any = None,
+        match: str | None = None,
+        **parts: str | int,
     ) -> A:
-        """An answer of that type. Raises the AIBoxError that the server told, UpstreamError where it cannot be had."""
-        data = await self.raw(method, path, body=body, query=query, **parts)
+        """An answer of that type. Raises the AIBoxError that the server told, UpstreamError where it cannot be had.
+
+        `match` is the digest of what is to be replaced, or `*` for whatever is there.
+        """
+        data = await self.raw(method, path, body=body, query=query, match=match, **parts)
         try:
             return answer.model_validate_json(data)
         except ValidationError as error:
             raise UpstreamError(f"the server's answer is no {answer.__name__}: {error.errors()[0]['msg']}") from None
 
-    async def raw(self, method: str, path: str, *, body: Any = None, query: Any = None, **parts: str | int) -> bytes:
+    async def raw(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        query: Any = None,
+        match: str | None = None,
+        **parts: str | int,
+    ) -> bytes:
         """The answer's bytes. `body` is bytes as they are, or anything that is JSON; raises as `ask`."""
         import httpx2
 
         request = self._request(method, path, body, query, parts)
+        if match is not None:
+            request.headers["if-match"] = match if match == "*" else f'"{match}"'
         try:
             response = await self._open().send(request)
         except httpx2.HTTPError as error:

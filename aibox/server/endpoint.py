@@ -99,6 +99,8 @@ class Served:
         given = {name: _valid(kind, request.path_params[name], name) for name, kind in self._parts.items()}
         if route.query is not None:
             given["query"] = _valid(TypeAdapter(route.query), _query(request, route.query), "query", model=route.query)
+        if route.matches and route.changes:
+            given["match"] = request.headers.get("if-match")
         if route.body is not None:
             data = await _read(request, route.max_body_bytes)
             given["body"] = data if route.body is bytes else _body(route.body, data)
@@ -139,7 +141,8 @@ def _response(route: Route, answer: Any) -> Response:
     if isinstance(answer, Response):
         return answer
     content = answer.model_dump_json() if isinstance(answer, BaseModel) else answer
-    return Response(content, status_code=route.status, media_type=route.media)
+    headers = {"etag": f'"{answer.digest}"'} if route.matches else None
+    return Response(content, status_code=route.status, media_type=route.media, headers=headers)
 
 
 async def _stream(events: AsyncIterator[BaseModel], send: Send) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aibox.agents.evidence import TurnRecord
 from aibox.box import Box
 from aibox.policy.levels import Effective, effective
+from aibox.policy.policy import Policy
 from aibox.server.principal import Principal
 from aibox.server.route import ASKS, route
 from aibox.server.shapes import guard as shapes
@@ -52,8 +53,13 @@ class GuardAPI:
 
 def levels_of(box: Box, tenant: str) -> Effective:
     """The policies that hold for a tenant, by name."""
-    own = box.tenant_policies.get(tenant)
-    return effective({"platform": box.policy, **({"tenant": own} if own is not None else {})})
+    levels = box.levels
+    own: dict[str, Policy] = {}
+    if tenant in levels.shut:
+        own["shut"] = levels.tenants[tenant]
+    elif tenant in levels.files:
+        own["tenant"] = levels.files[tenant]
+    return effective({"platform": box.policy, **own, **levels.written.get(tenant, {})})
 
 
 def policy_shown(box: Box, tenant: str) -> shapes.PolicyShown:

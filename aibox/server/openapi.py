@@ -45,6 +45,12 @@ _READ = {
         "An id of the caller's own for the request, which answer, log, evidence and calls to models then bear. One "
         "that is not 8 to 64 letters, digits, `-` and `_` is passed over, and another one made.",
     ),
+    "Match": _header(
+        "If-Match",
+        "The `ETag` of what is to be replaced, or `*` for whatever is there. 412 where it is another by now, 428 where "
+        "something is there and this header is not.",
+        {"examples": ['"sha256:..."']},
+    ),
     "Traceparent": _header("traceparent", "The span of the caller that the request belongs to (W3C Trace Context)."),
     "Once": _header(
         "Idempotency-Key",
@@ -56,6 +62,7 @@ _READ = {
 """Headers of a request, as the server reads them."""
 _WRITTEN: dict[str, dict[str, Any]] = {
     "X-Correlation-ID": {"description": "The id of the request.", "schema": {"type": "string"}},
+    "ETag": {"description": "The digest of what is there, for `If-Match`.", "schema": {"type": "string"}},
     "RateLimit-Policy": {
         "description": "The limits that it draws from, if there are any (draft-ietf-httpapi-ratelimit-headers).",
         "schema": {"type": "string", "examples": ['"tenant-requests";q=600;w=60']},
@@ -172,6 +179,8 @@ def _parameters(route: Route, schemas: _Schemas) -> list[dict[str, Any]]:
         read.insert(0, "Case")
         if _once(route):
             read.append("Once")
+        if route.matches and route.changes:
+            read.append("Match")
     return found + [{"$ref": f"#/components/parameters/{name}"} for name in read]
 
 
@@ -179,13 +188,17 @@ def _once(route: Route) -> bool:
     return bool(route.roles) and route.method in METHODS and not route.path.startswith(UNKEPT)
 
 
+def _tagged(route: Route) -> bool:
+    return route.matches and route.answer is not None
+
+
 def _headers(*names: str) -> dict[str, Any]:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
 def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
-    once = ("Idempotency-Replayed",) if _once(route) else ()
-    good: dict[str, Any] = {"description": "Done.", "headers": _headers(*(_LIMITED if route.roles else _ALWAYS), *once)}
+    more = [*(("Idempotency-Replayed",) if _once(route) else ()), *(("ETag",) if _tagged(route) else ())]
+    good: dict[str, Any] = {"description": "Done.", "headers": _headers(*(_LIMITED if route.roles else _ALWAYS), *more)}
     if route.streams:
         good["content"] = {route.media: {"schema": _event(schemas.of(route.answer))}}
         good["description"] = "A stream of events. The schema is that of each of them; its data is JSON."

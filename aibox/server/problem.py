@@ -50,6 +50,8 @@ CODES: dict[str, int] = {
     "config.key_done": 409,
     "config.other_replica": 409,
     "config.key_reused": 422,
+    "config.policy_changed": 412,
+    "config.policy_unnamed": 428,
     "policy.limit.body": 413,
     "policy.limit.headers": 431,
     "policy.limit.time": 408,

@@ -4,7 +4,8 @@
     async def get(self, who: Principal, id: str) -> MemoryRecord: ...
 
 The signature says the rest: `who` is the caller, `body` what was sent (a model, or bytes), `query` the query's model,
-every other argument a part of the path; what it returns is the answer, an AsyncIterator of events is a stream.
+`match` an `If-Match`, every other argument a part of the path; what it returns is the answer, an AsyncIterator of
+events is a stream.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ class Route:
     """The event that ends a stream which the server cannot finish."""
     openai: bool = False
     """Errors are in OpenAI's shape; else RFC 9457 problems."""
+    matches: bool = False
+    """What it answers has a `digest`, which is its entity tag; the method hears of `If-Match` as `match`."""
     records: bool = False
     """What it does leaves entries of its own in the tenant's log; else one is written for it."""
     watched: bool = False
@@ -97,6 +100,7 @@ def routes_of(kind: type) -> list[tuple[Route, str]]:
         about: dict[str, Any] = {"about": inspect.getdoc(function) or "", "answer": answer, "streams": streams}
         about |= {"query": hints.pop("query", None), "body": hints.pop("body", None)}
         hints.pop("who", None)
+        hints.pop("match", None)
         if streams:
             about["media"] = "text/event-stream"
         elif answer is type(None):

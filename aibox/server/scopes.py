@@ -32,7 +32,7 @@ _GROUPS = {
     "guard": KeyScope.GUARD,
     "sandbox": KeyScope.SANDBOX,
     **dict.fromkeys(("receipts", "audit"), KeyScope.AUDIT_READ),
-    **dict.fromkeys(("keys", "tenants", "users", "admin", "observability", "metrics"), KeyScope.ADMIN),
+    **dict.fromkeys(("keys", "tenants", "users", "policies", "admin", "observability", "metrics"), KeyScope.ADMIN),
 }
 _READS = ("memory.recall", "memory.list", "memory.get", "memory.export", "knowledge.list", "knowledge.search")
 OPEN = ("tenant",)

@@ -1,4 +1,4 @@
-"""What a server keeps about people besides the box: who was seen, and answers to requests that are done once.
+"""What a server keeps about people and tenants besides the box: who was seen, answers, what was written as policies.
 
 Whoever erases a person erases them here too, from the command line as well.
 """
@@ -6,24 +6,41 @@ Whoever erases a person erases them here too, from the command line as well.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from aibox.box import Box
 from aibox.server.answers import Answers
+from aibox.server.in_force import InForce
 from aibox.server.people import People
+from aibox.server.policies import Policies
+
+_NAMES = ("people.db", "idempotency.db", "policies.db")
 
 
-def keep(box: Box) -> tuple[People, Answers]:
-    """Both, closed with the box and erased with it."""
-    people = People(box.settings.place(None, "people.db"))
-    answers = Answers(box.settings.place(None, "idempotency.db"), key=box.keys.secret("idempotency"))
-    for name, store in (("people", people), ("answers", answers)):
-        box.keep(store)
+class Kept(NamedTuple):
+    """The stores, and what puts into force what is written there."""
+
+    people: People
+    answers: Answers
+    policies: Policies
+    in_force: InForce
+
+
+def keep(box: Box) -> Kept:
+    """All of them, closed with the box and erased with it."""
+    places = [box.settings.place(None, name) for name in _NAMES]
+    people, policies = People(places[0]), Policies(places[2])
+    answers = Answers(places[1], key=box.keys.secret("idempotency"))
+    in_force = InForce(box, policies)
+    for part in (people, answers, policies, in_force):
+        box.keep(part)
+    for name, store in (("people", people), ("answers", answers), ("policies", policies)):
         box.audit.register(name, store)
-    return people, answers
+    return Kept(people, answers, policies, in_force)
 
 
 def keep_if_served(box: Box) -> None:
     """As `keep`, where a server has kept something: a box that served nobody gets no files by it."""
-    places = [box.settings.place(None, name) for name in ("people.db", "idempotency.db")]
+    places = [box.settings.place(None, name) for name in _NAMES]
     if any(not isinstance(place, Path) or place.exists() for place in places):
         keep(box)

@@ -19,6 +19,7 @@ from aibox.server.metrics_api import MetricsAPI
 from aibox.server.observability_api import ObservabilityAPI
 from aibox.server.openapi import document
 from aibox.server.people_api import TenantsAPI, UsersAPI
+from aibox.server.policies_api import PoliciesAPI
 from aibox.server.ready_api import ReadyAPI
 from aibox.server.route import ASKS, Route, routes_of
 from aibox.server.sandbox_api import SandboxAPI
@@ -41,6 +42,7 @@ KINDS: tuple[type, ...] = (
     KeysAPI,
     TenantsAPI,
     UsersAPI,
+    PoliciesAPI,
     AdminAPI,
     ObservabilityAPI,
     HealthAPI,

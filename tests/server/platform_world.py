@@ -19,6 +19,7 @@ from aibox.box import Box
 from aibox.chat import ChatRequest
 from aibox.inference.embeddings import Embeddings
 from aibox.sandbox.sandbox import Sandbox
+from aibox.server import stores
 from aibox.server.api_keys import ApiKeys
 from aibox.server.app import create_app
 from aibox.server.auth import Callers
@@ -78,6 +79,7 @@ class Asked:
     query: dict[str, Any] = field(default_factory=dict)
     body: Any = None
     content: bytes | None = None
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 def answer(request: ChatRequest) -> Any:
@@ -101,8 +103,9 @@ class World:
         self.model = ScriptedBackend(*[model] * 100_000, name="m")
         # What a test replaces: the model, and the isolation, which other tests are about and not every machine has.
         box.__dict__["router"] = aibox.Router(
-            self.model, Embeddings(box.memory.embedder), policy=box.policy, audit=box.audit
-        )
+            self.model, Embeddings(box.memory.embedder), policy=box.policy, audit=box.audit,
+            tenant_policies=box.tenant_policies,
+        )  # fmt: skip
         if not isolated:
             sandbox = Sandbox(UnsafeLocalDriver(), audit=box.audit, sessions=10_000, per_tenant=10_000)
             box.__dict__["sandbox"] = box._keep(sandbox)
@@ -123,7 +126,9 @@ class World:
             renew=lambda: None,
             guarded=False,
         )
-        self.app = create_app(box, callers=callers, agents=agents, keys=keys, reload=self.reload)
+        kept = stores.keep(box)
+        self.in_force = kept.in_force
+        self.app = create_app(box, callers=callers, agents=agents, keys=keys, reload=self.reload, kept=kept)
         self.http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=self.app), base_url="http://aibox")
         self.made = 0
         self.people: People
@@ -133,7 +138,7 @@ class World:
         return f"n{self.made}"
 
     async def send(self, method: str, path: str, asked: Asked, bearer: str | None) -> httpx2.Response:
-        headers = {} if bearer is None else {"authorization": f"Bearer {bearer}"}
+        headers = {**asked.headers, **({} if bearer is None else {"authorization": f"Bearer {bearer}"})}
         more: dict[str, Any] = {"content": asked.content} if asked.content is not None else {"json": asked.body}
         if asked.body is None and asked.content is None:
             more = {}

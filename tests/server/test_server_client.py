@@ -284,3 +284,24 @@ def test_a_key_goes_to_no_plain_http_and_into_no_repr() -> None:
     made = aibox.Client("https://aibox.example.org", "aibox-secret")
     assert "secret" not in repr(made)
     assert httpx2.URL(made._url).scheme == "https"
+
+
+async def test_a_policy_is_written_with_the_client(tmp_path: Path) -> None:
+    """Tried, written, read, replaced under its digest, looked up by version and withdrawn; what is refused says why."""
+    async with talking(tmp_path) as (_, ask):
+        tried = await ask.policies.put('[tools]\napprove = ["*"]\n', dry_run=True)
+        assert (tried.version, "tools" in tried.stricter) == (None, True)
+        first = await ask.policies.put('[tools]\napprove = ["*"]\n')
+        assert (await ask.policies.get()).digest == first.digest == tried.digest
+        with pytest.raises(errors.ConfigError, match="not said which one"):
+            await ask.policies.put({"tools": {"deny": ["x"]}})
+        second = await ask.policies.put({"tools": {"deny": ["x"]}}, match=first.digest)
+        assert (second.relaxed, (await ask.admin.policy()).digest) == (["tools"], second.effective)
+        with pytest.raises(errors.ConfigError, match="changed meanwhile") as caught:
+            await ask.policies.withdraw(match=first.digest)
+        assert caught.value.code == "config.policy_changed"
+        assert (await ask.policies.version(1)).policy == {"tools": {"approve": ["*"]}}
+        await ask.policies.withdraw(match=second.digest)
+        assert [one.version for one in await ask.policies.versions()] == [3, 2, 1]
+        other = await ask.policies.put({}, level="operator", tenant="rival")
+        assert (await ask.policies.get(level="operator", tenant="rival")).digest == other.digest

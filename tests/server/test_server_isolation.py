@@ -34,6 +34,7 @@ STRANGERS = (
 )
 """Of another tenant with the same name and every role there, and of the same tenant with another name."""
 Seed = Callable[[World, Person], Awaitable[Asked]]
+ANY_VERSION = {"if-match": "*"}
 SECRET = "violet-heron-7731"
 """Stands in all that is Eva's, and in no answer to anybody else."""
 
@@ -171,6 +172,19 @@ def user(**more: Any) -> Seed:
     return seed
 
 
+def policy(level: str = "own", **more: Any) -> Seed:
+    async def seed(w: World, who: Person) -> Asked:
+        kept = {"toml": '[topics.banned]\nbirds = ["the heron"]\n'}
+        level_of = "operator" if who.roles == ("platform_admin",) else level
+        boss = Person(who.tenant, who.user, ("tenant_admin", "platform_admin"))
+        path = {"level": level_of}
+        sent = await w.send("put", "/v1/admin/policy/{level}", Asked(path=path, body=kept), boss.token())
+        assert sent.status_code in (200, 428), sent.text
+        return Asked(path={**path, "version": "1"}, **more)
+
+    return seed
+
+
 ROWS: dict[str, Seed] = {
     "openai.chat": nothing(body=_chat("hello")),
     "openai.completions": nothing(body={"model": "m", "prompt": "hello"}),
@@ -233,6 +247,11 @@ ROWS: dict[str, Seed] = {
     "users.list": user(),
     "users.suspend": nothing(body={"user": "somebody"}),
     "users.resume": nothing(body={"user": "somebody"}),
+    "policies.show": policy(),
+    "policies.put": policy(body={"policy": {}}, headers=ANY_VERSION),
+    "policies.withdraw": policy(headers=ANY_VERSION),
+    "policies.versions": policy(),
+    "policies.version": policy(),
     "admin.models": nothing(),
     "metrics.metrics": nothing(),
     "admin.policy": nothing(),
@@ -249,13 +268,16 @@ BODIES: dict[str, Any] = {"knowledge.search": {"query": SECRET}}
 NOT_HERE = {"openai.completions", "openai.responses"}
 """What the scripted model does not speak: whoever may ask hears so, and others are refused as everywhere."""
 ABSENT = {"id": "0" * 32, "turn": "00000000-0000-4000-8000-000000000000", "seq": str(10**9), "name": "nobody"}
-ONE_FOR_ALL = {"chat.agent"}
+ABSENT |= {"level": "own", "version": "999"}
+ONE_FOR_ALL = {"chat.agent", *(name for name in GUARDED if name.startswith("policies."))}
 """Has a part in its path that is nobody's."""
 SHOWN = {
     *("memory.recall", "memory.list", "memory.export", "knowledge.search", "keys.list", "users.list"),
     *("tenant.usage", "observability.usage", "observability.deliveries"),
 }
 """Lists in which Eva's secret stands, for her."""
+OF_A_TENANT = ("keys.", "users.", "policies.", "admin.", "observability.")
+"""Routes that take `?tenant=`."""
 THE_TENANTS = {"receipts.get", "audit.show", "keys.rotate", "keys.revoke"}
 """What belongs to the tenant: those of its people who may ask at all may ask about all of it."""
 
@@ -372,7 +394,7 @@ async def test_a_list_holds_nothing_of_anybody_else(w: World, name: str, strange
         assert SECRET in (await send(w, name, mine, EVA.token())).text  # the secret would have been seen
 
 
-@pytest.mark.parametrize("name", [n for n in GUARDED if n.startswith(("keys.", "users.", "admin.", "observability."))])
+@pytest.mark.parametrize("name", [n for n in GUARDED if n.startswith(OF_A_TENANT)])
 async def test_a_tenant_is_named_by_the_platforms_administrator_alone(w: World, name: str) -> None:
     """`?tenant=` of another is a 403 for a tenant's administrator, whether there is such a tenant or not."""
     if "tenant_admin" not in OPERATIONS[name][2]["x-roles"]:

@@ -53,7 +53,8 @@ def test_headers_that_are_read_and_written_are_declared() -> None:
     read = {"X-Correlation-ID": CORRELATION, "traceparent": TRACEPARENT, "X-Aibox-Case": CASE}
     shared = DOCUMENT["components"]["parameters"]
     named = {one["name"]: f"#/components/parameters/{key}" for key, one in shared.items()}
-    assert {name.lower() for name in named} == {*(raw.decode() for raw in read.values()), "idempotency-key"}
+    own = {"idempotency-key", "if-match"}
+    assert {name.lower() for name in named} == {*(raw.decode() for raw in read.values()), *own}
     for path, methods in DOCUMENT["paths"].items():
         for method, operation in methods.items():
             told = {one.get("$ref") for one in operation["parameters"]}
@@ -63,6 +64,9 @@ def test_headers_that_are_read_and_written_are_declared() -> None:
             assert (named["X-Aibox-Case"] in told) == bool(operation["x-roles"])
             once = method != "get" and bool(operation["x-roles"]) and not path.startswith("/v1/admin/keys")
             assert (named["Idempotency-Key"] in told) == once, path
+            tagged = path.startswith("/v1/admin/policy/{level}") and not path.endswith("/versions")
+            assert (named["If-Match"] in told) == (tagged and method != "get"), path
+            assert ("ETag" in good["headers"]) == tagged, path
             if operation["x-roles"]:
                 refused = DOCUMENT["components"]["responses"][operation["responses"]["429"]["$ref"].rpartition("/")[2]]
                 assert {"RateLimit", "RateLimit-Policy"} <= {*good["headers"], *refused["headers"]}
