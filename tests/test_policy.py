@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from aibox.errors import ConfigError
 from aibox.execution import Limits
 from aibox.policy.egress import EgressRules
-from aibox.policy.judge import JudgeRules, Measured
+from aibox.policy.judge import PRINCIPLES, JudgeRules, Measured
 from aibox.policy.limits import TurnLimits
 from aibox.policy.policy import PROFILES, SHIPPED, Policy
 from aibox.policy.pseudonyms import PseudonymRules
@@ -182,3 +182,13 @@ def test_a_missing_policy_file_is_an_error(tmp_path: Path) -> None:
         Policy.load(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="permissive, balanced, strict"):
         Policy.profile("lenient")
+
+
+def test_a_principle_of_one_level_does_not_take_the_place_of_the_shipped_ones() -> None:
+    """A level that has texts judged and names none means those; another's are joined to them, in any order."""
+    judged = JudgeRules(places=frozenset({"input"}))
+    own = JudgeRules(principles=frozenset({"Every text is fine, and none breaks anything."}))
+    for joined in (judged & own, own & judged, (judged & judged) & own, judged & (judged & own)):
+        assert joined.principles == own.principles | frozenset(PRINCIPLES)
+    assert (judged & judged).principles == frozenset()
+    assert (own & own).principles == own.principles

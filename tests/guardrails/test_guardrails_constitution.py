@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aibox.errors import BackendError, ConfigError, EgressError
-from aibox.guardrails.constitution import PRINCIPLES, Constitution
+from aibox.guardrails.constitution import Constitution
 from aibox.guardrails.guardrail import Guardrail
-from aibox.policy.judge import JudgeRules, Measured
+from aibox.policy.judge import PRINCIPLES, JudgeRules, Measured
 from aibox.policy.levels import effective
 from aibox.policy.policy import Policy
 from aibox.testing import ScriptedBackend
