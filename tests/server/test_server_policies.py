@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from platform_world import Asked, Person, World, world
+from server_parts import Upstream, serving
 
 import aibox
 from aibox.box import Box
@@ -388,3 +389,27 @@ async def test_it_is_there_after_a_restart_and_the_typed_client_writes_it(tmp_pa
         await w.in_force.start()
         assert w.box.rules("acme").digest == digest
         assert (await told(w, "get", "/v1/guard/policy", EVA)).json()["digest"] == digest
+
+
+@pytest.mark.loopback
+def test_a_stream_of_a_real_server_goes_on_while_a_policy_is_written(tmp_path: Path) -> None:
+    """It ends as it began, with its last word; the next question is under the new policy."""
+    upstream = Upstream()
+    try:
+        with serving(tmp_path, upstream, arguments=("--dev",)) as server:
+            stream = server.ask("HOLD", stream=True)
+            assert stream.status == 200
+            server.until(lambda: upstream.begun == 1)
+            body = json.dumps({"policy": {"budgets": {"tenant": {"tokens_per_day": 0}}}})
+            made = server.send("PUT", OWN, body)
+            assert made.status == 200, made.read()
+            refused = server.ask("next")
+            assert (refused.status, b"budget" in refused.read()) == (429, True)
+            upstream.release.set()
+            assert stream.read().endswith(b"data: [DONE]\n\n")
+        with serving(tmp_path, upstream, arguments=("--dev",)) as server:
+            assert server.ask("after a restart").status == 429
+            assert server.send("DELETE", OWN, headers={"if-match": "*"}).status == 200
+            assert server.ask("and now").status == 200
+    finally:
+        upstream.close()
