@@ -75,7 +75,7 @@ def _digits(text: str) -> str:
 _ISSUER = "9990"
 
 
-def _card(id_: str, value: str) -> str | None:  # noqa: ARG001 - one face for all
+def _card(id_: str) -> str | None:
     payload = _mixed(id_, 11)
     if payload is None:
         return None
@@ -91,11 +91,13 @@ def _read_card(text: str) -> str | None:
 _BANK = "9990"
 
 
-def _iban(id_: str, value: str) -> str | None:  # noqa: ARG001
+def _iban(id_: str) -> str | None:
     payload = _mixed(id_, 14)
     if payload is None:
         return None
-    return next(made for check in range(2, 99) if formats.iban(made := f"DE{check:02}{_BANK}{payload}"))
+    # ISO 13616: behind the account stand the letters as numbers, and nothing for the check digits.
+    check = 98 - int(f"{_BANK}{payload}131400") % 97
+    return f"DE{check:02}{_BANK}{payload}"
 
 
 def _read_iban(text: str) -> str | None:
@@ -104,7 +106,7 @@ def _read_iban(text: str) -> str | None:
 
 
 # A country code that the ITU has given to nobody (list of ITU-T E.164 assigned country codes).
-def _phone(id_: str, value: str) -> str | None:  # noqa: ARG001
+def _phone(id_: str) -> str | None:
     payload = _mixed(id_, 11)
     return None if payload is None else f"+999{payload}"
 
@@ -114,15 +116,11 @@ def _read_phone(text: str) -> str | None:
     return _unmixed(digits) if len(digits) == 11 else None
 
 
-# IPv6: reserved for documentation (RFC 3849). IPv4: what is reserved for documentation has 768 addresses; this part of
-# 240.0.0.0/4 may be neither a source nor a destination (RFC 1112 sec. 4, IANA's registry of special-purpose addresses).
-def _ip(id_: str, value: str) -> str | None:
-    if ":" not in value:
-        number = number_of(id_)
-        return None if number >= 1 << 24 else f"250.{number >> 16}.{number >> 8 & 255}.{number & 255}"
-    payload = _mixed(id_, 15)
-    # With a digit before each three no group begins with a nought or is nought: there is one way to write it.
-    return None if payload is None else "2001:db8:999" + "".join(f":1{payload[at : at + 3]}" for at in range(0, 15, 3))
+# What is reserved for documentation has 768 addresses. This part of 240.0.0.0/4 may be neither a source nor a
+# destination (RFC 1112 sec. 4, IANA's registry of special-purpose addresses).
+def _ipv4(id_: str) -> str | None:
+    number = number_of(id_)
+    return None if number >= 1 << 24 else f"250.{number >> 16}.{number >> 8 & 255}.{number & 255}"
 
 
 def _read_ipv4(text: str) -> str | None:
@@ -130,11 +128,18 @@ def _read_ipv4(text: str) -> str | None:
     return id_of(parts[0] << 16 | parts[1] << 8 | parts[2]) if max(parts) < 256 else None
 
 
+# Reserved for documentation (RFC 3849).
+def _ipv6(id_: str) -> str | None:
+    payload = _mixed(id_, 15)
+    # With a digit before each three no group begins with a nought or is nought: there is one way to write it.
+    return None if payload is None else "2001:db8:999" + "".join(f":1{payload[at : at + 3]}" for at in range(0, 15, 3))
+
+
 def _read_ipv6(text: str) -> str | None:
     return _unmixed("".join(group[1:] for group in text.split(":")[3:]))
 
 
-def _email(id_: str, value: str) -> str | None:  # noqa: ARG001
+def _email(id_: str) -> str | None:
     return f"email-{id_}@{DOMAIN}"
 
 
@@ -142,7 +147,7 @@ def _read_email(text: str) -> str | None:
     return text.partition("-")[2].partition("@")[0].lower()
 
 
-def _url(id_: str, value: str) -> str | None:  # noqa: ARG001
+def _url(id_: str) -> str | None:
     return f"https://{DOMAIN}/url-{id_}"
 
 
@@ -248,17 +253,17 @@ _JSON_ESCAPED = re.compile(rb"\\u00(?:2[0bdefBDEF89]|3[0-9aA]|[46][0-9a-fA-F]|[5
 
 def write(type_: str, id_: str, value: str) -> str | None:
     """The shape of an id of the vault, for a value of this type; None where there is none, or no room in it."""
-    writer = _WRITERS.get(type_)
-    return None if writer is None else writer(id_, value)
+    writer = _ipv6 if type_ == "IP" and ":" in value else _WRITERS.get(type_)
+    return None if writer is None else writer(id_)
 
 
-_WRITERS: dict[str, Callable[[str, str], str | None]] = {
+_WRITERS: dict[str, Callable[[str], str | None]] = {
     "EMAIL": _email,
     "URL": _url,
     "CARD": _card,
     "IBAN": _iban,
     "PHONE": _phone,
-    "IP": _ip,
+    "IP": _ipv4,
 }
 
 

@@ -91,18 +91,25 @@ async def test_instructions_of_the_caller_are_kept_by_a_bare_model_too(scope: Sc
         await bare(ScriptedBackend(f"Sure: {told}"), policy, messages, scope).complete()
 
 
-@pytest.mark.parametrize("token", ["<PERSON_482139>", "<PERSON\\u005f482139>", "<PERSON_\\u003482139>"])
+@pytest.mark.parametrize(
+    "token",
+    [
+        *("<PERSON_482139>", "<PERSON\\u005f482139>", "<PERSON_\\u003482139>"),
+        *("email-482139@pseudonym.example", "email-482139\\u0040pseudonym.example", "9990302027856411"),
+        *("https:\\/\\/pseudonym.example\\/url-482139", "250.7.91.91", "+999 302 0278 5641"),
+    ],
+)
 @pytest.mark.parametrize("checks", [{}, {"pii": {"input": "redact"}}])
 async def test_what_only_looks_like_a_pseudonym_reaches_no_model(
     scope: Scope, token: str, checks: dict[str, Any]
 ) -> None:
     """Whether or not a policy has checks, and however it is written in JSON, a token of the caller's is made safe."""
-    model, sent = ScriptedBackend(lambda request: request.messages[-1]["content"]), f"I am {token}."
+    model, sent = ScriptedBackend(lambda request: request.messages[-1]["content"]), f"I am\\n{token}."
     data = b'{"model":"scripted","messages":[{"role":"user","content":"%s"}]}' % sent.encode()
     guardrail, router = Guardrail(Policy.read({"checks": checks})), aibox.Router(model)
     bare_call = BareCall(ChatRequest.read(data), router=router, guardrail=guardrail, audit=None, scope=scope)
     answer = (await bare_call.complete()).text
-    assert "PERSON_482139" not in str(model.requests[0].body)
+    assert json.loads(f'"{token}"').strip("<>") not in str(model.requests[0].body)
     assert answer == json.loads(f'"{sent}"')
 
 
