@@ -74,10 +74,10 @@ def masked(text: str) -> str:
     return TOKEN.sub(lambda match: "_" * len(match[0]), text) if might_hold_tokens(text) else text
 
 
-def held_from(text: str) -> int:
-    """Where a token begins that is not complete, or not known to be, at the end of the text; the end if nowhere."""
-    at = _open(text, 0)
-    for match in TOKEN.finditer(text) if might_hold_tokens(text) else ():
+def held_from(text: str, start: int = 0) -> int:
+    """Where, from `start`, a token begins that is not complete, or not known to be, at the end; the end if nowhere."""
+    at = _open(text, start)
+    for match in TOKEN.finditer(text, start) if might_hold_tokens(text) else ():
         if match.start() < at < match.end():  # what is within one begins none
             at = _open(text, match.end())
     return at
@@ -86,6 +86,6 @@ def held_from(text: str) -> int:
 def _open(text: str, start: int) -> int:
     tail = _TAIL.search(text, max(start, len(text) - _IN_BRACKETS))
     at = tail.start() if tail else len(text)
-    if at and text[at - 1].isascii() and re.match(_WORD, text[at - 1]) and text[at : at + 1] not in ("<", "["):
+    if at > start and text[at - 1].isascii() and re.match(_WORD, text[at - 1]) and text[at : at + 1] not in ("<", "["):
         at = len(text)  # the end of a word too long for a token
     return min(at, shapes.begun_at(text, start))

@@ -209,21 +209,20 @@ class Restorer:
         self._before = ""  # the character before what is held: a token does not begin in the middle of a word
 
     async def push(self, text: str) -> str:
-        whole = self._held + text
-        return await self._release(whole, held_from(whole))
+        seen = self._before + self._held + text
+        return await self._release(seen, held_from(seen, len(self._before)))
 
     async def finish(self) -> str:
-        return await self._release(self._held, len(self._held))
+        seen = self._before + self._held
+        return await self._release(seen, len(seen))
 
-    async def _release(self, whole: str, at: int) -> str:
-        self._held = whole[at:]
-        if not at:
+    async def _release(self, seen: str, at: int) -> str:
+        start = len(self._before)
+        self._held = seen[at:]
+        if at == start:
             return ""
-        context, self._before = self._before, whole[at - 1]
-        start = len(context)
-        return await self._pseudonyms.restore_from(
-            start, context + whole, scope=self._scope, unknown=self._unknown, end=start + at
-        )
+        self._before = seen[at - 1]
+        return await self._pseudonyms.restore_from(start, seen, scope=self._scope, unknown=self._unknown, end=at)
 
 
 def with_look_alikes(text: str, spans: Sequence[tuple[int, int, str]]) -> list[tuple[int, int, str]]:

@@ -239,6 +239,16 @@ def test_restoring_a_stream_is_restoring_the_whole(words: list[str], data: st.Da
     assert streamed == whole
 
 
+async def test_what_was_released_still_tells_where_a_word_goes_on(scope: Scope) -> None:
+    """A sign has gone out when its number comes: what is no number by itself hides no address behind it."""
+    pseudonyms = Pseudonyms()
+    address = await put(pseudonyms, "IP", "2001:db8:85a3::8a2e:370:7334", scope)
+    text = f"1+9996468791-{address}"
+    restorer = Restorer(pseudonyms, scope=scope)
+    pieces = [await restorer.push(piece) for piece in (text[:5], text[5:-4], text[-4:])]
+    assert "".join([*pieces, await restorer.finish()]) == await pseudonyms.restore(text, scope=scope)
+
+
 PROSE = st.sampled_from(
     ["Write to {}. ", "It is {}, and ", "Call {} or\n\n", "{}\n", "Is it {}? Yes, ", "of the kind that " * 9]
 )
