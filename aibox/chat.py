@@ -232,7 +232,7 @@ class Completion:
     @property
     def finish_reason(self) -> str:
         choices = self.body.get("choices") or [{}]
-        return choices[0].get("finish_reason") or ""
+        return str(choices[0].get("finish_reason") or "")
 
     @property
     def model(self) -> str:
@@ -270,7 +270,7 @@ class Chunk:
     @property
     def finish_reason(self) -> str:
         choices = self.body.get("choices") or [{}]
-        return choices[0].get("finish_reason") or ""
+        return str(choices[0].get("finish_reason") or "")
 
     @property
     def usage(self) -> Usage | None:

@@ -25,6 +25,10 @@ MAX_FINDINGS = 32
 """Of one verdict in its entry: an entry has a bounded size, and a text may be full of them."""
 
 
+MAX_CHARS = 256
+"""Of a name that a caller or a model server chose: an entry has room for so much, and none of it can be erased."""
+
+
 class TurnRecord:
     """The evidence of one turn. Without a chain every call does nothing and `seal` returns None.
 
@@ -84,7 +88,12 @@ class TurnRecord:
         When it began, which its answer is told by, and the scope to make it under.
         """
         body = request.encoded() if body is None else body
-        detail = {"model": request.model, "sha256": digest(body), "bytes": len(body), "label": str(request.label)}
+        detail = {
+            "model": request.model[:MAX_CHARS],
+            "sha256": digest(body),
+            "bytes": len(body),
+            "label": str(request.label),
+        }
         self.note("model.called", detail)
         began = time.perf_counter()
         if self.trace is not None:
@@ -101,12 +110,12 @@ class TurnRecord:
             self.trace.answered(began, completion, said=said, label=label)
         weights, usage = completion.weights, completion.usage
         return {
-            "model": completion.model,
+            "model": completion.model[:MAX_CHARS],
             "backend": completion.backend,
             "weights": weights.known,
             "weights_sha256": weights.sha256,
             "template_sha256": weights.template_sha256,
-            "finish_reason": completion.finish_reason,
+            "finish_reason": completion.finish_reason[:MAX_CHARS],
             "input_tokens": usage.input_tokens,
             "output_tokens": usage.output_tokens,
             "answer_sha256": digest(msgspec.json.encode(said)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -18,11 +18,10 @@ from aibox.errors import BackendError, ConfigError, EgressError
 from aibox.inference.addresses import literal
 from aibox.inference.full import Session
 from aibox.inference.plain import Address, Pool, UnreachableError, serves
+from aibox.inference.readable import CHAT, CHOOSES, ends, is_answer
 from aibox.inference.sse import Events
 from aibox.inference.transport import Rule, Transport
 
-CHAT = "/chat/completions"
-_CHOICES = (CHAT, "/completions")
 CONNECT_S = 5.0
 KEEPALIVE_S = 4.0
 """Below the 5 s after which uvicorn, and so vLLM, closes an idle connection: the race would lose requests."""
@@ -97,11 +96,10 @@ class Wire:
         async with self._open("POST", path, data=body, correlation=correlation, trace=trace) as response:
             data = await self._read(response, MAX_BODY_BYTES)
             answer = self._decode(data)
-        if path in _CHOICES:
-            if not isinstance(answer.get("choices"), list) or not answer["choices"]:
-                raise BackendError(f"{self._name} answered without a choice", hint=_NOT_OPENAI)
-            if not all(_is_choice(choice, "message") for choice in answer["choices"]):
-                raise self._misshapen()
+        if path in CHOOSES and not answer.get("choices"):
+            raise BackendError(f"{self._name} answered without a choice", hint=_NOT_OPENAI)
+        if not is_answer(path, answer):
+            raise self._misshapen()
         return answer, data
 
     async def stream(
@@ -126,7 +124,7 @@ class Wire:
                         ended = True
                         break
                     try:
-                        chunk, last = self._chunk(event)
+                        chunk, last = self._chunk(event, path)
                     except BackendError:
                         # What came before it in the same read was said.
                         if whole:
@@ -269,18 +267,15 @@ class Wire:
             retry_after_s=_retry_after(response.headers.get("retry-after", "")),
         )
 
-    def _chunk(self, event: bytes) -> tuple[dict[str, Any], bool]:
+    def _chunk(self, event: bytes, path: str) -> tuple[dict[str, Any], bool]:
         """An event that can be read, and whether it says that the answer has come to its end."""
         chunk = self._decode(event)
-        last = chunk.get("type") in _LAST
-        for choice in _choices(chunk):
-            if not _is_choice(choice, "delta"):
-                raise self._misshapen()
-            last = last or bool(choice.get("finish_reason"))
+        if (last := ends(path, chunk)) is None:
+            raise self._misshapen()
         return chunk, last
 
     def _misshapen(self) -> BackendError:
-        return BackendError(f"{self._name} answered with a choice that cannot be read", hint=_NOT_OPENAI)
+        return BackendError(f"{self._name} answered in a form that cannot be read", hint=_NOT_OPENAI)
 
     def _late(self) -> BackendError:
         return BackendError(
@@ -361,31 +356,3 @@ def _message(body: Any) -> str:
 def _retry_after(text: str) -> float | None:
     """RFC 9110 sec. 10.2.3, in seconds; a date counts as none, for clocks differ."""
     return float(text) if text.isdecimal() and len(text) < 7 else None
-
-
-_LAST = ("response.completed", "response.incomplete", "response.failed")
-"""Events after which the Responses API says nothing more."""
-
-
-def _choices(chunk: Mapping[str, Any]) -> Sequence[Any]:
-    choices = chunk.get("choices")
-    # An object or a text is one choice, and none that can be read.
-    return choices if isinstance(choices, list) else () if choices is None else (choices,)
-
-
-def _is_choice(choice: Any, key: str) -> bool:
-    """Whether it can be read: what it says, under `key`, is an object where it says anything, and so is each call."""
-    if not isinstance(choice, dict):
-        return False
-    told = choice.get(key)
-    if told is None:
-        return True
-    if not isinstance(told, dict):
-        return False
-    calls = told.get("tool_calls")
-    return not calls or (isinstance(calls, list) and all(map(_is_call, calls)))
-
-
-def _is_call(call: Any) -> bool:
-    known = isinstance(call, dict) and isinstance(call.get("function"), dict | None)
-    return known and isinstance(call.get("index", 0), int)

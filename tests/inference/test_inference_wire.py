@@ -376,13 +376,13 @@ async def test_a_choice_that_cannot_be_read_is_the_servers_fault(
     """It is a BackendError, as what is no JSON is, and no bug of ours; what came before it in a stream was said."""
     backend = OpenAICompatible(upstream.url, name="server")
     upstream.answer = upstream.says({"choices": choices})
-    with pytest.raises(BackendError, match="server answered with a choice that cannot be read"):
+    with pytest.raises(BackendError, match="server answered in a form that cannot be read"):
         await backend.complete(REQUEST, scope=scope)
     event = f"data: {json.dumps({'choices': choices})}\n\n".encode()
     upstream.answer = upstream.sends(CHUNK + event)
     stream = backend.stream(REQUEST, scope=scope)
     assert (await anext(stream)).text == "a"
-    with pytest.raises(BackendError, match="server answered with a choice that cannot be read"):
+    with pytest.raises(BackendError, match="server answered in a form that cannot be read"):
         await anext(stream)
     await backend.close()
 
