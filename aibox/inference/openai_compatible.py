@@ -14,8 +14,9 @@ from aibox.chat import Capability, ChatRequest, Chunk, Completion, Health, Model
 from aibox.errors import AIBoxError, ConfigError
 from aibox.inference.addresses import is_inside
 from aibox.inference.capabilities import Api
+from aibox.inference.readable import CHAT
 from aibox.inference.transport import Transport
-from aibox.inference.wire import CHAT, TOTAL_S, Wire
+from aibox.inference.wire import TOTAL_S, Wire
 from aibox.types import Scope
 
 PATHS: Mapping[Api, str] = {

@@ -40,13 +40,18 @@ def ends(path: str, event: Mapping[str, Any]) -> bool | None:
 
 def _is_choice(choice: Any, key: str) -> bool:
     """What it says, under `key`, is an object where it says anything, and each call too; `text` is of /completions."""
-    if not isinstance(choice, dict) or not isinstance(choice.get("index", 0), int):
+    # JSON makes these very types, and this is asked for each piece of each stream.
+    if type(choice) is not dict or type(choice.get("index", 0)) is not int:
         return False
-    told = choice.get(key)
-    if not isinstance(told, dict | None) or not isinstance(choice.get("text"), str | None):
+    text, told = choice.get("text"), choice.get(key)
+    if text is not None and type(text) is not str:
         return False
-    calls = None if told is None else told.get("tool_calls")
-    return not calls or (isinstance(calls, list) and all(map(_is_call, calls)))
+    if told is None:
+        return True
+    if type(told) is not dict:
+        return False
+    calls = told.get("tool_calls")
+    return not calls or (type(calls) is list and all(map(_is_call, calls)))
 
 
 def _is_call(call: Any) -> bool:
