@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from aibox.chat import Completion
+from aibox.chat import Completion, plain
 from aibox.errors import AIBoxError, BackendError, ConfigError
 from aibox.inference.client import refusing_client
 from aibox.protocols import Tool
@@ -204,7 +204,7 @@ def _conversation() -> Any:
         def _items(self, message: Mapping[str, Any]) -> list[Any]:
             """The answer as the SDK's items; it is part of what was said from here on."""
             items = agents.items
-            text = message.get("content") or message.get("refusal") or ""
+            text = plain(message.get("content")) or plain(message.get("refusal"))
             calls = message.get("tool_calls") or ()
             try:
                 made = [

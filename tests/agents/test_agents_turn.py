@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 import aibox
 from aibox.agents.events import Decided, Event, Failed, ModelCalled, Recalled, Reply, TextDelta
+from aibox.chat import ChatRequest, Completion
 from aibox.errors import BackendError, ConfigError, LimitError, StoreError
 from aibox.policy.limits import TurnLimits
 from aibox.policy.policy import Policy
@@ -470,3 +471,17 @@ def _is_backend(router: Backend) -> Backend:
 def test_a_scripted_model_is_a_backend() -> None:
     """The double has the face of the real part (checked by mypy)."""
     assert _is_backend(ScriptedBackend()).name == "scripted"
+
+
+@pytest.mark.parametrize(
+    "said", [{"content": [{"type": "text", "text": "Paris."}]}, {"refusal": [1], "content": "Paris."}]
+)
+async def test_an_answer_in_parts_is_an_answer(said: dict[str, Any], scope: Scope) -> None:
+    """Some servers write a list of parts where others write a text; what is neither is no reason to fail."""
+
+    class InParts(ScriptedBackend):
+        async def complete(self, request: ChatRequest, *, scope: Scope) -> Completion:
+            return Completion({"choices": [{"message": {"role": "assistant", **said}, "finish_reason": "stop"}]})
+
+    reply = await aibox.Agent("Answer.", router=aibox.Router(InParts(""))).run("Where is it?", scope=scope)
+    assert reply.text == "Paris."
