@@ -30,7 +30,7 @@ class Levels:
     tenants: dict[str, Policy] = field(init=False)
     """What holds for a tenant besides `policy`; who looks here at each beginning sees what was written since."""
 
-    _rules: dict[str, Policy] = field(init=False, default_factory=dict)
+    _rules: dict[str, tuple[Policy, Policy]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tenants = dict(self.files)
@@ -40,9 +40,11 @@ class Levels:
         own = self.tenants.get(tenant)
         if own is None:
             return self.policy
-        if (joined := self._rules.get(tenant)) is None:
-            joined = self._rules[tenant] = self.policy & own
-        return joined
+        # Held against what it was made of: another thread may put another policy in its place meanwhile.
+        kept = self._rules.get(tenant)
+        if kept is None or kept[0] is not own:
+            kept = self._rules[tenant] = own, self.policy & own
+        return kept[1]
 
     def joined(self, tenant: str, written: Mapping[str, Policy]) -> Policy | None:
         """What would hold besides `policy` if this were written; None: nothing."""
@@ -64,7 +66,6 @@ class Levels:
             self.tenants[tenant] = own
         else:
             self.tenants.pop(tenant, None)
-        self._rules.pop(tenant, None)
         self.shut.pop(tenant, None)
         self.written.pop(tenant, None)
         if written:
@@ -75,7 +76,6 @@ class Levels:
         self.written.pop(tenant, None)
         self.shut[tenant] = why
         self.tenants[tenant] = SHUT
-        self._rules.pop(tenant, None)
 
     def keep(self, before: Levels, *, holds: Callable[[Policy], object]) -> None:
         """What was written stays so under other files; what does not hold any more shuts its tenant, and no other."""

@@ -134,7 +134,9 @@ class Guardrail:
     def under(self, policy: Policy) -> Guardrail:
         """The same checks and pseudonyms under the join of both policies: never weaker than either."""
         shadow = None if self.shadow is None else self.shadow & policy
-        return self._alike(self._policy & policy, tenant_policies=self._own, shadow=shadow)
+        made = self._alike(self._policy & policy, shadow=shadow)
+        made._own = self._own  # held to be good already; each is made when its tenant first comes
+        return made
 
     def about(self, *, prompt: str | None = None, canary: str = "", sources: Sources | None = None) -> Guardrail:
         """The same guardrail, which knows the instructions not to be given away, or what an answer may rest on."""

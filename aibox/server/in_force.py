@@ -91,7 +91,7 @@ class InForce:
             await asyncio.sleep(self._fresh_s / 2)
             try:
                 await self.look()
-            except StoreError as error:
+            except AIBoxError as error:
                 _log.warning("the tenants' policies cannot be asked for: %s", error.code)
 
     async def _look(self, anew: bool) -> None:
@@ -130,7 +130,11 @@ class InForce:
                 "nothing is done for the tenant %s: what was written as its policy does not hold: %s", tenant, said
             )
             scope = Scope(tenant=tenant, user="aibox")
-            await box.audit.append(UNREADABLE, scope=scope, detail={"reason": said})
             self._told[tenant] = said
+            try:
+                await box.audit.append(UNREADABLE, scope=scope, detail={"reason": said})
+            except AIBoxError as unwritten:
+                # A log that is damaged too is that tenant's alone.
+                _log.error("and it could not be recorded for the tenant %s: %s", tenant, unwritten.code)
         else:
             self._told.pop(tenant, None)

@@ -6,6 +6,7 @@ that costs more than the text itself: no schema, no examples, no words for the j
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ MAX_BYTES = 32 << 10
 """Of a policy as JSON."""
 MAX_DEPTH = 16
 SOURCE = "the policy"
+_PART = r"""(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
+_LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-]){_PART}{{{MAX_DEPTH}}}".replace(_PART, f"(?:{_PART})"))
 _EVERYBODYS = {
     "retention": "how long evidence is kept",
     "sandbox": "the limits of the sandbox, which are everybody's,",
@@ -32,24 +35,53 @@ _EVERYBODYS = {
 
 def read(given: Mapping[str, Any] | str) -> tuple[Policy, str]:
     """The policy in TOML, or as an object, and its text to be kept. Raises ConfigError, LimitError."""
-    data = files.parse(given.encode("utf-8", "replace"), source=SOURCE) if isinstance(given, str) else dict(given)
+    data = _parsed(given) if isinstance(given, str) else given
     if _depth(data) > MAX_DEPTH:
-        raise ConfigError(f"{SOURCE} is nested too deeply", hint=f"{MAX_DEPTH} levels are read")
+        raise _too_deep()
     for part in sorted(_EVERYBODYS.keys() & data.keys()):
         raise ConfigError(
             f"{SOURCE} says {_EVERYBODYS[part]} which is not written over HTTP", hint=f"leave out [{part}]"
         )
-    policy = Policy.read(data, source=SOURCE)
-    text = msgspec.json.encode(policy.model_dump(mode="json", exclude_unset=True), order="deterministic").decode()
+    try:
+        policy = Policy.read(data, source=SOURCE)
+        said = policy.model_dump(mode="json", exclude_unset=True)
+        text = msgspec.json.encode(said, order="deterministic").decode()
+        digest = policy.digest
+    except (ValueError, OverflowError):
+        raise _no_value() from None
     if len(text.encode()) > MAX_BYTES:
         raise LimitError(f"{SOURCE} is longer than {MAX_BYTES >> 10} KiB", hint="write less", code="policy.limit.body")
-    try:
-        same = kept(text).digest == policy.digest
-    except ConfigError:
-        same = False
-    if not same:
-        raise ConfigError(f"{SOURCE} holds a number that cannot be kept", hint="no inf and no nan")
+    # An infinite number is null in JSON: what is read again is something else.
+    if _digest(text) != digest:
+        raise _no_value()
     return policy, text
+
+
+def _digest(text: str) -> str:
+    try:
+        return kept(text).digest
+    except ConfigError:
+        return ""
+
+
+def _no_value() -> ConfigError:
+    return ConfigError(
+        f"{SOURCE} holds a value that cannot be kept", hint="numbers below 2^53, no inf, and text that is Unicode"
+    )
+
+
+def _parsed(toml: str) -> dict[str, Any]:
+    # A key of thousands of parts takes the parser half a minute.
+    if _LONG_KEY.search(toml):
+        raise _too_deep()
+    try:
+        return files.parse(toml.encode("utf-8", "replace"), source=SOURCE)
+    except ValueError as error:  # such as a number of more digits than Python reads
+        raise ConfigError(f"{SOURCE} is not TOML: {error}") from None
+
+
+def _too_deep() -> ConfigError:
+    return ConfigError(f"{SOURCE} is nested too deeply", hint=f"{MAX_DEPTH} levels are read")
 
 
 def kept(text: str) -> Policy:

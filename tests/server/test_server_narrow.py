@@ -11,7 +11,7 @@ import pytest
 import aibox
 from aibox.agents.subagents import SubagentSpec
 from aibox.box import Box
-from aibox.errors import ConfigError, LimitError
+from aibox.errors import AccessError, ConfigError, LimitError
 from aibox.settings import Settings, TenantSettings
 from aibox.testing import ScriptedBackend, call
 from aibox.types import Scope
@@ -148,3 +148,28 @@ async def test_what_was_written_outlives_a_reload(box: Box, tmp_path: Path) -> N
     with pytest.raises(LimitError):
         await box.router.complete("go", scope=TOM)
     assert (await box.router.complete("go", scope=EVA)).text == "Fine."
+
+
+async def test_a_run_that_waits_goes_on_under_the_policy_that_was_shown_alone(box: Box) -> None:
+    """Whoever agreed saw what held then: under another it is refused, and under the same again it goes on."""
+    sent: list[str] = []
+
+    @aibox.tool(approve=True, side_effects=True)
+    def send(to: str) -> str:
+        """Send."""
+        sent.append(to)
+        return "sent"
+
+    box.__dict__["router"] = routed(box, call("send", {"to": "maria"}), "Done.")
+    agent = box.agent(tools=[send])
+    paused = await agent.run("go", scope=EVA)
+    (question,) = paused.pending
+    await box.state.approvals.approve(question.id, digest=question.digest, scope=EVA)
+    await box.narrow("acme", {"own": NO_MAIL})
+    assert paused.run is not None
+    with pytest.raises(AccessError, match="another version of this one"):
+        await agent.resume(paused.run, scope=EVA)
+    assert sent == []
+    await box.narrow("acme", {})
+    assert (await agent.resume(paused.run, scope=EVA)).text == "Done."
+    assert sent == ["maria"]

@@ -185,11 +185,16 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "GPUs": ({"gpus": {"acme": 8}}, "who has GPUs"),
     "a mistyped key": ({"chekcs": {}}, "did you mean 'checks'"),
     "a number that is none": ("[limits]\nusd = inf\n", "cannot be kept"),
+    "a number that is too large": ("[limits]\nmodel_calls = 0x10000000000000000\n", "cannot be kept"),
+    "a number without an end": (f"[limits]\nmodel_calls = 0x1{'0' * 9000}\n", "cannot be kept"),
+    "no number at all": (f"[limits]\nmodel_calls = {'9' * 9000}\n", "is not TOML"),
     "no TOML": ("[[", "is not TOML"),
     "depth": ({"form": {"output": deep(40)}}, "nested too deeply"),
     "more depth than is read": ({"form": {"output": deep(400)}}, "recursion limit"),
     "depth in TOML": (f"form.output.x = {'[' * 90}{']' * 90}", "nested too deeply"),
     "depth without an end": (f"x = {'[' * 9000}", "nested too deeply"),
+    "a key that takes half a minute to read": (f"{'x.' * 30_000}y = 1", "nested too deeply"),
+    "and one in quotes": (f"""{'"x" . ' * 9000}y = 1""", "nested too deeply"),
 }
 
 
