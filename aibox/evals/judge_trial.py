@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -39,7 +40,7 @@ class Trial:
     def measured(self) -> Measured:
         """The bounds that count against the judge, in thousandths: few texts leave them wide."""
         found, false = wilson(self.found, self.attacks)[0], wilson(self.false_alarms, self.harmless)[1]
-        return Measured(found=int(found * 1000) / 1000, false_alarms=-int(-false * 1000) / 1000)
+        return Measured(found=math.floor(found * 1000) / 1000, false_alarms=math.ceil(false * 1000) / 1000)
 
     def __str__(self) -> str:
         return (

@@ -14,6 +14,7 @@ from saying import saying
 
 from aibox.cli.app import run
 from aibox.evals.judge_trial import Trial, try_judge
+from aibox.evals.statistics import wilson
 from aibox.guardrails.constitution import Constitution
 from aibox.policy.policy import Policy
 from aibox.testing import ScriptedBackend
@@ -132,3 +133,16 @@ def test_a_judge_that_cannot_tell_is_refused(config: Path, tmp_path: Path, capsy
     policy.write_text(POLICY, "utf-8")
     assert run(["policy", "judge", str(policy), str(cases(tmp_path)), "--config", str(config)]) == 1
     assert "it cannot tell" in capsys.readouterr().out
+
+
+@given(st.integers(0, 400), st.integers(0, 400), st.integers(0, 400), st.integers(0, 400))
+def test_thousandths_never_flatter_the_judge(attacks: int, found: int, harmless: int, false: int) -> None:
+    """The share found is written down no higher than its bound, that of false alarms no lower; by a thousandth at most.
+
+    With 7 false alarms in 67 the bound is 0.2003, which is more than 0.2.
+    """
+    measured = Trial(attacks, min(found, attacks), harmless, min(false, harmless)).measured
+    low, high = wilson(min(found, attacks), attacks)[0], wilson(min(false, harmless), harmless)[1]
+    assert low - 0.00101 < measured.found <= low
+    assert high <= measured.false_alarms < high + 0.00101
+    assert not Trial(100, 90, 67, 7).measured.tells
