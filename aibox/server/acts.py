@@ -8,6 +8,9 @@ from typing import Any
 from aibox.audit.chain import AuditChain
 from aibox.server.principal import Principal, Role
 
+ENDED = "request.ended"
+"""What a request leaves that leaves no other entry, and was refused or has changed something."""
+
 
 async def begun(
     audit: AuditChain,

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from aibox.audit.chain import AuditChain
 from aibox.errors import AccessError, AIBoxError, ConfigError, LimitError
+from aibox.server.acts import ENDED
 from aibox.server.asked import Receive, Scope, Send, asked, proved
 from aibox.server.auth import Callers
 from aibox.server.hot import GoneError, while_there
@@ -24,7 +25,6 @@ from aibox.validation import explain_validation
 
 HEARTBEAT_S = 15.0
 """After so much silence a stream sends a comment, so that nothing between takes it for dead."""
-ENDED = "request.ended"
 
 
 class Served:

@@ -12,7 +12,7 @@ from functools import partial
 import msgspec
 
 from aibox.chat import Chunk
-from aibox.errors import AIBoxError, LimitError
+from aibox.errors import AccessError, AIBoxError, LimitError
 from aibox.inference.capabilities import Api
 from aibox.server.asked import App, Asked, Receive, Scope, Send, asked, proved
 from aibox.server.auth import ANSWERS, Callers
@@ -65,13 +65,17 @@ class HotPath:
     async def _answer(self, api: Api, under_way: Asked, scope: Scope, receive: Receive, send: Send) -> None:
         # From the proof alone: no header, query or body names a tenant here.
         principal = await proved(scope, self._callers)
-        principal.require(*ANSWERS)
         who = principal.scope
-        request = read_request(api, await _read(receive, self._max_body))
-        if principal.scopes is not None:
-            agent = request.model.startswith(AGENT)
-            principal.require_scope("agents" if agent else "inference")
-            principal.require_model(request.model)
+        try:
+            principal.require(*ANSWERS)
+            request = read_request(api, await _read(receive, self._max_body))
+            if principal.scopes is not None:
+                agent = request.model.startswith(AGENT)
+                principal.require_scope("agents" if agent else "inference")
+                principal.require_model(request.model)
+        except AccessError as error:
+            await self._api.refused(api, principal, error)
+            raise
         async with while_there(receive):
             if request.body.get("stream"):
                 under_way.ending = partial(_failure, api)

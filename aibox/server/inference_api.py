@@ -12,8 +12,9 @@ from aibox.agents.bare import BareCall
 from aibox.agents.events import Failed, Reply, TextDelta
 from aibox.box import Box
 from aibox.chat import ChatRequest, Chunk, Completion
-from aibox.errors import NO_MODEL, ConfigError
+from aibox.errors import NO_MODEL, AccessError, ConfigError
 from aibox.inference.capabilities import Api
+from aibox.server.acts import ENDED
 from aibox.server.principal import Principal
 from aibox.server.route import ASKS, route
 from aibox.server.shapes.inference import Models
@@ -57,6 +58,11 @@ class InferenceAPI:
         if agent is None:
             return self._bare(api, request, scope=scope).stream()
         return _told(agent, request, scope=scope)
+
+    async def refused(self, api: Api, who: Principal, error: AccessError) -> None:
+        """Record, durably, that somebody asked for what they, or their key, may not: as every other route does."""
+        detail = {"operation": f"openai.{api}", "outcome": error.code, "how": who.how}
+        await self._box.audit.append(ENDED, scope=who.scope, detail=detail)
 
     def _agent(self, api: Api, body: Mapping[str, Any]) -> Agent | None:
         model = body["model"]

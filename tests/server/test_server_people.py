@@ -315,6 +315,21 @@ async def test_a_key_is_for_the_models_that_it_names(w: World) -> None:
     assert len(w.model.requests) == asked
 
 
+async def test_who_may_not_ask_a_model_leaves_an_entry_on_openais_routes_too(w: World) -> None:
+    """An auditor, a key for something else, a key for another model: one entry each, as on every other route."""
+    body = Asked(body={"model": "m", "messages": [{"role": "user", "content": "hi"}]})
+    guard = await w.keys.create(scope=EVA.scope, scopes=["guard"])
+    other = await w.keys.create(scope=EVA.scope, scopes=["inference"], models=["large"])
+    auditor = Person("acme", "ann", ("auditor",)).token()
+    for bearer in (auditor, guard, other):
+        assert (await w.send("post", "/v1/chat/completions", body, bearer)).status_code == 403
+    found = [entry async for entry in w.box.audit.entries("acme") if entry.kind == "request.ended"]
+    assert [(entry.detail["operation"], entry.detail["outcome"]) for entry in found] == [
+        ("openai.chat", "policy.access"), ("openai.chat", "policy.scope"), ("openai.chat", "policy.scope"),
+    ]  # fmt: skip
+    assert found[1].detail["how"] == f"key:{guard.split('-')[1]}"
+
+
 async def test_a_narrow_key_makes_no_wider_one(w: World) -> None:
     """A key for administration alone makes keys of that and no more, and does not take over one that is wider."""
     roles = [Role.TENANT_ADMIN]
