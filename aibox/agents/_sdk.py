@@ -90,7 +90,8 @@ async def run_loop(
     came up inside. However it ends, no tool is still at work, but one that did not let itself be cancelled within
     `ENDING_S` seconds.
     """
-    agents = sdk()
+    # The first time it takes a second and more, in which everybody else's streams go on.
+    agents = sdk() if sdk.cache_info().currsize else await asyncio.to_thread(sdk)
     from agents.exceptions import AgentsException
 
     at_work: set[asyncio.Task[Any]] = set()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -485,3 +487,25 @@ async def test_an_answer_in_parts_is_an_answer(said: dict[str, Any], scope: Scop
 
     reply = await aibox.Agent("Answer.", router=aibox.Router(InParts(""))).run("Where is it?", scope=scope)
     assert reply.text == "Paris."
+
+
+FIRST = """
+import asyncio, sys, threading
+import aibox
+from aibox.testing import ScriptedBackend
+
+class Looks:
+    def find_spec(self, name, path=None, target=None):
+        if name == "agents":
+            print("on the loop" if threading.current_thread() is threading.main_thread() else "in a thread")
+
+sys.meta_path.insert(0, Looks())
+agent = aibox.Agent("Answer.", router=ScriptedBackend("Paris."))
+print(asyncio.run(agent.run("Where is it?", scope=aibox.Scope(tenant="acme", user="eva"))).text)
+"""
+
+
+def test_the_first_turn_of_a_process_holds_up_nobody_else() -> None:
+    """What it has to import takes a second and more: that is done beside the loop, where streams of others go on."""
+    done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.split("\n") == ["in a thread", "Paris.", ""]
