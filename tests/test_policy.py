@@ -41,6 +41,7 @@ policies = st.builds(
         JudgeRules,
         places=st.frozensets(st.sampled_from(PLACES)),
         from_score=st.floats(0, 1),
+        principles=st.frozensets(st.sampled_from(["No word of dragons.", PRINCIPLES[0]])),
         decision=st.sampled_from([Decision.FLAG, Decision.BLOCK]),
         measured=st.builds(Measured, found=st.floats(0.3, 1), false_alarms=st.floats(0, 0.2)),
     ),
@@ -57,6 +58,7 @@ policies = st.builds(
         st.sampled_from(["pii", "jailbreak"]), st.dictionaries(st.sampled_from(PLACES), ladders, max_size=3)
     ),
     on_check_failure=st.sampled_from(Decision),
+    models=st.frozensets(st.sampled_from(MODELS)),
     tools=st.builds(ToolRules, allow=st.none() | names, deny=names, approve=names, approve_from=st.none() | label),
     egress=st.builds(
         EgressRules,
@@ -86,9 +88,11 @@ def test_a_join_is_never_weaker_than_either(a: Policy, b: Policy, where: str, sc
             assert both.tools.needs_approval(name) or not one.tools.needs_approval(name)
         assert both.tools.asks_under(marked) or not one.tools.asks_under(marked)
         for model in MODELS[1:]:
+            assert one.may_ask(model) or not both.may_ask(model)
             assert one.egress.allows(model) or not both.egress.allows(model)
             assert both.egress.asks(model) or not one.egress.asks(model)
         assert marked <= one.egress.ceiling or not marked <= both.egress.ceiling
+        assert one.judge.told <= both.judge.told
         assert SPOTLIGHTS.index(both.spotlight) >= SPOTLIGHTS.index(one.spotlight)
         for topic, words in one.topics.banned.items():
             assert words <= both.topics.banned[topic]

@@ -48,6 +48,7 @@ def policy(chance: random.Random) -> Policy:
         "judge": {
             "places": some(PLACES),
             "from_score": number() / 10,
+            "principles": some(("No word of dragons.", "No word of the moon.")),
             "decision": chance.choice(["flag", "block"]),
             "measured": {"found": (10 + number()) / 20, "false_alarms": number() / 50},
         },
@@ -60,6 +61,7 @@ def policy(chance: random.Random) -> Policy:
         "topics": {"banned": {topic: some(("buy", "sell*")) for topic in some(("money", "war"))}},
         "tokens": {"input": number(), "retrieved": number()},
         "form": {"output": {"minimum": number()}},
+        "models": some(("*", *MODELS)),
         "tools": {"deny": some(TOOLS), "approve": some(TOOLS), "approve_from": chance.choice(LABELS)},
         "artifacts": {"unchecked": str(chance.choice(list(Decision))), "ceiling": chance.choice(LABELS)},
         "egress": {"models": some(("*", *MODELS)), "approve": some(MODELS), "ceiling": chance.choice(LABELS)},
@@ -96,6 +98,8 @@ def relaxed(both: Policy, one: Policy, chance: random.Random) -> list[str]:
         spec: both.decide(check, where=where, score=score) >= one.decide(check, where=where, score=score),  # type: ignore[arg-type]
         "on_check_failure": both.on_check_failure >= one.on_check_failure,
         "judge": both.judge.grey(where, score) or not one.judge.grey(where, score),  # type: ignore[arg-type]
+        "judge.principles": one.judge.told <= both.judge.told,
+        "models": one.may_ask(model) or not both.may_ask(model),
         "irreversible": not both.pseudonyms.reversible("CARD") or one.pseudonyms.reversible("CARD"),
         "format_preserving": one.pseudonyms.keeps_form("CARD") or not both.pseudonyms.keeps_form("CARD"),
         "unmask": one.pseudonyms.may_unmask(user) or not both.pseudonyms.may_unmask(user),

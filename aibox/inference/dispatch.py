@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import Any, TypeVar
 
 from aibox.chat import ChatRequest, Chunk, Completion
-from aibox.errors import ApprovalError, BackendError, ConfigError, EgressError
+from aibox.errors import AccessError, ApprovalError, BackendError, ConfigError, EgressError
 from aibox.inference import capabilities, envelope
 from aibox.inference.accounts import Accounts, Call
 from aibox.inference.attempts import Retries, over
@@ -23,7 +23,7 @@ from aibox.inference.chunks import chunks_of, wants_usage
 from aibox.inference.disguise import Disguise
 from aibox.inference.egress import Egress, Passage
 from aibox.inference.meter import Meter
-from aibox.inference.registry import Inside, Outside, Registry, Routes
+from aibox.inference.registry import MAX_LISTED, Inside, Outside, Registry
 from aibox.policy.policy import Policy
 from aibox.types import Scope
 
@@ -33,6 +33,18 @@ Batches = AsyncGenerator[list[Chunk], None]
 """The chunks of a stream; those that arrived together come together, so that many cost little more than one."""
 Head = tuple[list[list[Chunk]], Batches]
 """What a stream began with, up to its first word, and the rest of it."""
+
+
+def allowed(routes: Sequence[Inside | Outside], name: str, policy: Policy) -> Sequence[Inside | Outside]:
+    """Those of a name's routes that lead to a model which the policy lets be asked. Raises AccessError for none."""
+    found = [route for route in routes if policy.may_ask(f"{route.replica.name}/{route.model.id}")]
+    if not found:
+        raise AccessError(
+            f"the policy does not let the model {name[:100]!r} be asked",
+            hint=f"ask for one of these by name: {', '.join(sorted(policy.models)[:MAX_LISTED]) or 'there is none'}",
+            code="policy.models",
+        )
+    return found
 
 
 class Dispatch:
@@ -134,7 +146,7 @@ class Dispatch:
                 return await attempt(target, target.request if isinstance(target, Passage) else sent, emulates)
 
             try:
-                routes: Sequence[Inside | Outside] = await self._routes(name, api, request, scope)
+                routes: Sequence[Inside | Outside] = await self._routes(name, api, request, scope, policy)
                 key = prefix_key(request.body, tenant=scope.tenant) if len(routes) > 1 else None
                 for route in routes:
                     route.replica.wanted += 1
@@ -143,7 +155,7 @@ class Dispatch:
                 finally:
                     for route in routes:
                         route.replica.wanted -= 1
-            except EgressError as error:
+            except (AccessError, EgressError) as error:
                 # Where a person may say that it goes outside instead, that is asked and not passed over.
                 if first is None or isinstance(error, ApprovalError):
                     raise
@@ -158,8 +170,12 @@ class Dispatch:
         assert first is not None
         raise first
 
-    async def _routes(self, name: str, api: Api, request: ChatRequest, scope: Scope) -> Routes:
-        routes = await self.registry.find(name, tenant=scope.tenant)
+    async def _routes(
+        self, name: str, api: Api, request: ChatRequest, scope: Scope, policy: Policy | None
+    ) -> Sequence[Inside | Outside]:
+        routes: Sequence[Inside | Outside] = await self.registry.find(name, tenant=scope.tenant)
+        if policy is not None and "*" not in policy.models:
+            routes = allowed(routes, name, policy)
         capabilities.check(routes[0].model, api, request.body)
         if len(routes) > 1:
             for route in routes:

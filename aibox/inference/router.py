@@ -15,7 +15,7 @@ from aibox.inference.accounts import Accounts, Call
 from aibox.inference.capabilities import Api
 from aibox.inference.client import openai_client
 from aibox.inference.disguise import Concealer
-from aibox.inference.dispatch import Dispatch
+from aibox.inference.dispatch import Dispatch, allowed
 from aibox.inference.egress import Egress
 from aibox.inference.leaving import Leaving
 from aibox.inference.registry import DEFAULT, Registry
@@ -111,13 +111,15 @@ class Router:
     async def models(self, *, scope: Scope | None = None) -> tuple[ModelInfo, ...]:
         """The models of all backends that answer, local ones first. Raises BackendError when none does.
 
-        With `scope` those dedicated to its tenant are among them.
+        With `scope` those dedicated to its tenant are among them, and those that its policy does not let be asked not.
         """
-        return await self._registry.all(tenant=scope.tenant if scope else None)
+        found = await self._registry.all(tenant=scope.tenant if scope else None)
+        rules = None if scope is None else self._rules(scope, None)
+        return found if rules is None else tuple(info for info in found if rules.may_ask(f"{info.backend}/{info.id}"))
 
-    async def leads(self, name: str, *, scope: Scope) -> tuple[str, ...]:
-        """Where a name leads for the scope's tenant, as `backend/model`. Raises as a call of it would."""
-        found = await self._registry.find(name, tenant=scope.tenant)
+    async def leads(self, name: str, *, scope: Scope, policy: Policy) -> tuple[str, ...]:
+        """Where a name leads for a tenant under a policy, as `backend/model`. Raises as a call of it would."""
+        found = allowed(await self._registry.find(name, tenant=scope.tenant), name, policy)
         return tuple(f"{route.replica.name}/{route.model.id}" for route in found)
 
     def names(self, *, scope: Scope) -> dict[str, str]:

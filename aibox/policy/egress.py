@@ -34,9 +34,9 @@ class EgressRules(Part):
 
     def __and__(self, other: EgressRules) -> EgressRules:
         return EgressRules(
-            models=_both(self.models, other.models),
-            hosts=_both(self.hosts, other.hosts),
-            tenants=_both(self.tenants, other.tenants),
+            models=meet(self.models, other.models),
+            hosts=meet(self.hosts, other.hosts),
+            tenants=meet(self.tenants, other.tenants),
             ceiling=self.ceiling & other.ceiling,
             pseudonymise=self.pseudonymise or other.pseudonymise,
             approve=universe(self.approve | other.approve),
@@ -59,5 +59,6 @@ class EgressRules(Part):
         return "*" in self.tenants or tenant in self.tenants
 
 
-def _both(a: frozenset[str], b: frozenset[str]) -> frozenset[str]:
+def meet(a: frozenset[str], b: frozenset[str]) -> frozenset[str]:
+    """What both lists allow, where `"*"` is everything."""
     return b if "*" in a else a if "*" in b else a & b

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from aibox.audit import canonical
 from aibox.errors import ConfigError
@@ -22,7 +22,7 @@ from aibox.execution import Limits
 from aibox.policy import files
 from aibox.policy.artifacts import ArtifactRules
 from aibox.policy.budgets import Budgets
-from aibox.policy.egress import EgressRules
+from aibox.policy.egress import EgressRules, meet, universe
 from aibox.policy.fields import DecisionField, Ladder, Part, join_ladders
 from aibox.policy.judge import JudgeRules
 from aibox.policy.limits import TurnLimits
@@ -64,6 +64,9 @@ class Policy(Part):
     topics: TopicRules = TopicRules()
     tokens: TokenLimits = TokenLimits()
     form: FormRules = FormRules()
+    models: Annotated[frozenset[str], AfterValidator(universe)] = frozenset({"*"})
+    """Models that may be asked, as `backend/model` the way the router names them, or `"*"`. Lists of several levels
+    intersect. One behind the door needs `egress.models` besides."""
     tools: ToolRules = ToolRules()
     artifacts: ArtifactRules = ArtifactRules()
     egress: EgressRules = EgressRules()
@@ -123,6 +126,7 @@ class Policy(Part):
             topics=self.topics & other.topics,
             tokens=self.tokens & other.tokens,
             form=self.form & other.form,
+            models=meet(self.models, other.models),
             tools=self.tools & other.tools,
             artifacts=self.artifacts & other.artifacts,
             egress=self.egress & other.egress,
@@ -135,6 +139,10 @@ class Policy(Part):
             sandbox=self.sandbox & other.sandbox,
             gpus={tenant: min(self.gpus[tenant], other.gpus[tenant]) for tenant in self.gpus if tenant in other.gpus},
         )
+
+    def may_ask(self, model: str) -> bool:
+        """Whether a model, as `backend/model`, may be asked."""
+        return "*" in self.models or model in self.models
 
     def decide(self, check: str, *, where: Where, score: float) -> Decision:
         """What follows when `check` found something with `score` (0 to 1) in a text of that place."""

@@ -139,11 +139,12 @@ class PoliciesAPI:
         made = await asyncio.to_thread(self._box.guardrail.for_own, own)
         if made.policy.judge.places:
             try:
-                await self._box.router.leads("guardrail", scope=Scope(tenant=tenant, user="aibox"))
-            except (BackendError, ConfigError) as error:
+                scope = Scope(tenant=tenant, user="aibox")
+                await self._box.router.leads("guardrail", scope=scope, policy=made.policy)
+            except (AccessError, BackendError, ConfigError) as error:
                 raise ConfigError(
                     f"the policy has texts judged by a model, and there is none: {error.message}",
-                    hint="the operator gives the role `guardrail` a model",
+                    hint="the operator gives the role `guardrail` a model, which is among the policy's `models`",
                 ) from None
         return made.policy
 

@@ -15,7 +15,7 @@ from inference_parts import Notes
 from waiting import until
 
 from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo, Price, Usage, Weights, assemble
-from aibox.errors import BackendError, ConfigError, EgressError
+from aibox.errors import AccessError, BackendError, ConfigError, EgressError
 from aibox.inference.accounts import Call
 from aibox.inference.attempts import RETRY_BURST, Retries
 from aibox.inference.balance import SLACK, choose, prefix_key
@@ -450,6 +450,25 @@ async def test_a_fallback_outside_is_named_by_the_operator_and_passes_the_door(s
     assert "marked confidential" in caught.value.__notes__[0]
     assert notes.entries[-1][0] == "egress.denied"
     assert outside.calls == 1
+
+
+async def test_only_models_that_the_policy_names_are_asked(scope: Scope) -> None:
+    """Of two replicas the one that is named, by whatever name it is asked for; another is no fallback either."""
+    one, other = Server("one"), Server("other")
+    router = Router(one, other, policy=Policy(models=frozenset({"one/m"})), fallbacks={"one/m": ["other/m"]})
+    for name in ("m", "default", "one/m"):
+        assert (await router.complete(HI, model=name, scope=scope)).backend == "one"
+    with pytest.raises(AccessError, match="does not let the model 'other/m' be asked") as caught:
+        await router.complete(HI, model="other/m", scope=scope)
+    assert caught.value.code == "policy.models"
+    assert [info.backend for info in await router.models(scope=scope)] == ["one"]
+    one.fails = down()
+    with pytest.raises(BackendError, match="cannot be reached") as failed:
+        await router.complete(HI, model="one/m", scope=scope)
+    assert "and not other/m" in failed.value.__notes__[0]
+    with pytest.raises(AccessError):
+        await router.complete(HI, model="one/m", scope=scope, policy=Policy(models=frozenset({"other/m"})))
+    assert other.calls == 0
 
 
 async def test_every_retry_outside_is_an_entry_of_its_own(scope: Scope, notes: Notes) -> None:

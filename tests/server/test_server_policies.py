@@ -418,3 +418,32 @@ def test_a_stream_of_a_real_server_goes_on_while_a_policy_is_written(tmp_path: P
             assert server.ask("and now").status == 200
     finally:
         upstream.close()
+
+
+async def test_a_tenant_asks_the_models_that_its_policy_names(w: World) -> None:
+    """No other is answered or listed, whatever name leads there; another tenant has all of them."""
+    embed = Asked(body={"input": ["hello"]})
+
+    async def seen(who: Person) -> set[str]:
+        listed = (await told(w, "get", "/v1/models", who)).json()["data"]
+        routes = (await told(w, "get", "/v1/routes", who)).json()["data"]
+        assert {one["model"] for one in routes} <= {one["id"].rpartition("/")[2] for one in listed} | {"m"}
+        return {f"{one['backend']}/{one['model']}" for one in routes}
+
+    everything = await seen(TOM)
+    assert "m/m" in everything
+    assert len(everything) > 1
+    assert (await w.send("post", "/v1/embeddings", embed, EVA.token())).status_code == 200
+    assert (await put(w, {"models": ["m/m", "never/heard-of"]})).status_code == 200
+    assert await seen(EVA) == {"m/m"}
+    refused = await w.send("post", "/v1/embeddings", embed, EVA.token())
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "policy.models")
+    assert (await says(w, EVA, "hi"), await says(w, TOM, "hi")) == (200, 200)
+    assert (await w.send("post", "/v1/embeddings", embed, TOM.token())).status_code == 200
+    assert (await put(w, {"models": ["*"]}, ROOT, OPERATOR, tenant="acme")).status_code == 200
+    assert (await put(w, {"models": ["other/x"]}, ROOT, OPERATOR, tenant="acme")).status_code == 200
+    assert await says(w, EVA, "hi") == 403
+    agent = await w.send("post", "/v1/chat", Asked(body={"message": "hi"}), EVA.token())
+    assert (agent.status_code, agent.json()["title"]) == (403, "policy.models")
+    judge = {"judge": {"places": ["input"], "from_score": 0.3, "below_score": 0.9}}
+    assert "not let the model 'guardrail' be asked" in (await put(w, judge)).text
