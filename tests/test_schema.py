@@ -127,6 +127,24 @@ def test_forwards_back_and_forwards_again(postgres_owner: str) -> None:
 
 
 @pytest.mark.anyio
+async def test_policies_that_hold_are_not_dropped(postgres_full: str, postgres_url: str) -> None:
+    """Back to a version that does not know them is refused until they are withdrawn: else more would be allowed."""
+    store, text = policies.Policies(postgres_url), '{"tools": {"deny": ["x"]}}'
+    await store.write("acme", "own", text=text, digest="sha256:x", author="boss", match=None)
+    with pytest.raises(StoreError, match="withdraw each first"):
+        downgrade(postgres_full, role="writer", revision="0006")
+    assert (await store.newest("acme"))["own"].text == text
+    await store.write("acme", "own", text="", digest="", author="boss", match="*")
+    await store.close()
+    downgrade(postgres_full, role="writer", revision="0006")
+    assert current(postgres_full) == "0006"
+    upgrade(postgres_full, role="writer")
+    store = policies.Policies(postgres_url)
+    assert await store.heads() == {}
+    await store.close()
+
+
+@pytest.mark.anyio
 async def test_evidence_is_never_dropped(postgres_full: str, postgres_url: str, tmp_path: Path) -> None:
     """Back to nothing is refused where a log has entries, and then everything stays as it was."""
     async with aibox.AuditChain(postgres_url, keys=tmp_path / "keys") as chain:

@@ -447,3 +447,13 @@ async def test_a_tenant_asks_the_models_that_its_policy_names(w: World) -> None:
     assert (agent.status_code, agent.json()["title"]) == (403, "policy.models")
     judge = {"judge": {"places": ["input"], "from_score": 0.3, "below_score": 0.9}}
     assert "not let the model 'guardrail' be asked" in (await put(w, judge)).text
+
+
+async def test_who_is_erased_is_not_named_as_the_author(w: World) -> None:
+    """The erasure of the box takes the name along and says so; what was written holds on."""
+    made = (await put(w, NO_MAIL)).json()
+    certificate = await w.box.audit.erase(scope=Scope(tenant="acme", user="dpo"), subject="boss", reason="asked")
+    assert certificate.entries[0].detail["stores"]["policies"] == 1
+    shown = (await told(w, "get", OWN, Person("acme", "ada", ("tenant_admin",)))).json()
+    assert (shown["author"], shown["digest"]) == ("", made["digest"])
+    assert await says(w, EVA) == 400
