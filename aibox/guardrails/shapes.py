@@ -102,7 +102,8 @@ def _iban(id_: str) -> str | None:
 
 def _read_iban(text: str) -> str | None:
     digits = _digits(text)
-    return _unmixed(digits[6:]) if len(digits) == 20 and formats.iban(f"DE{digits}") else None
+    right = len(digits) == 20 and digits[2:6] == _BANK and formats.iban(f"DE{digits}")
+    return _unmixed(digits[6:]) if right else None
 
 
 # A country code that the ITU has given to nobody (list of ITU-T E.164 assigned country codes).
@@ -189,6 +190,14 @@ _SHAPES = {
         rf"(?<![.+%])email-{_ID}@{_NAME}(?:\.{_TOP})?(?![\w-]|\.\w)",
         _begun("email-", f"{_ID_BEGUN}(?:{_begun(f'@{DOMAIN}', '[.]?')})?"),
     ),
+    # Or before all of it; by itself it may be some other word, so that only one that is known is taken for a pseudonym.
+    "as_mailbox": _Shape(
+        "EMAIL",
+        _read_email,
+        rf"(?<![.+%])(?-i:[Ee]mail-){_ID}(?![\w@-]|\.\w)",
+        _begun("email-", f"{_ID_BEGUN}[.]?"),
+        sure=False,
+    ),
     "as_url": _Shape(
         "URL",
         _read_url,
@@ -204,7 +213,7 @@ _SHAPES = {
     "as_iban": _Shape(
         "IBAN",
         _read_iban,
-        rf"DE[0-9]{{2}}{_SIGN}{_BANK}(?:(?:{_SIGN}[0-9]){{14}}|[0-9]{{13}}|[0-9]{{15}})(?!\w)",
+        rf"DE[0-9]{{2}}{_SIGN}999(?:(?:{_SIGN}[0-9]){{15}}|[0-9]{{14}}|[0-9]{{16}})(?!\w)",
         _begun("de", f"[0-9{_SIGNS}]{{0,35}}"),
     ),
     "as_phone": _Shape(
@@ -213,7 +222,7 @@ _SHAPES = {
         rf"(?<!\+)(?:\+|00)999(?:(?:{_PHONE_SIGN}[0-9]){{11}}|[0-9]{{10}}|[0-9]{{12}})(?!\w)",
         f"(?:{_begun('+999', f'[0-9(){_SIGNS}]{{0,33}}')}|{_begun('00999', f'[0-9(){_SIGNS}]{{0,33}}')})",
     ),
-    # Without the sign it may be some other number, so that only one that is known is taken for a pseudonym.
+    # Without the sign it may be some other number: likewise.
     "as_digits": _Shape(
         "PHONE",
         _read_phone,
@@ -225,7 +234,7 @@ _SHAPES = {
     "as_ipv6": _Shape(
         "IP",
         _read_ipv6,
-        r"(?<![:.])2001:0?db8:0?999(?::1[0-9]{3}){5}(?![\w:])",
+        r"(?<![:.])2001:0?db8:0?999(?::1[0-9]{3}){5}(?!\w|:[0-9a-f:])",
         _begun("2001:", "[0-9a-f:]{0,35}"),
     ),
 }
@@ -241,9 +250,11 @@ CHARS = 45
 _BEGUN = re.compile(rf"(?<!\w)(?i:{'|'.join(f'(?:{shape.begun})' for shape in _SHAPES.values())})\Z", re.ASCII)
 
 # Each is looked for only where a part of it stands, which most texts do not have.
+_MAILBOX = re.compile("mail-[0-9]{6}")
 _LONG = re.compile(r"999(?:[^0-9a-zA-Z]{0,2}[0-9]){10}")
 _IPV4 = re.compile(r"250(?:\.[0-9]{1,3}){3}")
 _IPV6 = re.compile(r"2001:0?[dD][bB]8:0?999:")
+_JSON_MAILBOX = re.compile(_MAILBOX.pattern.encode())
 _JSON_LONG = re.compile(rb'999(?:[^0-9"]{0,12}[0-9]){10}')
 _JSON_IPV4 = re.compile(_IPV4.pattern.encode())
 _JSON_IPV6 = re.compile(_IPV6.pattern.encode())
@@ -288,6 +299,7 @@ def maybe(text: str) -> bool:
     """False of a text that holds no shape, and of nearly all of them."""
     return bool(
         (("@" in text or "://" in text) and _NAME in text.lower())
+        or ("mail-" in text and _MAILBOX.search(text))
         or ("999" in text and _LONG.search(text))
         or ("250." in text and _IPV4.search(text))
         or ("2001:" in text and _IPV6.search(text))
@@ -297,7 +309,8 @@ def maybe(text: str) -> bool:
 def json_maybe(data: bytes) -> bool:
     """As `maybe` of all texts of a JSON text, however their characters are written in it."""
     return bool(
-        ((b"@" in data or b"://" in data or rb":\/\/" in data) and _NAME.encode() in data.lower())
+        (b"mail-" in data and _JSON_MAILBOX.search(data))
+        or ((b"@" in data or b"://" in data or rb":\/\/" in data) and _NAME.encode() in data.lower())
         or (b"999" in data and _JSON_LONG.search(data))
         or (b"250." in data and _JSON_IPV4.search(data))
         or (b"2001:" in data and _JSON_IPV6.search(data))
