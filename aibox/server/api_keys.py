@@ -48,7 +48,10 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The keys in an SQLite file that processes may share, or in the database that servers share. An Authenticator."""
+    """The keys in an SQLite file that processes may share, or in the database that servers share.
+
+    An Authenticator, and an Erasable: what the program of an erased person asks would be kept anew, so its keys go too.
+    """
 
     def __init__(self, place: str | Path, *, clock: Callable[[], float] = time.time) -> None:
         self._tables = open_tables(place, schema="aibox_server", made_by=_KEYS, what="the keys")
@@ -124,6 +127,23 @@ class ApiKeys:
         """End a key now. False when the tenant has no such key."""
         sql = "UPDATE keys SET revoked = 1 WHERE id = ? AND tenant = ? RETURNING id"
         return bool(await self._run(tenant, sql, id_, tenant))
+
+    async def erase(self, *, scope: Scope, subject: str | None = None) -> int:
+        """Take a person's keys, with what was noted of them; with `subject` None all of the tenant's. How many."""
+        which, values = "tenant = ?", [scope.tenant]
+        if subject is not None:
+            which, values = f'{which} AND "user" = ?', [scope.tenant, subject]
+
+        def delete() -> int:
+            with self._tables.transaction(scope.tenant) as rows:
+                mine = f"SELECT id FROM keys WHERE {which}"  # noqa: S608 - names of our own
+                rows.execute(f"DELETE FROM key_scopes WHERE tenant = ? AND id IN ({mine})", [scope.tenant, *values])  # noqa: S608
+                gone: int = rows.execute(f"DELETE FROM keys WHERE {which}", values).rowcount  # noqa: S608
+            if gone:
+                self._tables.scrub()
+            return gone
+
+        return await asyncio.to_thread(delete)
 
     async def authenticate(self, token: str) -> Principal | None:
         """The principal of a key; None for what is no key of this form. Raises AuthError for one that does not hold."""

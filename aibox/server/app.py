@@ -81,6 +81,8 @@ def create_app(
         counts["aibox_webhooks_total"] = (about, lambda: webhooks.counts)
     metrics = Metrics(gauges, counts=counts)
     people, answers, policies, in_force = kept or stores.keep(box)
+    if keys is not None:
+        box.audit.register("keys", keys)
 
     async def admits(who: Principal) -> None:
         await people.admit(who)

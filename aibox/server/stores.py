@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from aibox.box import Box
 from aibox.server.answers import Answers
+from aibox.server.api_keys import ApiKeys
 from aibox.server.in_force import InForce
 from aibox.server.people import People
 from aibox.server.policies import Policies
@@ -40,7 +41,15 @@ def keep(box: Box) -> Kept:
 
 
 def keep_if_served(box: Box) -> None:
-    """As `keep`, where a server has kept something: a box that served nobody gets no files by it."""
+    """As `keep`, and the API keys, where a server has kept something: a box that served nobody gets no files by it."""
     places = [box.settings.place(None, name) for name in _NAMES]
-    if any(not isinstance(place, Path) or place.exists() for place in places):
+    if any(map(_is_there, places)):
         keep(box)
+    if (place := box.settings.api_keys) is not None and _is_there(place):
+        keys = ApiKeys(place)
+        box.keep(keys)
+        box.audit.register("keys", keys)
+
+
+def _is_there(place: str | Path) -> bool:
+    return not isinstance(place, Path) or place.exists()

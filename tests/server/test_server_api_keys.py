@@ -123,6 +123,24 @@ async def test_an_auditor_may_not_ask_a_model(keys: ApiKeys) -> None:
     assert await callers.scope(f"bearer {service}") == SCOPE
 
 
+async def test_the_keys_of_a_person_go_with_them(keys: ApiKeys, shared_place: Path | str) -> None:
+    """They open nothing any more, and no name or note of theirs is left; others' keys are as they were."""
+    eva, ben = Scope(tenant="acme", user="eva"), Scope(tenant="acme", user="ben")
+    gone = await keys.create(scope=eva, note="evas-laptop", scopes=["inference"], models=["small"])
+    stay = [await keys.create(scope=scope) for scope in (ben, Scope(tenant="rival", user="eva"))]
+    assert await keys.erase(scope=SCOPE, subject="eva") == 1
+    with pytest.raises(AuthError):
+        await keys.authenticate(gone)
+    for key in stay:
+        assert await keys.authenticate(key)
+    assert [key.scope.user for key in await keys.list("acme")] == ["ben"]
+    if isinstance(shared_place, Path):
+        for file in shared_place.parent.glob(f"{shared_place.name}*"):
+            assert b"evas-laptop" not in file.read_bytes()
+    assert await keys.erase(scope=SCOPE) == 1
+    assert await keys.authenticate(stay[1])
+
+
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YTpi", "aibox-0-0", "Bearer  "])
 async def test_what_is_no_bearer_token_is_refused(header: str, keys: ApiKeys) -> None:
     """No header, another scheme, an empty token: 401."""

@@ -18,6 +18,7 @@ from aibox.box import Box
 from aibox.cli.app import app
 from aibox.errors import AccessError, ConfigError, StoreError
 from aibox.server import stores
+from aibox.server.api_keys import ApiKeys
 from aibox.server.people import FRESH_S, SEEN_EVERY_S, STALE_S, People
 from aibox.server.principal import Principal, Role
 from aibox.settings import Settings
@@ -351,9 +352,14 @@ async def test_who_is_erased_from_the_command_line_is_not_listed_any_more(tmp_pa
     async with world(tmp_path) as w:
         assert (await told(w, "get", "/v1/usage", EVA)).status_code == 200
         await w.box.audit.append("turn.started", scope=EVA.scope, detail={"agent": "a"})
+    (settings.home / "aibox.toml").write_text('[server]\napi_keys = "programs.db"\n')
+    keys = ApiKeys(settings.home / "programs.db")
+    await keys.create(scope=EVA.scope)
+    await keys.close()
     runner = partial(CliRunner().invoke, app, env={"AIBOX_HOME": str(settings.home)}, catch_exceptions=False)
     done = await asyncio.to_thread(runner, ["audit", "erase", "eva", "--tenant", "acme", "--reason", "asked"])
     assert "1 from people" in done.output, done.output
+    assert "1 from keys" in done.output, done.output
     people = People(settings.home / "people.db")
     assert await people.users("acme") == []
     await people.close()
