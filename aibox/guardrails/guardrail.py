@@ -82,7 +82,7 @@ class Guardrail:
         )
         self._own: Mapping[str, Policy] = tenant_policies if tenant_policies is not None else {}
         self._known: dict[str, Check] = {}
-        self._made: dict[str, tuple[Policy | None, Guardrail]] = {}
+        self._made: dict[str, tuple[Policy | None, Guardrail]] = {"": (None, self)} if tenant_policies is None else {}
         for tenant in self._own:
             self.for_tenant(tenant)  # what does not hold is refused now, and not at a tenant's first request
 
@@ -135,7 +135,8 @@ class Guardrail:
         """The same checks and pseudonyms under the join of both policies: never weaker than either."""
         shadow = None if self.shadow is None else self.shadow & policy
         made = self._alike(self._policy & policy, shadow=shadow)
-        made._own = self._own  # held to be good already; each is made when its tenant first comes
+        # Held to be good already: each is made when its tenant first comes.
+        made._own, made._made = self._own, {}
         return made
 
     def about(self, *, prompt: str | None = None, canary: str = "", sources: Sources | None = None) -> Guardrail:
