@@ -88,6 +88,20 @@ async def test_a_name_has_one_token_whoever_found_it(scope: Scope) -> None:
 
 @needs_model
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    "pseudonym", ["<PERSON_400546>", "<ADDRESS_184102>", "email-482139@pseudonym.example", "9990302027856411"]
+)
+async def test_a_pseudonym_is_nobodys_name_or_address(pseudonym: str, scope: Scope) -> None:
+    """What was recalled holds pseudonyms, which are not replaced once more; a name beside one is found all the same."""
+    said = f"Hello, my name is {pseudonym}. My e-mail is {pseudonym}, and I live at {pseudonym}."
+    assert seen(said) == []
+    assert ("PERSON", "Kwabena Mensah") in seen(f"{pseudonym} wrote to Kwabena Mensah.")
+    guardrail = Guardrail(Policy.read({"checks": {"entities": {"retrieved": "redact"}}}))
+    assert (await guardrail.check(said, where="retrieved", scope=scope)).text == said
+
+
+@needs_model
+@pytest.mark.anyio
 async def test_places_by_themselves_are_left_to_the_policy(scope: Scope) -> None:
     """A city scores 0.5: a policy that redacts from 0.7 leaves it, one that redacts from 0.5 does not."""
     text = "They moved to Lisbon last year."
