@@ -81,6 +81,8 @@ def requests(number: int, luck: random.Random) -> tuple[str, str, Any]:
     )
 
 
+# Who is cut off before the SDK's own task has begun leaves a coroutine of the SDK that never runs, and nothing else.
+@pytest.mark.filterwarnings("ignore:coroutine 'run_single_turn' was never awaited:RuntimeWarning")
 async def test_nothing_crosses_however_requests_interleave_and_break_off(tmp_path: Path) -> None:
     """Answers, what the model is told, memories, conversations and logs hold the tenant's own word and no other."""
     luck = random.Random(20)
