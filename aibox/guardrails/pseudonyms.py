@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +19,16 @@ import anyio.to_thread
 
 from aibox.errors import AccessError, ConfigError
 from aibox.guardrails import shapes
-from aibox.guardrails.marks import LITERAL, TOKEN, all_names, find_tokens, held_from, might_hold_tokens, names
+from aibox.guardrails.marks import (
+    LITERAL,
+    TOKEN,
+    TOKEN_CHARS,
+    all_names,
+    find_tokens,
+    held_from,
+    might_hold_tokens,
+    names,
+)
 from aibox.guardrails.vault import FOR_GOOD, KEY_BYTES, Vault
 from aibox.policy.pseudonyms import PseudonymRules
 from aibox.postgres import shown
@@ -227,17 +236,25 @@ class Restorer:
 
 def with_look_alikes(text: str, spans: Sequence[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
     """The spans, sorted and disjoint as given, and between them those of everything that could be taken for a token."""
-    if not might_hold_tokens(text):
-        return list(spans)
-    result: list[tuple[int, int, str]] = []
+    found = list(spans)
+    # What stands beside a token later is not what stands there now, so each stretch is looked at by itself; and so is
+    # what is left when something in it was found: two or three times at most, by what may stand around a token.
+    while might_hold_tokens(text) and (more := list(_between(text, found))):
+        found = sorted((*found, *more))
+    return found
+
+
+def _between(text: str, spans: Sequence[tuple[int, int, str]]) -> Iterator[tuple[int, int, str]]:
     at = 0
-    for start, end, type_ in (*spans, (len(text), len(text), "")):
-        # Each stretch by itself: what stands beside a token later is not what stands there now.
-        result += [(at + m.start(), at + m.end(), LITERAL) for m in TOKEN.finditer(text[at:start])]
-        if type_:
-            result.append((start, end, type_))
+    for start, end, _ in (*spans, (len(text), len(text), "")):
+        while at < start:
+            near = text[at : min(start, at + 2 * TOKEN_CHARS)]  # in which nothing stands before
+            match, by = (found, at) if (found := TOKEN.match(near)) else (TOKEN.search(text, at, start), 0)
+            if match is None:
+                break
+            yield by + match.start(), by + match.end(), LITERAL
+            at = by + match.end()
         at = end
-    return result
 
 
 def splice(text: str, edits: Iterable[tuple[int, int, str]]) -> str:
