@@ -1,6 +1,7 @@
 """HTTP/1.1 connections with bounds: how long a head is, how slowly it may come, and how many there are.
 
-The clock is looked at when something happens and by a sweep over all connections, so no request costs a timer.
+The clock is looked at when something happens and by a sweep over all connections, so no request costs a timer. A whole
+answer leaves in one piece.
 """
 
 from __future__ import annotations
@@ -9,20 +10,66 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from aibox.errors import AIBoxError, ConfigError, LimitError
 from aibox.outbound.span import new_trace
-from aibox.server.asked import CORRELATION
+from aibox.server.asked import CORRELATION, Message
 from aibox.server.problem import refusal
 from aibox.settings_server import ServerLimits
 
 LINGER_S = 2.0
 """How long what still comes is thrown away after a refusal: a reset would take the answer with it."""
 LINGER_BYTES = 4 << 20
+JOINED_BYTES = 64 << 10
+"""Of a body that is copied to stand behind its head; of a longer one a second write costs less."""
+_CONTROLS = bytes([*range(9), *range(10, 32), 127])
+"""RFC 9110 sec. 5.5: none of them may stand in a field of an answer."""
 
 Told = Callable[[AIBoxError, str], None]
 """Hears of a connection that was refused, with the id that its answer had."""
+
+
+class Cycle(RequestResponseCycle):
+    """A request and its answer. A head that names a length waits for the body, and goes out with it if that is whole.
+
+    ASGI has it so for every head: "must not start sending the response until it has received at least one body event".
+    """
+
+    _head: Message | None = None
+
+    async def send(self, message: Message) -> None:  # type: ignore[override]  # messages of ours are no TypedDicts
+        head = self._head
+        if head is None:
+            if not self.response_started and _length(message) is not None:
+                self._head = message
+                return
+        else:
+            self._head = None
+            if (answer := self._whole(head, message)) is not None:
+                self.response_started = self.response_complete = True
+                self.waiting_for_100_continue = False
+                self.transport.write(answer)
+                self.message_event.set()
+                self.on_response()
+                return
+            await super().send(head)  # type: ignore[arg-type]  # see above
+        await super().send(message)  # type: ignore[arg-type]  # see above
+
+    def _whole(self, head: Message, last: Message) -> bytes | None:
+        """An answer as it goes over the wire; None for what is none of the plain ones, and is uvicorn's to send."""
+        if self.disconnected or self.flow.write_paused or not self.keep_alive or self.scope["method"] == "HEAD":
+            return None
+        status, body = head["status"], last.get("body", b"")
+        if status < 200 or status in (204, 304) or last.get("more_body") or len(body) > JOINED_BYTES:
+            return None
+        fields = self.default_headers + head["headers"]
+        lines = b"".join([b"%b: %b\r\n" % field for field in fields])
+        # Two control characters a line are its end. Of any other uvicorn has an opinion, and of these three fields.
+        plain = len(lines) - len(lines.translate(None, _CONTROLS)) == 2 * len(fields)
+        if not plain or b"connection" in lines or b"transfer-encoding" in lines or _length(head) != b"%d" % len(body):
+            return None
+        return b"".join((STATUS_LINE[status], lines, b"\r\n", body))
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -35,6 +82,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **options)
         self._since: float | None = None
         """When what is waited for began; None while nothing is."""
+        self._idle: float | None = None
+        """When the last answer ended; None before the first, and while one is asked for."""
         self._in_head = True
         self._head_bytes = self._read_bytes = 0
         self._refused: AIBoxError | None = None
@@ -65,6 +114,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._idle = None
         if self._since is None:
             self._since = self.loop.time()
         if not self._in_head:
@@ -78,16 +128,29 @@ class BoundedProtocol(HttpToolsProtocol):
                 raise self._refused
         self._in_head, self._since = False, self.loop.time()
         super().on_headers_complete()
+        # uvicorn names the class itself, and asks it for nothing before the loop's next turn.
+        self.cycle.__class__ = Cycle
 
     def on_message_complete(self) -> None:
         self._since = None
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        """As uvicorn's, but that `sweep` sees to connections which nobody uses, and not a timer a request."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._idle = self.loop.time()
+
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the words are ours
         self._refuse(self._refused or ConfigError("this is not HTTP/1.1"))
 
     def sweep(self, now: float) -> None:
-        """End the connection when what it is to send has not come in time."""
+        """End the connection when what it is to send has not come in time, or nobody has used it for long."""
         limits = self.limits
         if self._ended is not None:
             if now - self._ended > LINGER_S:
@@ -95,6 +158,8 @@ class BoundedProtocol(HttpToolsProtocol):
         elif self._since is not None and now - self._since > (limits.head_s if self._in_head else limits.body_s):
             what = "headers" if self._in_head else "body"
             self._refuse(LimitError(f"the {what} did not come in time", code="policy.limit.time"))
+        elif self._since is None and self._idle is not None and now - self._idle > self.timeout_keep_alive:
+            self.transport.close()
 
     @property
     def _longest(self) -> int:
@@ -128,6 +193,15 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             self.transport.write_eof()
             self.flow.resume_reading()
+
+
+def _length(message: Message) -> bytes | None:
+    """What the head of an answer says of its length; None where it says nothing, and for what is no head."""
+    for name, value in message.get("headers", ()):
+        if name == b"content-length":
+            found: bytes = value
+            return found
+    return None
 
 
 def protocol(limits: ServerLimits, told: Told) -> type[BoundedProtocol]:

@@ -1,0 +1,176 @@
+"""How answers leave a connection, and when an unused one is closed: the server's own protocol over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from aibox.server.asked import App, Receive, Scope, Send
+from aibox.server.protocol import JOINED_BYTES, BoundedProtocol, protocol
+from aibox.settings_server import ServerLimits
+
+pytestmark = [pytest.mark.anyio, pytest.mark.loopback]
+ASK = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+class Written:
+    """A transport that remembers what was written to it."""
+
+    def __init__(self, transport: asyncio.Transport, pieces: list[bytes]) -> None:
+        self._transport = transport
+        self._pieces = pieces
+
+    def write(self, data: bytes) -> None:
+        self._pieces.append(data)
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class Served:
+    """A connection to a server: what the server wrote to it, piece by piece, and its own end of it."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.protocol: BoundedProtocol
+
+    async def ask(self, data: bytes = ASK) -> bytes:
+        """What comes until the server closes."""
+        self.writer.write(data)
+        return await self.reader.read()
+
+
+@asynccontextmanager
+async def served(app: App) -> AsyncIterator[Served]:
+    found = Served()
+    bounded = protocol(ServerLimits(), lambda _error, _correlation: None)
+
+    class Watched(bounded):  # type: ignore[misc, valid-type]  # made by a function
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            found.protocol = self
+            super().connection_made(Written(transport, found.pieces))
+
+    config = uvicorn.Config(app, http=Watched, log_config=None, lifespan="off")  # type: ignore[arg-type]  # an ASGI app
+    config.load()
+    state = ServerState()
+    make: Callable[[], Any] = lambda: Watched(config=config, server_state=state, app_state={})  # noqa: E731
+    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+    try:
+        place = server.sockets[0].getsockname()
+        found.reader, found.writer = await asyncio.open_connection(*place)
+        yield found
+        found.writer.close()
+    finally:
+        server.close()
+
+
+def answering(*fields: tuple[bytes, bytes], status: int = 200, body: bytes = b"Paris.", more: bytes = b"") -> App:
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": status, "headers": [*fields]})
+        if more:
+            await send({"type": "http.response.body", "body": more, "more_body": True})
+        await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
+def length(size: int) -> tuple[bytes, bytes]:
+    return (b"content-length", str(size).encode())
+
+
+async def test_a_whole_answer_is_one_piece_and_the_connection_stays() -> None:
+    """Head and body of a known length leave together, twice over one connection."""
+    async with served(answering((b"content-type", b"text/plain"), length(6))) as one:
+        for _ in range(2):
+            one.writer.write(ASK)
+            assert (await one.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+            assert await one.reader.readexactly(6) == b"Paris."
+        assert len(one.pieces) == 2
+        assert all(b"\r\ncontent-type: text/plain\r\ncontent-length: 6\r\n\r\nParis." in p for p in one.pieces)
+
+
+@pytest.mark.parametrize(
+    ("app", "body"),
+    [
+        (answering(), b"6\r\nParis.\r\n0\r\n\r\n"),
+        (answering(length(12), more=b"London"), b"LondonParis."),
+        (answering(length(JOINED_BYTES + 1), body=b"a" * (JOINED_BYTES + 1)), b"a" * (JOINED_BYTES + 1)),
+        (answering(length(0), status=204, body=b""), b""),
+    ],
+    ids=["no length", "two pieces", "long", "no content"],
+)
+async def test_what_is_not_plain_is_framed_as_ever(app: App, body: bytes) -> None:
+    """Streams, answers in pieces, long ones, and those that have no body come as uvicorn sends them."""
+    async with served(app) as one:
+        head, _, rest = (await one.ask(ASK.replace(b"host", b"connection: close\r\nhost"))).partition(b"\r\n\r\n")
+        assert b"\r\nconnection: close" in head
+        assert rest == body
+
+
+async def test_a_server_that_closes_says_so() -> None:
+    """`connection: close` of an answer ends the connection behind it."""
+    async with served(answering(length(6), (b"connection", b"close"))) as one:
+        assert (await one.ask()).endswith(b"connection: close\r\n\r\nParis.")
+
+
+async def test_a_head_is_told_without_its_body() -> None:
+    """HEAD is answered by fields alone."""
+    async with served(answering(length(6))) as one:
+        said = await one.ask(b"HEAD / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert said.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"\r\ncontent-length: 6\r\n" in said
+        assert said.endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("value", [b"a\r\nset-cookie: b", b"a\nb", b"a\x00b", b"a\x7fb"])
+async def test_no_field_can_hold_another(value: bytes) -> None:
+    """A control character in a field ends in an error of ours and never in a field of somebody else's choice."""
+    async with served(answering(length(6), (b"x-name", value))) as one:
+        said = await one.ask()
+        assert b"x-name" not in said
+        assert b"set-cookie" not in said
+
+
+@pytest.mark.parametrize("size", [5, 7])
+async def test_a_wrong_length_never_mixes_two_answers_up(size: int) -> None:
+    """A body that is longer or shorter than its head says closes the connection."""
+    async with served(answering(length(size))) as one:
+        said = await one.ask(ASK + ASK)
+        assert said.count(b"HTTP/1.1 200 OK") == 1
+
+
+async def test_an_unused_connection_is_closed_and_a_used_one_is_not() -> None:
+    """The sweep ends a connection some seconds after its last answer; not before it, and not while one is asked for."""
+    go = asyncio.Event()
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await go.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [length(2)]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async with served(app) as one:
+        later = asyncio.get_running_loop().time() + 3600
+        go.set()
+        one.writer.write(ASK)
+        await one.reader.readuntil(b"ok")
+        go.clear()
+        one.writer.write(ASK)
+        while one.protocol.cycle.response_complete:
+            await asyncio.sleep(0)
+        one.protocol.sweep(later)
+        go.set()
+        await one.reader.readuntil(b"ok")
+        one.protocol.sweep(asyncio.get_running_loop().time())
+        one.writer.write(ASK)
+        await one.reader.readuntil(b"ok")
+        one.protocol.sweep(later)
+        assert await one.reader.read() == b""
