@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import sklearn
-from guards import OUT, ROLES_BENIGN, curve, folded
+from linear import OUT, ROLES_BENIGN, curve, folded
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sources import read

@@ -20,7 +20,7 @@ import held_out
 import numpy as np
 import sklearn
 from benign import families
-from guards import OUT, ROLES_BENIGN, curve
+from linear import OUT, ROLES_BENIGN, curve
 from sklearn.linear_model import LogisticRegression
 from sources import Source, read
 from threadpoolctl import threadpool_limits

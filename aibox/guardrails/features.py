@@ -1,4 +1,4 @@
-"""A text as a set of numbers that a linear head weighs: its words, runs of two and three words, and parts of words.
+"""A text as a set of numbers that a linear head weighs: its words, runs and pairs of them, and parts of words.
 
 Pure Python over CRC-32, so that a head needs nothing but the base install. Time is linear in the text.
 """
@@ -30,10 +30,11 @@ SEGMENT_CHARS = 1_000
 """A sentence or line longer than this is weighed in pieces."""
 
 
-def features(words: list[str], parts: dict[bytes, list[int]] | None = None) -> set[int]:
+def features(words: list[str], parts: dict[bytes, list[int]] | None = None, *, apart: bool = False) -> set[int]:
     """The places, below 2^BITS, of the features of a text, given as its words in order.
 
-    `parts` remembers those of the parts of words, for windows of one text that overlap.
+    `parts` remembers those of the parts of words, for windows of one text that overlap. With `apart`, pairs of words
+    with one or two others between them are features too: "ignore" and "rules" of "ignore all the rules".
     """
     known = {} if parts is None else parts
     mask = (1 << BITS) - 1
@@ -43,6 +44,9 @@ def features(words: list[str], parts: dict[bytes, list[int]] | None = None) -> s
     sums = list(map(crc32, different))
     sums += map(crc32, map(b" ".join, pairwise(encoded)))
     sums += map(crc32, map(b" ".join, zip(encoded, encoded[1:], encoded[2:], strict=False)))
+    if apart:
+        sums += map(crc32, map(b"~".join, zip(encoded, encoded[2:], strict=False)))
+        sums += map(crc32, map(b"~".join, zip(encoded, encoded[3:], strict=False)))
     for word in different:
         of_word = known.get(word)
         if of_word is None and not word.isascii():

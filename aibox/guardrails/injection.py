@@ -13,7 +13,7 @@ from anyio import to_thread
 
 from aibox.guardrails.encodings import views
 from aibox.guardrails.features import segments, windows, words_of
-from aibox.guardrails.heads import head
+from aibox.guardrails.heads import head, standing_out
 from aibox.guardrails.normalise import LONG_CHARS, normalise
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
 
@@ -25,8 +25,9 @@ _REASONS = {"direct": "reads like an attempt to take over the assistant", "indir
 class Injection:
     """Finds attempts to steer the assistant: a Check. Rules `direct` and `indirect`; scores as in `heads`.
 
-    In tool results and retrieved texts each sentence is weighed by itself, by the head for documents, and a finding
-    spans that sentence. Elsewhere windows of 200 words are weighed. Encoded text is weighed decoded too.
+    In tool results and retrieved texts each sentence is weighed by itself, by the head for documents, and beside the
+    others of its text; a finding spans that sentence. Elsewhere windows of 200 words are weighed. Encoded text is
+    weighed decoded too.
     """
 
     @property
@@ -68,8 +69,10 @@ def _weighed(text: str, *, foreign: bool) -> Iterator[tuple[int, int, str, float
     parts: dict[bytes, list[int]] = {}
     if foreign:
         indirect = head("indirect")
-        for start, end in segments(text):
-            yield start, end, "indirect", indirect.score(words_of(text[start:end]), parts)
+        spans = list(segments(text))
+        margins = standing_out([indirect.margin(words_of(text[start:end]), parts) for start, end in spans])
+        for (start, end), margin in zip(spans, margins, strict=True):
+            yield start, end, "indirect", indirect.calibrated(margin)
         return
     direct = head("direct")
     for start, end, words in windows(text):

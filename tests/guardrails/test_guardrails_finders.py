@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from aibox.guardrails import encodings, injection, jailbreak, links, pii, secrets
 from aibox.guardrails.catalogue import built_in
-from aibox.guardrails.features import BITS
-from aibox.guardrails.heads import head
+from aibox.guardrails.features import BITS, features
+from aibox.guardrails.heads import head, standing_out
 from aibox.guardrails.injection import Injection
 from aibox.guardrails.links import Links
 from aibox.guardrails.secrets import Secrets
@@ -73,6 +73,33 @@ def test_a_score_rises_with_its_margin(one: float, other: float) -> None:
         curve = head(name).calibrated
         low, high = curve(min(one, other)), curve(max(one, other))
         assert 0 <= low <= high <= 1
+
+
+def test_nothing_that_is_for_measuring_sets_the_scores() -> None:
+    """A head is calibrated on texts of its training that a model had not seen, and on no other file."""
+    card = json.loads(resources.files("aibox.guardrails").joinpath("weights", "card.json").read_text("utf-8"))
+    for entry in card["heads"].values():
+        assert not any(".jsonl" in source for source in entry["calibrated_on"])
+        assert entry["texts"] >= 1_000
+
+
+def test_words_that_others_part_are_still_a_pair() -> None:
+    """What two texts share grows by the pairs of words with up to two others between them."""
+    plain, padded = ["ignore", "your", "rules"], ["ignore", "all", "the", "rules"]
+    shared = [features(plain, apart=apart) & features(padded, apart=apart) for apart in (False, True)]
+    assert shared[0] < shared[1]
+    assert features(plain) < features(plain, apart=True)
+
+
+@given(st.lists(st.floats(-20, 20), min_size=1, max_size=30))
+def test_a_sentence_stands_out_from_plain_ones_and_is_hidden_by_none(margins: list[float]) -> None:
+    """What the other sentences weigh raises one or leaves it, keeps their order, and does nothing to one or two."""
+    raised = standing_out(margins)
+    assert all(after >= before for before, after in zip(margins, raised, strict=True))
+    in_order = standing_out(sorted(margins))
+    assert sorted(in_order) == in_order == sorted(raised)
+    if len(margins) < 3 or sorted(margins)[(len(margins) - 1) // 2] >= 0:
+        assert raised == margins
 
 
 @pytest.mark.parametrize(

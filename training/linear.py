@@ -1,0 +1,78 @@
+"""What the trained heads have in common: rows of features, a fit with weighed groups, scores by rarity, a file."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from sklearn.linear_model import LogisticRegression
+
+from aibox.guardrails.features import BITS, features
+from aibox.guardrails.normalise import normalise
+
+OUT = Path(__file__).parent.parent / "aibox" / "guardrails" / "weights"
+ROLES_BENIGN = ("benign", "harm", "topic", "trigger_en", "over_refusal")
+RARITY = ((0.5, 0.0), (0.05, 0.5), (0.01, 0.8), (0.001, 0.95))
+"""(share of benign texts above, score)."""
+EVENNESS = 0.5
+"""A group weighs as this power of its size less than all of it, so that the largest source does not decide alone."""
+
+Array = np.ndarray[Any, Any]
+
+
+def folded(text: str) -> str:
+    return normalise(text).text
+
+
+def matrix(texts: list[list[str]]) -> Any:
+    """One row of features a text, of unit length."""
+    places: list[int] = []
+    values: list[float] = []
+    ends = [0]
+    for words in texts:
+        found = sorted(features(words, apart=True))
+        places += found
+        values += [max(1, len(found)) ** -0.5] * len(found)
+        ends.append(len(places))
+    return scipy.sparse.csr_matrix((np.array(values), places, ends), shape=(len(texts), 1 << BITS))
+
+
+def fit(rows: Any, labels: Any, groups: Any, *, strength: float, emphasis: dict[str, float]) -> LogisticRegression:
+    """`emphasis`: how much a group whose name begins so weighs beside others of its size."""
+    count = Counter(groups)
+    more = {group: next((by for start, by in emphasis.items() if group.startswith(start)), 1.0) for group in count}
+    weights = np.array([count[group] ** -EVENNESS * more[group] for group in groups])
+    model = LogisticRegression(C=strength, solver="liblinear", random_state=0)
+    return model.fit(rows, labels, sample_weight=weights * len(weights) / weights.sum())
+
+
+def curve(benign: Array) -> list[tuple[float, float]]:
+    """Margin to score, from the margins of benign texts."""
+    points = [(float(np.quantile(benign, 1 - share)), score) for share, score in RARITY if share * len(benign) >= 0.5]
+    top = points[-1][0] + 2.0 * max(1.0, points[-1][0] - points[1][0])
+    # Beyond what benign texts showed, the score goes on rising to 1.
+    points.append((top, 1.0))
+    rising = [points[0]]
+    for margin, score in points[1:]:
+        rising.append((max(margin, rising[-1][0] + 1e-3), score))
+    return [(round(margin, 4), score) for margin, score in rising]
+
+
+def save(name: str, model: LogisticRegression, benign: Array, card: dict[str, Any]) -> None:
+    weights = model.coef_[0]
+    scale = float(np.abs(weights).max() / 127)
+    data = array("b", [int(value) for value in np.rint(weights / scale)]).tobytes()
+    OUT.mkdir(exist_ok=True)
+    (OUT / f"{name}.bin").write_bytes(data)
+    card["heads"][name] = {
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "scale": scale,
+        "bias": float(model.intercept_[0]),
+        "curve": curve(benign),
+        **card["heads"].get(name, {}),
+    }
