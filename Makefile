@@ -56,7 +56,7 @@ test-live: setup $(SERVED)/.ready $(NODE)/.ready $(CLIENTS)/.ready ## against re
 	@AIBOX_TEST_VLLM_PYTHON="$(CURDIR)/$(SERVED)/bin/python" AIBOX_TEST_VLLM_MODEL="$(CURDIR)/$(SERVED)/smollm2" \
 		AIBOX_TEST_NODE_MODULES="$(CURDIR)/$(NODE)/node_modules" AIBOX_TEST_CLIENTS="$(CURDIR)/$(CLIENTS)" $(PY) -m pytest tests/live --force-enable-socket $(ARGS)
 
-test-live-replicas: ## the same, where what is asked over HTTP are two replicas behind nginx, over one PostgreSQL and Redis
+test-live-replicas: ## all of them, where what is asked over HTTP are two replicas behind nginx, over one PostgreSQL and Redis
 	@AIBOX_TEST_REPLICAS=2 $(MAKE) test-live
 
 test-clients: setup $(CLIENTS)/.ready ## clients that nobody here wrote, against a server: openai, LangChain, llm (a minute)

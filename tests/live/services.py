@@ -80,7 +80,11 @@ USED = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 
 @dataclass
 class Model:
-    """An OpenAI-compatible server: it pays when told to, else says how many messages of the user it has seen."""
+    """An OpenAI-compatible server: it calls the tool that it is told to, else says how many messages it has seen.
+
+    `pay NAME` calls the tool `pay`, `call TOOL JSON` any other; then it says what that gave. It counts the user's
+    messages.
+    """
 
     port: int
     asked: int = 0
@@ -95,10 +99,14 @@ class Model:
         said = [m for m in messages if m["role"] == "user"]
         text = said[-1]["content"] if said else ""
         text = text if isinstance(text, str) else "".join(part.get("text", "") for part in text)
-        if messages[-1]["role"] == "user" and text.startswith("pay ") and asked.get("tools"):
-            called = {"name": "pay", "arguments": json.dumps({"to": text[4:]})}
+        word, _, rest = text.partition(" ")
+        if messages[-1]["role"] == "user" and word in ("pay", "call") and asked.get("tools"):
+            name, _, arguments = rest.partition(" ") if word == "call" else ("pay", "", json.dumps({"to": rest}))
+            called = {"name": name, "arguments": arguments}
             return {"role": "assistant", "content": None,
                     "tool_calls": [{"id": "c1", "type": "function", "function": called}]}  # fmt: skip
+        if messages[-1]["role"] == "tool":
+            return {"role": "assistant", "content": f"I was told: {messages[-1]['content']}"}
         return {"role": "assistant", "content": f"I have read {len(said)}"}
 
 
@@ -240,12 +248,12 @@ def platform(
             folder, f"http://127.0.0.1:{ports['nginx']}", replicas, database, keys, paid, model, processes, start
         )
         for name, url in zip(("a", "b"), replicas, strict=True):
-            until_ready(url, lambda name=name: made.log(name))  # type: ignore[misc]  # bound now
+            until_ready(url, lambda name=name: made.log(name), processes[name])  # type: ignore[misc]  # bound now
         yield made
 
 
-def until_ready(url: str, log: Callable[[], str] = str) -> None:
-    """Wait until a replica says that it may be sent requests."""
+def until_ready(url: str, log: Callable[[], str] = str, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Wait until a replica says that it may be sent requests. Fails when its process has ended."""
     until = time.monotonic() + 120
     while True:
         try:
@@ -254,6 +262,7 @@ def until_ready(url: str, log: Callable[[], str] = str) -> None:
                     return
         except OSError:
             pass
+        assert process is None or process.poll() is None, f"{url} has ended: {log()[-3000:]}"
         assert time.monotonic() < until, f"{url} is not ready: {log()[-3000:]}"
         time.sleep(0.1)
 

@@ -1,15 +1,15 @@
-"""The ways of an agent with a real model in this process: it is small, and what is around it holds all the same."""
+"""The ways of an agent with a real model, in this process and served: it is small, and what is around it holds."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import openai
 import pytest
+from front import REPLICAS, Front, front
 
 import aibox
 from aibox.agents.events import ModelAnswered, Subagent
@@ -17,13 +17,9 @@ from aibox.agents.secret import Secret
 from aibox.agents.state import AgentState
 from aibox.agents.subagents import SubagentSpec
 from aibox.agents.workflows import DifyApp, RunWorkflow
-from aibox.box import Box
 from aibox.inference import demo_model
 from aibox.policy.egress import EgressRules
 from aibox.policy.policy import Policy
-from aibox.server.app import create_app
-from aibox.server.auth import Callers, LocalKey
-from aibox.settings import Settings
 from aibox.types import Label, Scope
 
 sys.path.append(str(Path(__file__).parent.parent / "agents"))
@@ -115,14 +111,19 @@ async def test_a_real_model_delegates(router: aibox.Router) -> None:
     assert reply.text.strip()
 
 
-async def test_a_real_agent_is_a_model_for_the_official_client(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, postgres_copy: Callable[[], str]) -> Iterator[Front]:
+    """One server, or two replicas, each with the real model in its process."""
+    tables = '[[backends]]\nkind = "embedded"\n'
+    desk = f'def made(box):\n    return box.agent(name="small", settings={SHORT!r})\n'
+    with front(tmp_path_factory.mktemp("agents"), tables, database=postgres_copy, desk=desk) as made:
+        yield made
+
+
+async def test_a_real_agent_is_a_model_for_the_official_client(served: Front) -> None:
     """Listed, whole, and streamed as it speaks, with the same beside it that every agent's answer has."""
-    async with Box(Settings(home=tmp_path / "home", memory={"enabled": False})) as box:
-        key = LocalKey(tmp_path / "key", scope=Scope(tenant="default", user="admin"))
-        token = key.prepare() or ""
-        app = create_app(box, callers=Callers(key), agents={"small": box.agent(name="small", settings=SHORT)})
-        http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://aibox")
-        client = openai.AsyncOpenAI(base_url="http://aibox/v1", api_key=token, http_client=http, max_retries=0)
+    client = openai.AsyncOpenAI(base_url=served.url + "/v1", api_key=await served.key("live"), max_retries=0)
+    for _ in range(REPLICAS):
         assert "agent:small" in [model.id async for model in await client.models.list()]
         asked: Any = {"model": "agent:small", "messages": [{"role": "user", "content": "Say hello."}]}
         whole = await client.chat.completions.create(**asked)
@@ -132,3 +133,18 @@ async def test_a_real_agent_is_a_model_for_the_official_client(tmp_path: Path) -
         assert said
         assert chunks[-1].model_extra is not None
         assert chunks[-1].model_extra["aibox"]["pending"] == []
+    await client.close()
+    kinds = [entry.kind for entry in await served.entries("live")]
+    assert kinds.count("turn.sealed") == 2 * REPLICAS
+
+
+async def test_a_real_agents_conversation_goes_on_over_http(served: Front) -> None:
+    """Each turn of a session has those before it in its prompt, of whichever server; it is told as events too."""
+    async with aibox.Client(served.url, await served.key("talk")) as client:
+        read = []
+        for _ in range(REPLICAS):
+            read.append((await client.chat("Say hello.", agent="small", session="s1")).usage.input_tokens)
+            events = [event async for event in client.stream("And again.", agent="small", session="s1")]
+            assert "".join(event.text for event in events if event.type == "text") == events[-1].text != ""
+            read.append(events[-1].usage.input_tokens)
+    assert read == sorted({*read})

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from front import of_one
 from load import Load, all_there
 from services import modelling
 from waiting import free_port, until_listening
@@ -82,6 +83,7 @@ def small_disk(folder: Path) -> Iterator[Disk]:
         shell.stdin.close()
 
 
+@of_one("two replicas keep their log in PostgreSQL, and the disk that it needs is not theirs")
 def test_a_full_disk_under_load(tmp_path: Path) -> None:
     """Again and again: refused while it is full, answered when it is not, and of what was answered all is there."""
     chance = random.Random(SEED)

@@ -6,16 +6,16 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from guests import Guests, recorded
+from front import front
+from guests import Guests, holds
+from services import BACKEND, modelling
+from waiting import free_port, until
 
 from aibox.sandbox.bubblewrap import Bubblewrap
-
-sys.path.append(str(Path(__file__).parent.parent / "server"))
-from server_parts import Upstream, serving
 
 pytestmark = pytest.mark.loopback
 TIMES = 5
@@ -30,23 +30,21 @@ def below(pid: int) -> list[int]:
     return found + [deeper for one in found for deeper in below(one)]
 
 
-def test_bubblewrap_is_killed_under_load(tmp_path: Path) -> None:
+def test_bubblewrap_is_killed_under_load(tmp_path: Path, postgres_copy: Callable[[], str]) -> None:
     """Again and again: a run in it is a 503, a session opened since works, and each run answered is on record."""
     if not asyncio.run(Bubblewrap().available()).ok:
         pytest.skip("bubblewrap cannot isolate here: `aibox doctor` says why")
-    upstream = Upstream()
-    try:
-        with serving(tmp_path, upstream, more='[sandbox]\ndriver = "bubblewrap"\n') as server:
-            with Guests(f"http://127.0.0.1:{server.port}", server.key) as guests:
-                for _ in range(TIMES):
-                    guests.goes_on(12)
-                    before = len(guests.refused)
-                    for one in below(server.process.pid):
-                        with contextlib.suppress(ProcessLookupError):
-                            os.kill(one, signal.SIGKILL)
-                    guests.is_refused(1, since=before)
-                    guests.goes_on(12)
-            server.until(lambda: not below(server.process.pid))
-    finally:
-        upstream.close()
-    asyncio.run(recorded(guests, tmp_path / "home"))
+    port = free_port()
+    tables = '[sandbox]\ndriver = "bubblewrap"\n' + BACKEND.replace("{model}", str(port))
+    with modelling(port), front(tmp_path, tables, database=postgres_copy) as made:
+        with Guests(made.url, asyncio.run(made.key("guests"))) as guests:
+            for _ in range(TIMES):
+                guests.goes_on(12)
+                before = len(guests.refused)
+                for one in [one for pid in made.pids for one in below(pid)]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(one, signal.SIGKILL)
+                guests.is_refused(1, since=before)
+                guests.goes_on(12)
+        asyncio.run(until(lambda: not any(map(below, made.pids))))
+    holds(guests, asyncio.run(made.entries("guests")))

@@ -21,6 +21,7 @@ from statistics import median
 
 import pytest
 import pytest_socket
+from front import of_one
 from idle_model import IdleModel
 from services import NGINX, REDIS, platform
 from waiting import free_port
@@ -211,6 +212,7 @@ async def test_two_replicas_hold_them_each_with_a_call_of_the_model(
         sys.stdout.write(f"\ntwo replicas: {json.dumps(said)}\n")
 
 
+@of_one("as it is shipped; two replicas hold theirs in the test beside this one")
 async def test_one_server_holds_them_while_they_wait_for_their_turn(
     tmp_path: Path, model: IdleModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
