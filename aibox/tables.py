@@ -136,6 +136,11 @@ class FileTables:
             db.close()
 
 
+def marks(values: Sequence[object]) -> str:
+    """The placeholders of a list of values, for `IN (...)`."""
+    return ", ".join("?" * len(values))
+
+
 def once(tables: Tables, tenant: str, sql: str, values: Sequence[Any] = (), *, key: str = "") -> list[Any]:
     """One statement in a transaction of its own, and the rows that it gives."""
     with tables.transaction(tenant, key=key, reads=sql.startswith("SELECT")) as rows:

@@ -179,12 +179,16 @@ class Agent:
         task = asyncio.create_task(work(), name=f"turn {turn.record.turn}")
         # A bug of ours, or a cancellation from outside, must wake whoever waits for the next event.
         task.add_done_callback(lambda _: events.put_nowait(_END))
+        why: tuple[Any, ...] = ()
         try:
             while (event := await events.get()) is not _END:
                 yield event
             await task
+        except asyncio.CancelledError as left:
+            why = left.args
+            raise
         finally:
-            task.cancel()
+            task.cancel(*why)
             await asyncio.wait([task])
 
     async def resume(self, run: str, *, scope: Scope | None = None, output_type: type[Any] | None = None) -> Reply:

@@ -22,6 +22,7 @@ from aibox.guardrails.marks import json_might_hold_tokens
 from aibox.guardrails.stream import OutputFilter
 from aibox.inference.capabilities import Api
 from aibox.inference.router import Router
+from aibox.leaving import reason
 from aibox.types import PLACES, Decision, Scope, Verdict, Where
 
 
@@ -65,8 +66,8 @@ class BareCall:
                 self._record.answered(completion, began=self._began, label=self._label, said=said)
             await self._record.fail(error, label=self._label)
             raise
-        except asyncio.CancelledError:
-            await asyncio.shield(self._record.fail(BackendError("the caller has gone"), label=self._label))
+        except asyncio.CancelledError as left:
+            await asyncio.shield(self._record.fail(reason(left, "the caller has gone"), label=self._label))
             raise
         except Exception:
             # A bug of ours ends the call too, and is no reason to leave it open in the evidence.
@@ -108,8 +109,8 @@ class BareCall:
         except AIBoxError as error:
             await self._record.fail(error, label=self._label)
             raise
-        except (asyncio.CancelledError, GeneratorExit):
-            await asyncio.shield(self._record.fail(BackendError("the caller has gone"), label=self._label))
+        except (asyncio.CancelledError, GeneratorExit) as left:
+            await asyncio.shield(self._record.fail(reason(left, "the caller has gone"), label=self._label))
             raise
         except Exception:
             await self._record.fail(AIBoxError("this went wrong"), label=self._label)

@@ -35,6 +35,7 @@ from aibox.agents.spotlight import note
 from aibox.errors import AIBoxError, BackendError, LimitError
 from aibox.guardrails.grounding import Sources
 from aibox.guardrails.stream import OutputFilter
+from aibox.leaving import reason
 from aibox.memory.record import Passage
 from aibox.policy.tools import ToolRules
 from aibox.protocols import Tool
@@ -138,9 +139,9 @@ class Turn:
             await self.record.fail(error, label=self.label)
             await self.pause.ended("failed")
             raise
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as left:
             # The caller has gone; the evidence that this turn ended is written all the same.
-            await asyncio.shield(self._left())
+            await asyncio.shield(self._left(reason(left, "the turn was cancelled")))
             raise
         except Exception:
             # A bug, of ours or of a tool's author, ends the turn too.
@@ -149,8 +150,8 @@ class Turn:
             raise
         return reply
 
-    async def _left(self) -> None:
-        await self.record.fail(BackendError("the turn was cancelled"), label=self.label)
+    async def _left(self, why: AIBoxError) -> None:
+        await self.record.fail(why, label=self.label)
         await self.pause.ended("failed")
 
     async def _whole(self, message: str, frame: Frame | None, detail: Mapping[str, Any]) -> Reply:

@@ -14,7 +14,7 @@ from typing import Literal
 import anyio
 
 from aibox.chat import Health
-from aibox.errors import AccessError, ConfigError, LimitError, SandboxError
+from aibox.errors import AccessError, AIBoxError, ConfigError, LimitError, SandboxError
 from aibox.execution import Limits
 from aibox.protocols import Driver, Guest, Recorder
 from aibox.sandbox.session import Record, Session
@@ -30,6 +30,8 @@ class _Held:
     session: Session
     kept: bool
     """Nobody waits in it: it may end when room is needed."""
+    why: str = ""
+    """The code of an error for which it was ended, by nobody of its own."""
 
 
 class Sandbox:
@@ -129,6 +131,22 @@ class Sandbox:
                     return held.session
             return await self._new(scope, kept=True)
 
+    @property
+    def owners(self) -> set[tuple[str, str]]:
+        """The tenants and users that have sessions open."""
+        return {(held.scope.tenant, held.scope.user) for held in self._held.values()}
+
+    async def end(self, why: Callable[[Scope], AIBoxError | None]) -> None:
+        """End the sessions of scopes for which `why` gives an error, also those in use; its code is recorded."""
+        ending = []
+        for held in self._held.values():
+            if not held.why and (error := why(held.scope)) is not None:
+                held.why = error.code
+                ending.append(held.session.close())
+        for outcome in await asyncio.gather(*ending, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
     async def close(self) -> None:
         """End all sessions, also those in use: what runs there is stopped. Closing twice is allowed."""
         for task in (self._filler, self._keeper):
@@ -166,7 +184,8 @@ class Sandbox:
 
         def ended(session: Session) -> None:
             try:
-                session.record("sandbox.ended", {})
+                held = self._held.get(id_)
+                session.record("sandbox.ended", {"code": held.why} if held is not None and held.why else {})
             finally:
                 self._held.pop(session.id, None)
 

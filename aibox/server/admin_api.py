@@ -24,6 +24,7 @@ from aibox.server.shapes import admin as shapes
 from aibox.server.shapes.evidence import Verified
 from aibox.server.shapes.guard import PolicyShown
 from aibox.server.shapes.shape import Id
+from aibox.server.shut import Shut
 from aibox.server.tenant_api import spent, tenant_of
 from aibox.types import Scope
 
@@ -31,9 +32,10 @@ from aibox.types import Scope
 class KeysAPI:
     """API keys of a tenant's programs."""
 
-    def __init__(self, box: Box, keys: ApiKeys | None) -> None:
+    def __init__(self, box: Box, keys: ApiKeys | None, shut: Shut) -> None:
         self._box = box
         self._kept = keys
+        self._shut = shut
 
     @route("GET", "/v1/admin/keys", roles=ADMINISTERS)
     async def list_(self, who: Principal, query: shapes.TenantQuery) -> shapes.KeyList:
@@ -80,10 +82,11 @@ class KeysAPI:
 
     @route("DELETE", "/v1/admin/keys/{id}", roles=ADMINISTERS)
     async def revoke(self, who: Principal, id: Id, query: shapes.TenantQuery) -> None:  # noqa: A002 - likewise
-        """End a key now."""
+        """End a key now, and within 5 seconds whatever was asked with it and still runs, on every replica."""
         old = await self._find(who, id, query)
         await begun(self._box.audit, who, "keys.revoke", tenant=old.scope.tenant, roles=old.roles, key=id)
         await self._keys.revoke(id, tenant=old.scope.tenant)
+        await self._shut.look()
 
     @property
     def _keys(self) -> ApiKeys:

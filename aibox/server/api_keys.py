@@ -11,15 +11,15 @@ import hmac
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aibox.errors import AuthError, ConfigError
-from aibox.server.principal import Principal, Role
+from aibox.server.principal import BY_KEY, Principal, Role
 from aibox.server.scopes import hold
-from aibox.tables import once, open_tables
+from aibox.tables import marks, once, open_tables
 from aibox.types import Scope
 
 _KEY = re.compile(r"aibox-([0-9a-f]{12})-([A-Za-z0-9_-]{43})")
@@ -145,6 +145,21 @@ class ApiKeys:
 
         return await asyncio.to_thread(delete)
 
+    async def revoked(self, keys: Mapping[str, Collection[str]]) -> set[str]:
+        """Which of these keys, by tenant, somebody has ended. One whose time is merely over is not among them."""
+
+        def look() -> set[str]:
+            found: set[str] = set()
+            with self._tables.transaction("", reads=True) as rows:
+                for tenant, ids in keys.items():
+                    self._tables.turn_to(rows, tenant)
+                    asked = tuple(ids)
+                    sql = f"SELECT id FROM keys WHERE tenant = ? AND revoked = 1 AND id IN ({marks(asked)})"  # noqa: S608 - only marks
+                    found.update(id_ for (id_,) in rows.execute(sql, (tenant, *asked)).fetchall())
+            return found
+
+        return await asyncio.to_thread(look)
+
     async def authenticate(self, token: str) -> Principal | None:
         """The principal of a key; None for what is no key of this form. Raises AuthError for one that does not hold."""
         match = _KEY.fullmatch(token)
@@ -158,10 +173,10 @@ class ApiKeys:
         key = _key(rows[0]) if rows else None
         now = int(self._clock())
         if not fits or key is None or key.revoked or key.expires <= now:
-            raise AuthError("the API key is unknown, was revoked or has ended", hint="ask your tenant's administrator")
+            raise no_key()
         if key.last_used is None or now - key.last_used >= USED_EVERY_S:
             await self._run(key.scope.tenant, "UPDATE keys SET last_used = ? WHERE id = ?", now, key.id)
-        return Principal(key.scope, key.roles, how=f"key:{key.id}", scopes=key.scopes, models=key.models)
+        return Principal(key.scope, key.roles, how=f"{BY_KEY}{key.id}", scopes=key.scopes, models=key.models)
 
     async def close(self) -> None:
         """Give back the file or the connections. Closing twice is allowed."""
@@ -183,6 +198,11 @@ _KEYS = (
     ),
 )
 _SELECT = "SELECT k.*, n.scopes, n.models FROM keys k LEFT JOIN key_scopes n ON n.id = k.id"
+
+
+def no_key() -> AuthError:
+    """What whoever shows a key that does not hold is told."""
+    return AuthError("the API key is unknown, was revoked or has ended", hint="ask your tenant's administrator")
 
 
 def _hash(secret: str) -> bytes:

@@ -45,6 +45,7 @@ from aibox.server.reload import Reload
 from aibox.server.route import routes_of
 from aibox.server.sandbox_api import SandboxAPI
 from aibox.server.sessions_api import SessionsAPI
+from aibox.server.shut import Shut
 from aibox.server.table import openapi
 from aibox.server.tenant_api import TenantAPI
 
@@ -89,6 +90,15 @@ def create_app(
         await in_force.admit(who)
 
     callers.admits = admits
+    shut = Shut(
+        people,
+        keys,
+        requests=lambda: gate,
+        sandbox=lambda: vars(box).get("sandbox"),
+        log=log,
+    )
+    people.on_look = shut.begin
+    box.keep(shut)
     api = InferenceAPI(box, agents=offered)
     parts = (
         api,
@@ -102,9 +112,9 @@ def create_app(
         TenantAPI(box),
         ReceiptsAPI(box.audit),
         AuditAPI(box.audit),
-        KeysAPI(box, keys),
-        TenantsAPI(box, people, keys),
-        UsersAPI(box, people),
+        KeysAPI(box, keys, shut),
+        TenantsAPI(box, people, keys, shut),
+        UsersAPI(box, people, shut),
         PoliciesAPI(box, policies, in_force),
         AdminAPI(box, reload),
         ObservabilityAPI(box),

@@ -35,7 +35,7 @@ class Asked:
 
     __slots__ = (
         *("authorization", "correlation", "ending", "given", "headers", "idempotency", "input_tokens", "matter"),
-        *("method", "output_tokens", "place", "principal", "route", "started", "status", "stopping", "task"),
+        *("ended_by", "method", "output_tokens", "place", "principal", "route", "started", "status", "task"),
         "traceparent",
     )
 
@@ -67,7 +67,8 @@ class Asked:
         self.started = time.perf_counter()
         self.input_tokens = self.output_tokens = 0
         self.task: asyncio.Task[Any] | None = None
-        self.stopping = False
+        self.ended_by: AIBoxError | None = None
+        """Why the server broke it off, which is what its caller is told and its entry says."""
         self.ending: Callable[[AIBoxError], bytes] | None = None
 
     @property

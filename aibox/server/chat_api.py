@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from aibox.agents import events
 from aibox.agents.agent import Agent
 from aibox.errors import AccessError, AIBoxError
+from aibox.leaving import leave
 from aibox.server.principal import Principal
 from aibox.server.problem import problem
 from aibox.server.route import ASKS, route
@@ -100,6 +102,9 @@ async def _shown(turn: AsyncIterator[events.Event]) -> AsyncGenerator[talk.Event
     except AIBoxError as error:
         # What goes wrong before the turn begins is told in the same way as what goes wrong in it.
         yield _failed(error)
+    except asyncio.CancelledError as left:
+        await leave(turn, left)
+        raise
     finally:
         if isinstance(turn, AsyncGenerator):
             await turn.aclose()

@@ -14,6 +14,8 @@ from starlette.responses import JSONResponse, Response
 
 from aibox.audit.chain import AuditChain
 from aibox.errors import AccessError, AIBoxError, ConfigError, LimitError
+from aibox.leaving import given as reason_of
+from aibox.leaving import leave
 from aibox.server.acts import ENDED
 from aibox.server.asked import Receive, Scope, Send, asked, proved
 from aibox.server.auth import Callers
@@ -79,8 +81,9 @@ class Served:
         except AIBoxError as error:
             await self._note(who, error.code)
             raise
-        except asyncio.CancelledError:
-            await asyncio.shield(self._note(who, "left"))
+        except asyncio.CancelledError as left:
+            why = reason_of(left)
+            await asyncio.shield(self._note(who, "left" if why is None else why.code))
             raise
         except Exception:
             # A bug of ours: what it has done by then nobody knows, and that it was begun and ended badly is told.
@@ -168,6 +171,12 @@ async def _stream(events: AsyncIterator[BaseModel], send: Send) -> None:
             frame = b"id: %d\n" % number + _frame(event)
             await send({"type": "http.response.body", "body": frame, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
+    except asyncio.CancelledError as left:
+        if coming is not None:
+            coming.cancel(*left.args)
+            await asyncio.wait((coming,))
+        await leave(events, left)
+        raise
     finally:
         if coming is not None:
             coming.cancel()

@@ -86,9 +86,9 @@ class Gate:
             await _refuse(error, request, scope, tell)
         except asyncio.CancelledError:
             assert request.task is not None
-            if not request.stopping or request.task.uncancel():
+            if request.ended_by is None or request.task.uncancel():
                 raise
-            await _cut_off(request, scope, tell)
+            await _cut_off(request, request.ended_by, scope, tell)
         except Exception as error:
             # A bug of ours. The caller gets a number to name it by; the line says where, and quotes nothing.
             if self._log is not None:
@@ -111,8 +111,19 @@ class Gate:
 
     @property
     def live(self) -> int:
-        """Requests under way."""
+        """How many requests are under way."""
         return len(self._live)
+
+    @property
+    def under_way(self) -> list[Asked]:
+        """The requests under way of those who have proved who they are."""
+        return [request for request in self._live if request.principal is not None]
+
+    def end(self, request: Asked, error: AIBoxError) -> None:
+        """Break a request off. Its caller is told the error, as the last event of a stream; its entry has the code."""
+        if request.ended_by is None and request.task is not None:
+            request.ended_by = error
+            request.task.cancel(error)
 
     def called(self, call: Call) -> None:
         """A model call has ended: its tokens stand in the line of the request that it was made for."""
@@ -134,9 +145,7 @@ class Gate:
         self._stopping = True
         while self._live:
             for request in self._live:
-                if not request.stopping and request.task is not None:
-                    request.stopping = True
-                    request.task.cancel()
+                self.end(request, _stopping())
             await asyncio.sleep(0.01)
 
     async def _pass(self, request: Asked, scope: Scope, receive: Receive, tell: Send) -> None:
@@ -267,13 +276,13 @@ async def _refuse(error: AIBoxError, request: Asked, scope: Scope, send: Send) -
     await send({"type": "http.response.body", "body": body})
 
 
-async def _cut_off(request: Asked, scope: Scope, send: Send) -> None:
+async def _cut_off(request: Asked, error: AIBoxError, scope: Scope, send: Send) -> None:
     """The last words to whoever waits, where they can still be said: a reader who takes nothing is left."""
     try:
         async with asyncio.timeout(CUT_S):
             if not request.status:
-                await _refuse(_stopping(), request, scope, send)
+                await _refuse(error, request, scope, send)
             elif request.ending is not None:
-                await send({"type": "http.response.body", "body": request.ending(_stopping())})
+                await send({"type": "http.response.body", "body": request.ending(error)})
     except TimeoutError:
         return

@@ -14,6 +14,7 @@ import msgspec
 from aibox.chat import Chunk
 from aibox.errors import AccessError, AIBoxError, LimitError
 from aibox.inference.capabilities import Api
+from aibox.leaving import leave
 from aibox.server.asked import App, Asked, Receive, Scope, Send, asked, proved
 from aibox.server.auth import ANSWERS, Callers
 from aibox.server.inference_api import AGENT, InferenceAPI, read_request
@@ -103,6 +104,9 @@ async def _stream(api: Api, batches: AsyncGenerator[list[Chunk], None], send: Se
         except AIBoxError as error:
             end = _failure(api, error)
         await send({"type": "http.response.body", "body": end})
+    except asyncio.CancelledError as left:
+        await leave(batches, left)
+        raise
     finally:
         await batches.aclose()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
@@ -14,6 +15,7 @@ from aibox.box import Box
 from aibox.chat import ChatRequest, Chunk, Completion
 from aibox.errors import NO_MODEL, AccessError, ConfigError
 from aibox.inference.capabilities import Api
+from aibox.leaving import leave
 from aibox.server.acts import ENDED
 from aibox.server.principal import Principal
 from aibox.server.route import ASKS, route
@@ -109,21 +111,30 @@ async def _told(agent: Agent, request: ChatRequest, *, scope: Scope) -> AsyncGen
     frame = Frame(request.model)
     yield [Chunk(frame.chunk({"role": "assistant", "content": ""}))]
     history, message = conversation(request.body)
+    turn = agent.stream(message, scope=scope, history=history)
     silent = True
-    async for event in agent.stream(message, scope=scope, history=history):
-        if isinstance(event, TextDelta):
-            silent = False
-            yield [Chunk(frame.chunk({"content": event.text}))]
-        elif isinstance(event, Failed):
-            raise event.error
-        elif isinstance(event, Reply):
-            # What is told instead of an answer was no delta.
-            told = event.blocked or event.pending or (event.stopped and silent)
-            last = [frame.chunk({"content": event.text})] if told else []
-            last.append({**frame.chunk({}, finish_reason=finish_reason(event)), "aibox": about(event)})
-            if (request.body.get("stream_options") or {}).get("include_usage"):
-                last.append(frame.usage(event))
-            yield [Chunk(body) for body in last]
+    try:
+        async for event in turn:
+            if isinstance(event, TextDelta):
+                silent = False
+                yield [Chunk(frame.chunk({"content": event.text}))]
+            elif isinstance(event, Failed):
+                raise event.error
+            elif isinstance(event, Reply):
+                yield [Chunk(body) for body in _last(event, request, frame, silent=silent)]
+    except asyncio.CancelledError as left:
+        await leave(turn, left)
+        raise
+
+
+def _last(event: Reply, request: ChatRequest, frame: Frame, *, silent: bool) -> list[dict[str, Any]]:
+    # What is told instead of an answer was no delta.
+    told = event.blocked or event.pending or (event.stopped and silent)
+    last = [frame.chunk({"content": event.text})] if told else []
+    last.append({**frame.chunk({}, finish_reason=finish_reason(event)), "aibox": about(event)})
+    if (request.body.get("stream_options") or {}).get("include_usage"):
+        last.append(frame.usage(event))
+    return last
 
 
 def conversation(body: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from aibox.errors import AccessError, ConfigError, StoreError
 from aibox.server.principal import Principal, Role
-from aibox.tables import once, open_tables
+from aibox.tables import marks, once, open_tables
 from aibox.types import Scope
 
 State = Literal["active", "suspended", "deleted"]
-FRESH_S = 5.0
+FRESH_S = 3.0
 """How long it is believed that somebody is let in, or is not."""
 STALE_S = 60.0
 """And how much longer while the store cannot be asked; after that nobody is let in."""
@@ -65,6 +65,8 @@ class People:
         self._looking: dict[tuple[str, str], asyncio.Task[str]] = {}
         self._changes = 0
         self._away_at = -AGAIN_S
+        self.on_look: Callable[[], None] = lambda: None
+        """Called when the store is asked about somebody, and not for every request."""
 
     async def admit(self, who: Principal) -> None:
         """Raises AccessError for somebody who is suspended, or whose tenant is; StoreError when nobody can say."""
@@ -76,7 +78,7 @@ class People:
         else:
             refused = await self._look(key, who)
         if refused:
-            raise AccessError(refused, hint="ask your administrator", code=SUSPENDED)
+            raise refusal(refused)
 
     async def tenants(self) -> list[Known]:
         """Those that were seen, made or changed, by name."""
@@ -112,11 +114,19 @@ class People:
             "note = CASE WHEN excluded.note = '' THEN people.note ELSE excluded.note END"
         )
         await self._run(tenant, sql, tenant, user, state, note, "", now, None)
-        self._changes += 1
-        for key in [key for key in self._believed if key[0] == tenant and user in ("", key[1])]:
-            del self._believed[key]
+        self._forget(tenant, user)
         found = await self.find(tenant, user)
         assert found is not None
+        return found
+
+    async def shut_out(self, users: Mapping[str, Collection[str]]) -> dict[tuple[str, str], str]:
+        """Who of these users, by tenant, is let in no more, and why: (tenant, user), or (tenant, "") for all of one.
+
+        They are refused from now on, whatever was believed of them.
+        """
+        found = await asyncio.to_thread(self._shut_out, users)
+        for tenant, user in found:
+            self._forget(tenant, user)
         return found
 
     async def remove(self, tenant: str) -> None:
@@ -135,8 +145,14 @@ class People:
         """Give back the file or the connections. Closing twice is allowed."""
         await asyncio.to_thread(self._tables.close)
 
+    def _forget(self, tenant: str, user: str) -> None:
+        self._changes += 1
+        for key in [key for key in self._believed if key[0] == tenant and user in ("", key[1])]:
+            del self._believed[key]
+
     async def _look(self, key: tuple[str, str], who: Principal) -> str:
         """Why somebody is refused, empty for who is let in; asked once however many of their requests come."""
+        self.on_look()
         task = self._looking.get(key)
         if task is None:
             task = self._looking[key] = asyncio.create_task(self._asked(key, who))
@@ -171,10 +187,9 @@ class People:
         (tenant, user), now = key, int(self._clock())
         sql = 'SELECT "user", state, roles, seen FROM people WHERE tenant = ? AND "user" IN (\'\', ?)'
         found = {row[0]: row[1:] for row in once(self._tables, tenant, sql, (tenant, user))}
-        if (own := found.get("")) is not None and own[0] != "active":
-            return "this tenant is suspended" if own[0] == "suspended" else "this tenant is not there any more"
-        if user in found and found[user][0] != "active":
-            return "this user is suspended"
+        for name in ("", user):
+            if name in found and found[name][0] != "active":
+                return _refused(name, found[name][0])
         for name, own_roles in (("", frozenset[Role]()), (user, roles)):
             row = found.get(name)
             has = " ".join(sorted({*own_roles, *(row[1].split() if row is not None else ())}))
@@ -185,6 +200,17 @@ class People:
                 )
                 once(self._tables, tenant, sql, (tenant, name, "active", "", has, now, now))
         return ""
+
+    def _shut_out(self, users: Mapping[str, Collection[str]]) -> dict[tuple[str, str], str]:
+        found: dict[tuple[str, str], str] = {}
+        with self._tables.transaction("", reads=True) as rows:
+            for tenant, names in users.items():
+                self._tables.turn_to(rows, tenant)
+                asked = ("", *names)
+                sql = f'SELECT "user", state FROM people WHERE tenant = ? AND "user" IN ({marks(asked)})'  # noqa: S608 - only marks
+                for user, state in rows.execute(f"{sql} AND state <> 'active'", (tenant, *asked)).fetchall():
+                    found[tenant, user] = _refused(user, state)
+        return found
 
     async def _run(self, tenant: str, sql: str, *values: object) -> Sequence[tuple[Any, ...]]:
         return await asyncio.to_thread(once, self._tables, tenant, sql, values)
@@ -197,6 +223,17 @@ _PEOPLE = (
 )
 _SELECT = 'SELECT tenant, "user", state, note, roles, since, seen FROM people'
 _INSERT = 'INSERT INTO people (tenant, "user", state, note, roles, since, seen) VALUES (?, ?, ?, ?, ?, ?, ?)'
+
+
+def refusal(said: str) -> AccessError:
+    """What whoever is shut out is told."""
+    return AccessError(said, hint="ask your administrator", code=SUSPENDED)
+
+
+def _refused(user: str, state: State) -> str:
+    if user:
+        return "this user is suspended"
+    return "this tenant is suspended" if state == "suspended" else "this tenant is not there any more"
 
 
 def _known(row: Sequence[Any]) -> Known:

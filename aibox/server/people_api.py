@@ -1,7 +1,7 @@
 """`/v1/admin/tenants` and `/v1/admin/users`: who is known here, and who is let in.
 
 Each act is on record, durably, before it happens. It holds at once on this server, and within seconds on those that
-share its database; what is under way goes on to its end.
+share its database, also for what is under way: `Shut` ends it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from aibox.server.principal import Principal, Role
 from aibox.server.route import ADMINISTERS, OPERATES, route
 from aibox.server.shapes import people as shapes
 from aibox.server.shapes.admin import TenantQuery
+from aibox.server.shut import Shut
 from aibox.server.tenant_api import tenant_of
 
 
 class TenantsAPI:
     """Tenants, for the operator."""
 
-    def __init__(self, box: Box, people: People, keys: ApiKeys | None) -> None:
+    def __init__(self, box: Box, people: People, keys: ApiKeys | None, shut: Shut) -> None:
         self._box = box
         self._people = people
         self._keys = keys
+        self._shut = shut
 
     @route("GET", "/v1/admin/tenants", roles=OPERATES)
     async def list_(self, who: Principal) -> shapes.TenantList:
@@ -51,7 +53,11 @@ class TenantsAPI:
 
     @route("POST", "/v1/admin/tenants/{name}/suspend", roles=OPERATES, examples=[{"note": "unpaid since May"}])
     async def suspend(self, who: Principal, name: shapes.TenantName, body: shapes.Why) -> shapes.TenantShown:
-        """Let nobody of the tenant in: every token and every key is refused. Nothing of theirs changes."""
+        """Let nobody of the tenant in: every token and every key is refused.
+
+        Within 5 seconds everything of theirs that runs is ended, on every replica: requests, streams, turns, sandbox
+        sessions. What is kept for them stays.
+        """
         return await self._put(who, name, "suspended", note=body.note)
 
     @route("POST", "/v1/admin/tenants/{name}/resume", roles=OPERATES)
@@ -79,7 +85,9 @@ class TenantsAPI:
         if name == who.scope.tenant:
             raise ConfigError("nobody shuts out the tenant that they are of", hint="another's administrator does it")
         await begun(self._box.audit, who, f"tenants.{_ACTS[state]}", tenant=name)
-        return self._shown(name, await self._people.put(name, state=state, note=note))
+        known = await self._people.put(name, state=state, note=note)
+        await self._shut.look()
+        return self._shown(name, known)
 
     def _configured(self) -> set[str]:
         settings = self._box.settings
@@ -102,9 +110,10 @@ class TenantsAPI:
 class UsersAPI:
     """Users of a tenant: those who were seen with a token or a key, or were suspended."""
 
-    def __init__(self, box: Box, people: People) -> None:
+    def __init__(self, box: Box, people: People, shut: Shut) -> None:
         self._box = box
         self._people = people
+        self._shut = shut
 
     @route("GET", "/v1/admin/users", roles=ADMINISTERS)
     async def list_(self, who: Principal, query: shapes.UserQuery) -> shapes.UserList:
@@ -114,7 +123,10 @@ class UsersAPI:
 
     @route("POST", "/v1/admin/users/suspend", roles=ADMINISTERS, examples=[{"user": "eva", "note": "left in May"}])
     async def suspend(self, who: Principal, query: TenantQuery, body: shapes.UserAndWhy) -> shapes.UserShown:
-        """Let a user in no more, whatever token or key they bring; also one who was not seen yet."""
+        """Let a user in no more, whatever token or key they bring; also one who was not seen yet.
+
+        What runs for them is ended as with a tenant that is suspended.
+        """
         return await self._put(who, query, body.user, "suspended", note=body.note)
 
     @route("POST", "/v1/admin/users/resume", roles=ADMINISTERS, examples=[{"user": "eva"}])
@@ -130,7 +142,9 @@ class UsersAPI:
         if known is not None and Role.PLATFORM_ADMIN in known.roles and Role.PLATFORM_ADMIN not in who.roles:
             raise AccessError("only a platform_admin shuts out or lets in another")
         await begun(self._box.audit, who, f"users.{_ACTS[state]}", tenant=tenant, user=user)
-        return _user(await self._people.put(tenant, user, state=state, note=note))
+        known = await self._people.put(tenant, user, state=state, note=note)
+        await self._shut.look()
+        return _user(known)
 
 
 _ACTS = {"active": "resume", "suspended": "suspend", "deleted": "delete"}

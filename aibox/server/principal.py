@@ -22,6 +22,10 @@ class Role(enum.StrEnum):
     SERVICE = "service"
 
 
+BY_KEY = "key:"
+"""How `Principal.how` begins where the proof is an API key; its id follows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """A caller who proved who they are. `how` names the proof, for the record: `key:...`, or an issuer's URL."""
@@ -47,6 +51,11 @@ class Principal:
         object.__setattr__(made, "scopes", self.scopes)
         object.__setattr__(made, "models", self.models)
         return made
+
+    @property
+    def key(self) -> str:
+        """The id of the API key that was the proof; empty where it was none."""
+        return self.how.removeprefix(BY_KEY) if self.how.startswith(BY_KEY) else ""
 
     def require(self, *roles: Role) -> None:
         """Raises AccessError unless the caller has one of the roles."""

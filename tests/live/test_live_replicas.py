@@ -187,6 +187,85 @@ def test_a_sandbox_session_is_found_by_the_replica_in_its_id(both: Platform, key
     assert ask(both.url, key, "DELETE", f"/v1/sandbox/{id_}").status_code < 300
 
 
+class Streams:
+    """Of one caller: a model's and a turn's at each replica, which the model holds after its first word."""
+
+    def __init__(self, both: Platform, key: str, name: str) -> None:
+        self.names = [f"{name}-{where}-{what}" for where in "ab" for what in ("model", "turn")]
+        before = both.model.asked
+        self._pool = ThreadPoolExecutor(len(self.names))
+        self._told = [self._pool.submit(self._read, both, key, one) for one in self.names]
+        until = time.monotonic() + 60
+        while both.model.asked < before + len(self.names):
+            assert time.monotonic() < until, "not all of them came to the model"
+            time.sleep(0.02)
+
+    def _read(self, both: Platform, key: str, name: str) -> str:
+        url, headers = both.replicas["-b-" in name], {"x-correlation-id": name}
+        if name.endswith("turn"):
+            return ask(url, key, "POST", "/v1/chat/stream", json={"message": "Hello."}, headers=headers).text
+        body = {"model": "m", "messages": [{"role": "user", "content": "Hello."}], "stream": True}
+        return ask(url, key, "POST", "/v1/chat/completions", json=body, headers=headers).text
+
+    def going_on(self) -> bool:
+        return not any(told.done() for told in self._told)
+
+    def last(self) -> set[str]:
+        """The last event of each but OpenAI's mark of the end, when all have ended."""
+        found = {told.result(60).replace("data: [DONE]", "").strip().rpartition("data: ")[2] for told in self._told}
+        self._pool.shutdown()
+        return found
+
+
+async def ends(both: Platform, tenant: str, names: list[str]) -> list[tuple[str, str]]:
+    """The terminal entries of these requests, in the order of their names: name, and code or outcome."""
+    async with AuditChain(both.database, keys=both.keys) as chain:
+        found = [entry.detail async for entry in chain.entries(tenant) if entry.kind in ("turn.sealed", "turn.failed")]
+    ended = [(str(one.get("correlation")), str(one.get("code") or one["outcome"])) for one in found]
+    return sorted(end for end in ended if end[0] in names)
+
+
+@pytest.mark.parametrize("what", ["tenant", "user", "key"])
+def test_who_is_shut_out_at_one_is_ended_at_both(both: Platform, what: str) -> None:
+    """Streams of models and agents, and sandbox sessions, at the one that was told and at the other; nobody else's."""
+    one = both.replicas[0]
+    boss, root = both.key(what, "tenant_admin", user="boss"), both.key("ours", "platform_admin", user="root")
+    key, bystander = both.key(what, "user"), both.key("bystanders" if what == "tenant" else what, "user", user="tom")
+    both.model.goes_on.clear()
+    opened = [ask(url, key, "POST", "/v1/sandbox", json={"gpus": 0}) for url in both.replicas]
+    theirs, others = Streams(both, key, f"{what}-theirs"), Streams(both, bystander, f"{what}-others")
+    if what == "tenant":
+        done = ask(one, root, "POST", f"/v1/admin/tenants/{what}/suspend", json={"note": "unpaid"})
+    elif what == "user":
+        done = ask(one, boss, "POST", "/v1/admin/users/suspend", json={"user": "eva"})
+    else:
+        done = ask(one, boss, "DELETE", f"/v1/admin/keys/{key.split('-')[1]}")
+    assert done.status_code < 300
+    code = "policy.auth" if what == "key" else "policy.suspended"
+    assert all(code in last for last in theirs.last())
+    assert others.going_on()
+    both.model.goes_on.set()
+    assert not any("error" in last or "failed" in last for last in others.last())
+    assert asyncio.run(ends(both, what, theirs.names)) == [(name, code) for name in sorted(theirs.names)]
+    tenant = "bystanders" if what == "tenant" else what
+    assert asyncio.run(ends(both, tenant, others.names)) == [(name, "answered") for name in sorted(others.names)]
+    if any(answer.status_code == 503 for answer in opened):
+        return
+    # Let in again, they find their sessions gone, but for what another key of theirs still reaches.
+    back: dict[str, tuple[str, Any]] = {
+        "tenant": ("tenants/tenant/resume", None),
+        "user": ("users/resume?tenant=user", {"user": "eva"}),
+    }
+    if what in back:
+        assert ask(one, root, "POST", f"/v1/admin/{back[what][0]}", json=back[what][1]).status_code == 200
+    again, left = both.key(what, "user"), 200 if what == "key" else 404
+    for url, answer in zip(both.replicas, opened, strict=True):
+        until, id_ = time.monotonic() + 60, answer.json()["id"]
+        while (found := ask(url, again, "GET", f"/v1/sandbox/{id_}/files").status_code) != left:
+            assert time.monotonic() < until, found
+            time.sleep(0.1)
+
+
 def test_nobody_is_believed_about_who_they_are(both: Platform, key: str) -> None:
     """Headers of identity change nothing, and the metrics, which name tenants, are not to be had through nginx."""
     forged = {"x-tenant": "poor", "x-user-id": "boss", "x-forwarded-user": "boss", "remote-user": "boss"}
