@@ -240,8 +240,7 @@ async def one_end(w: World, name: str) -> list[str]:
 
 
 # The Agents SDK makes the coroutine of a turn a step before it is awaited; who is ended between the two leaves it.
-@pytest.mark.filterwarnings("ignore:coroutine 'run_single_turn' was never awaited")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine 'run_single_turn' was never awaited:RuntimeWarning")
 async def test_a_request_that_comes_while_its_tenant_is_shut_out_does_not_stay(held: tuple[World, Held]) -> None:
     """Begun any number of steps before it: refused or ended, never both, never on and on, with one end if it began."""
     w, model = held
