@@ -34,14 +34,20 @@ class InferenceAPI:
 
     @route("GET", "/v1/models", roles=ASKS, openai=True)
     async def models(self, who: Principal) -> Models:
-        """The models that the caller's tenant can ask for, agents first."""
+        """The models that the caller's tenant can ask for, agents first; with a narrow key those that it is for."""
         created = int(time.time())
+        router, scope = self._box.router, who.scope
         agents: list[dict[str, Any]] = [{"id": AGENT + name, "owned_by": "aibox"} for name in self._agents]
         found: list[dict[str, Any]] = [
             {"id": info.id, "owned_by": info.backend, "aibox": {"demo": info.demo, "weights": info.weights.known}}
-            for info in await self._box.router.models(scope=who.scope)
+            for info in await router.models(scope=scope)
         ]
-        data = [{"object": "model", "created": created, **model} for model in (*agents, *found)]
+        if who.models is not None:
+            # A key names what may be asked for, which may be a longer name of a model, or another.
+            names = {name: one for one in found for name in (f"{one['owned_by']}/{one['id']}", one["id"])}
+            names |= {name: names[to] for name, to in router.names(scope=scope).items() if to in names}
+            found = [{**one, "id": name} for name, one in names.items()]
+        data = [{"object": "model", "created": created, **one} for one in (*agents, *found) if who.may_ask(one["id"])]
         return Models.model_validate({"object": "list", "data": data})
 
     async def complete(self, api: Api, request: ChatRequest, *, scope: Scope) -> Completion:

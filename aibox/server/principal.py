@@ -80,6 +80,14 @@ class Principal:
                 f"the key is not for the model {model[:100]}", hint=f"it is for {has}", code="policy.scope"
             )
 
+    def may_ask(self, model: str) -> bool:
+        """Whether `require_model` raises nothing."""
+        try:
+            self.require_model(model)
+        except AccessError:
+            return False
+        return True
+
     def within(self, scopes: Collection[str] | None, models: Collection[str] | None) -> bool:
         """Whether these, None being all, are no wider than the caller's own."""
         narrow = self.scopes is None or (scopes is not None and self.scopes.issuperset(scopes))

@@ -103,7 +103,7 @@ class World:
         self.model = ScriptedBackend(*[model] * 100_000, name="m")
         # What a test replaces: the model, and the isolation, which other tests are about and not every machine has.
         box.__dict__["router"] = aibox.Router(
-            self.model, Embeddings(box.memory.embedder), policy=box.policy, audit=box.audit,
+            self.model, Embeddings(box.memory.embedder), policy=box.policy, audit=box.audit, aliases={"quick": "m/m"},
             tenant_policies=box.tenant_policies,
         )  # fmt: skip
         if not isolated:

@@ -316,6 +316,23 @@ async def test_a_key_is_for_the_models_that_it_names(w: World) -> None:
     assert len(w.model.requests) == asked
 
 
+async def test_a_narrow_key_is_shown_what_it_is_for(w: World) -> None:
+    """The list of models has no more than the key may ask, under the names that it may use; a wide one has all."""
+
+    async def listed(**narrow: Any) -> list[str]:
+        key = await w.keys.create(scope=EVA.scope, **narrow)
+        return [model["id"] for model in (await w.send("get", "/v1/models", Asked(), key)).json()["data"]]
+
+    everything = await listed()
+    assert {"agent:default", "m"} <= set(everything)
+    assert await listed(scopes=["inference"]) == [name for name in everything if not name.startswith("agent:")]
+    assert await listed(scopes=["inference", "agents"]) == everything
+    assert await listed(scopes=["inference"], models=["m", "absent"]) == ["m"]
+    assert await listed(scopes=["inference"], models=["absent"]) == []
+    assert await listed(scopes=["inference"], models=["m/m"]) == ["m/m"]
+    assert await listed(scopes=["inference"], models=["quick"]) == ["quick"]
+
+
 async def test_who_may_not_ask_a_model_leaves_an_entry_on_openais_routes_too(w: World) -> None:
     """An auditor, a key for something else, a key for another model: one entry each, as on every other route."""
     body = Asked(body={"model": "m", "messages": [{"role": "user", "content": "hi"}]})
