@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -120,7 +121,9 @@ async def test_an_order_in_a_tool_result_is_taken_out(scope: Scope) -> None:
     guardrail = Guardrail(Policy.profile("balanced"))
     verdict = await guardrail.check(f"It is 20 degrees. {ATTACK} Bye.", where="tool_result", scope=scope)
     assert verdict.decision == Decision.REDACT
-    assert verdict.text == "It is 20 degrees. [removed: tells the assistant to ignore its instructions]Bye."
+    # A rule and the head both find it; the reason is that of whichever is surer.
+    assert re.fullmatch(r"It is 20 degrees\. \[removed: [^\]]+\]Bye\.", verdict.text), verdict.text
+    assert {finding.check for finding in verdict.findings} == {"injection", "jailbreak"}
 
 
 async def test_a_blocked_text_is_not_handed_on(scope: Scope) -> None:
