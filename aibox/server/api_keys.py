@@ -19,7 +19,7 @@ from typing import Any
 from aibox.errors import AuthError, ConfigError
 from aibox.server.principal import BY_KEY, Principal, Role
 from aibox.server.scopes import hold
-from aibox.tables import marks, once, open_tables
+from aibox.tables import of_tenants, once, open_tables
 from aibox.types import Scope
 
 _KEY = re.compile(r"aibox-([0-9a-f]{12})-([A-Za-z0-9_-]{43})")
@@ -147,18 +147,8 @@ class ApiKeys:
 
     async def revoked(self, keys: Mapping[str, Collection[str]]) -> set[str]:
         """Which of these keys, by tenant, somebody has ended. One whose time is merely over is not among them."""
-
-        def look() -> set[str]:
-            found: set[str] = set()
-            with self._tables.transaction("", reads=True) as rows:
-                for tenant, ids in keys.items():
-                    self._tables.turn_to(rows, tenant)
-                    asked = tuple(ids)
-                    sql = f"SELECT id FROM keys WHERE tenant = ? AND revoked = 1 AND id IN ({marks(asked)})"  # noqa: S608 - only marks
-                    found.update(id_ for (id_,) in rows.execute(sql, (tenant, *asked)).fetchall())
-            return found
-
-        return await asyncio.to_thread(look)
+        sql = "SELECT id FROM keys WHERE tenant = ? AND revoked = 1 AND id IN ({marks})"
+        return {row[0] for _, row in await asyncio.to_thread(of_tenants, self._tables, sql, keys)}
 
     async def authenticate(self, token: str) -> Principal | None:
         """The principal of a key; None for what is no key of this form. Raises AuthError for one that does not hold."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from aibox.errors import AccessError, ConfigError, StoreError
 from aibox.server.principal import Principal, Role
-from aibox.tables import marks, once, open_tables
+from aibox.tables import of_tenants, once, open_tables
 from aibox.types import Scope
 
 State = Literal["active", "suspended", "deleted"]
@@ -124,7 +124,10 @@ class People:
 
         They are refused from now on, whatever was believed of them.
         """
-        found = await asyncio.to_thread(self._shut_out, users)
+        sql = 'SELECT "user", state FROM people WHERE tenant = ? AND "user" IN ({marks}) AND state <> \'active\''
+        asked = {tenant: ("", *names) for tenant, names in users.items()}
+        rows = await asyncio.to_thread(of_tenants, self._tables, sql, asked)
+        found = {(tenant, user): _refused(user, state) for tenant, (user, state) in rows}
         for tenant, user in found:
             self._forget(tenant, user)
         return found
@@ -200,17 +203,6 @@ class People:
                 )
                 once(self._tables, tenant, sql, (tenant, name, "active", "", has, now, now))
         return ""
-
-    def _shut_out(self, users: Mapping[str, Collection[str]]) -> dict[tuple[str, str], str]:
-        found: dict[tuple[str, str], str] = {}
-        with self._tables.transaction("", reads=True) as rows:
-            for tenant, names in users.items():
-                self._tables.turn_to(rows, tenant)
-                asked = ("", *names)
-                sql = f'SELECT "user", state FROM people WHERE tenant = ? AND "user" IN ({marks(asked)})'  # noqa: S608 - only marks
-                for user, state in rows.execute(f"{sql} AND state <> 'active'", (tenant, *asked)).fetchall():
-                    found[tenant, user] = _refused(user, state)
-        return found
 
     async def _run(self, tenant: str, sql: str, *values: object) -> Sequence[tuple[Any, ...]]:
         return await asyncio.to_thread(once, self._tables, tenant, sql, values)
