@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -33,7 +34,7 @@ class InForce:
         box: Box,
         policies: Policies,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         fresh_s: float = FRESH_S,
         stale_s: float = STALE_S,
     ) -> None:
@@ -41,7 +42,7 @@ class InForce:
         self._policies = policies
         self._clock = clock
         self._fresh_s, self._stale_s = fresh_s, stale_s
-        self._until = self._away_until = 0.0
+        self._until = self._away_until = -math.inf
         self._heads: dict[str, dict[str, int]] = {}
         self._told: dict[str, str] = {}
         self._looking: asyncio.Task[None] | None = None
