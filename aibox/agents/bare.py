@@ -21,6 +21,7 @@ from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.marks import json_might_hold_tokens
 from aibox.guardrails.stream import OutputFilter
 from aibox.inference.capabilities import Api
+from aibox.inference.readable import ENDS
 from aibox.inference.router import Router
 from aibox.leaving import reason
 from aibox.types import PLACES, Decision, Scope, Verdict, Where
@@ -208,12 +209,9 @@ class _Held:
         return shown
 
 
-_ENDS = ("response.completed", "response.incomplete", "response.failed")
-
-
 def _ends(chunk: Chunk) -> bool:
     choices = chunk.body.get("choices")
-    return bool(choices[0].get("finish_reason")) if choices else chunk.body.get("type") in _ENDS
+    return bool(choices[0].get("finish_reason")) if choices else chunk.body.get("type") in ENDS
 
 
 def _assembled(api: Api, chunks: list[Chunk]) -> Completion:

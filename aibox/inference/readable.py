@@ -12,7 +12,7 @@ CHAT = "/chat/completions"
 CHOOSES = (CHAT, "/completions")
 """Paths whose answers are choices."""
 _RESPONSES = "/responses"
-_LAST = ("response.completed", "response.incomplete", "response.failed")
+ENDS = ("response.completed", "response.incomplete", "response.failed")
 """Events after which the Responses API says nothing more."""
 
 
@@ -27,7 +27,7 @@ def is_answer(path: str, answer: Mapping[str, Any]) -> bool:
 def ends(path: str, event: Mapping[str, Any]) -> bool | None:
     """Whether an event of a stream says that the answer has come to its end; None for one that cannot be read."""
     if path == _RESPONSES:
-        return event.get("type") in _LAST if _is_event(event) else None
+        return event.get("type") in ENDS if _is_event(event) else None
     choices, last = event.get("choices"), False
     if choices is not None and not isinstance(choices, list):
         return None
