@@ -93,7 +93,7 @@ def create_app(
     shut = Shut(
         people,
         keys,
-        requests=lambda: gate,
+        gate=lambda: gate,
         sandbox=lambda: vars(box).get("sandbox"),
         log=log,
     )

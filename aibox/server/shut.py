@@ -6,13 +6,13 @@ Who was shut out here is seen at once, who was elsewhere within `LOOK_S`. No req
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any
 
-from aibox.errors import AccessError, AIBoxError, SandboxError, StoreError
+from aibox.errors import AccessError, SandboxError, StoreError
 from aibox.sandbox.sandbox import Sandbox
 from aibox.server.api_keys import ApiKeys, no_key
-from aibox.server.asked import Asked
+from aibox.server.gate import Gate
 from aibox.server.log import Log, failure
 from aibox.server.people import People, refusal
 
@@ -23,19 +23,10 @@ BOUND_S = 5.0
 """After so long nothing runs for who was shut out, wherever that was done. Promised in the documentation."""
 
 
-class Requests(Protocol):
-    """Those that a server has under way, of callers who are known."""
-
-    @property
-    def under_way(self) -> Collection[Asked]: ...
-
-    def end(self, request: Asked, error: AIBoxError) -> None: ...
-
-
 class Shut:
     """Looks who is shut out while anything runs, and ends that.
 
-    `sandbox` is None while nobody has asked for one. Closed with the box.
+    `gate` is who has the requests under way, and `sandbox` is None while nobody has asked for one. Closed with the box.
     """
 
     def __init__(
@@ -43,14 +34,14 @@ class Shut:
         people: People,
         keys: ApiKeys | None,
         *,
-        requests: Callable[[], Requests],
+        gate: Callable[[], Gate],
         sandbox: Callable[[], Sandbox | None],
         log: Log | None = None,
         every_s: float = LOOK_S,
     ) -> None:
         self._people = people
         self._keys = keys
-        self._requests = requests
+        self._gate = gate
         self._sandbox = sandbox
         self._log = log
         self._every_s = every_s
@@ -69,7 +60,7 @@ class Shut:
             return
         users: dict[str, set[str]] = {}
         keys: dict[str, set[str]] = {}
-        for who in [request.principal for request in self._requests().under_way]:
+        for who in [request.principal for request in self._gate().under_way]:
             assert who is not None
             users.setdefault(who.scope.tenant, set()).add(who.scope.user)
             if who.key:
@@ -102,18 +93,18 @@ class Shut:
     @property
     def _anything(self) -> bool:
         sandbox = self._sandbox()
-        return bool(self._requests().under_way) or (sandbox is not None and bool(sandbox.owners))
+        return bool(self._gate().under_way) or (sandbox is not None and bool(sandbox.owners))
 
     def _end_requests(self, out: dict[tuple[str, str], str], ended: set[str]) -> None:
-        requests = self._requests()
-        for request in requests.under_way:
+        gate = self._gate()
+        for request in gate.under_way:
             who = request.principal
             if who is None or request.task is asyncio.current_task():
                 continue
             if (why := _of(out, who.scope.tenant, who.scope.user)) is not None:
-                requests.end(request, why)
+                gate.end(request, why)
             elif who.key in ended:
-                requests.end(request, no_key())
+                gate.end(request, no_key())
 
     async def _end_sessions(self, sandbox: Sandbox, out: dict[tuple[str, str], str]) -> None:
         try:

@@ -23,8 +23,8 @@ MAX_BYTES = 32 << 10
 """Of a policy as JSON."""
 MAX_DEPTH = 16
 SOURCE = "the policy"
-_PART = r"""(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
-_LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-]){_PART}{{{MAX_DEPTH}}}".replace(_PART, f"(?:{_PART})"))
+_PART = r"""(?:(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+)"""
+_LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-]){_PART}{{{MAX_DEPTH}}}")
 _EVERYBODYS = {
     "retention": "how long evidence is kept",
     "sandbox": "the limits of the sandbox, which are everybody's,",
