@@ -52,12 +52,12 @@ def filled(pattern: str, most: int = PER_PATTERN) -> list[str]:
 
 def direct() -> Iterator[Made]:
     """Texts of patterns, each by itself and once more among harmless sentences of its language; whole texts."""
-    patterns, written = files(), whole()
-    if unknown := written.keys() - patterns.keys():
+    by_language, written = files(), whole()
+    if unknown := written.keys() - by_language.keys():
         raise ValueError(
             f"attacks/texts has {', '.join(sorted(unknown))}, attacks has not: add a file of patterns there"
         )
-    for language, parts in patterns.items():
+    for language, parts in by_language.items():
         chance = random.Random(language)
         own = {
             label: [

@@ -15,9 +15,10 @@ import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pieces import restored
 
 from aibox.errors import ConfigError, IntegrityError, StoreError
-from aibox.guardrails.marks import TOKEN_CHARS, find_tokens, json_might_hold_tokens, might_hold_tokens
+from aibox.guardrails.marks import find_tokens, json_might_hold_tokens, might_hold_tokens
 from aibox.guardrails.pii import scan
 from aibox.guardrails.pseudonyms import Pseudonyms, Restorer
 from aibox.guardrails.vault import _of_case
@@ -173,14 +174,8 @@ def test_restoring_a_stream_is_restoring_the_whole(words: list[str], data: st.Da
         pseudonyms, me = Pseudonyms(key=KEY), Scope(tenant="acme", user="eva")
         (token,) = await pseudonyms.tokens([("PERSON", "Eva Novak")], scope=me)
         text = "".join(token if word == "Eva Novak" else word for word in words) + token[1:-1]
-        restorer, pieces, pushed = Restorer(pseudonyms, scope=me), [], 0
-        while pushed < len(text):
-            step = data.draw(st.integers(1, 12))
-            pieces.append(await restorer.push(text[pushed : pushed + step]))
-            pushed = min(len(text), pushed + step)
-            assert len(restorer._held) <= TOKEN_CHARS
-        pieces.append(await restorer.finish())
-        return "".join(pieces), await pseudonyms.restore(text, scope=me)
+        streamed = await restored(Restorer(pseudonyms, scope=me), text, data, most=12)
+        return streamed, await pseudonyms.restore(text, scope=me)
 
     streamed, whole = anyio.run(both)
     assert streamed == whole

@@ -16,13 +16,14 @@ from email_validator import validate_email
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import FormatChecker
+from pieces import restored
 from pydantic import AnyUrl, TypeAdapter
 from stdnum import iban, luhn
 
 from aibox.errors import ConfigError
 from aibox.guardrails import shapes
 from aibox.guardrails.guardrail import Guardrail
-from aibox.guardrails.marks import TOKEN_CHARS, find_tokens, json_might_hold_tokens, masked, might_hold_tokens
+from aibox.guardrails.marks import find_tokens, json_might_hold_tokens, masked, might_hold_tokens
 from aibox.guardrails.outgoing import Outgoing
 from aibox.guardrails.pii import PII, scan
 from aibox.guardrails.pseudonyms import Pseudonyms, Restorer, splice, with_look_alikes
@@ -231,14 +232,9 @@ def test_restoring_a_stream_is_restoring_the_whole(words: list[str], data: st.Da
         known = {value: await put(pseudonyms, type_, value, me) for type_, value in PAIRS}
         text = "".join(known.get(word, word) for word in words)
         unknown = "[{}]".format
-        restorer, pieces, pushed = Restorer(pseudonyms, scope=me, unknown=unknown), [], 0
-        while pushed < len(text):
-            step = data.draw(st.integers(1, 20))
-            pieces.append(await restorer.push(text[pushed : pushed + step]))
-            pushed = min(len(text), pushed + step)
-            assert len(restorer._held) <= TOKEN_CHARS
-        pieces.append(await restorer.finish())
-        return "".join(pieces), await pseudonyms.restore(text, scope=me, unknown=unknown)
+        restorer = Restorer(pseudonyms, scope=me, unknown=unknown)
+        streamed = await restored(restorer, text, data, most=20)
+        return streamed, await pseudonyms.restore(text, scope=me, unknown=unknown)
 
     streamed, whole = anyio.run(both)
     assert streamed == whole
