@@ -131,8 +131,10 @@ class while_there:  # noqa: N801 - used as a statement
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._later.cancel()
-        if self._leaving is not None:
-            self._leaving.cancel()
+        if (leaving := self._leaving) is not None:
+            # It knows this object, and a ring of them would wait for the collector after each request.
+            self._leaving = None
+            leaving.cancel()
         if self._gone and isinstance(error, asyncio.CancelledError) and not self._working.uncancel():
             raise GoneError from None
 

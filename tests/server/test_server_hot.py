@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import aibox
 from aibox.chat import ChatRequest, Chunk, Completion
 from aibox.server.app import create_app
 from aibox.server.auth import Callers, LocalKey
+from aibox.server.hot import while_there
 from aibox.settings import Settings
 from aibox.testing import ScriptedBackend
 from aibox.types import Scope
@@ -133,3 +135,22 @@ async def test_a_caller_who_goes_ends_the_call_upstream(box: aibox.Box, stream: 
     assert not asyncio.all_tasks() - before
     kinds = [entry.kind async for entry in box.audit.entries("t")]
     assert kinds[-1] == "turn.failed"
+
+
+async def test_a_call_that_took_long_leaves_no_ring_behind() -> None:
+    """What watched whether the caller is there is gone with the call, and does not wait for the collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        watched = while_there(asyncio.Event().wait)  # type: ignore[arg-type]  # a caller who says nothing, and stays
+        async with watched:
+            while watched._leaving is None:
+                await asyncio.sleep(0.001)
+            leaving = watched._leaving
+            await asyncio.sleep(0)
+        await asyncio.wait([leaving])
+        del watched, leaving
+        await asyncio.sleep(0)
+        assert not [one for one in gc.get_objects() if type(one) is while_there]
+    finally:
+        gc.enable()
