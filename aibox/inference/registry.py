@@ -31,6 +31,8 @@ ROLES: Mapping[str, Capability] = {
 }
 """Names for what a model is used for, and what it must be able to do. Without an alias the first model that can."""
 MAX_LISTED = 20
+MAX_FOUND = 1024
+"""Names whose routes are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +92,27 @@ class Registry:
         known: dict[Replica, _Listing] = {} if before is None else before._listings  # noqa: SLF001 - of this class
         self._listings: dict[Replica, _Listing] = {replica: known.get(replica) or _Listing() for replica in replicas}
         self._background = Background()
+        # By tenant and name: the routes, and until when all that was looked at for them is fresh.
+        self._found: dict[tuple[str, str], tuple[Routes, float]] = {}
 
     async def find(self, name: str, *, tenant: str) -> Routes:
         """The routes to a role such as `"default"`, an alias, `backend/model` or a bare model id.
 
         Raises ConfigError for a model that nobody offers, BackendError when a backend that might could not be asked.
         """
+        found = self._found.get((tenant, name))
+        if found is not None and time.monotonic() < found[1]:
+            return found[0]
+        kept = self._found
+        routes = await self._find(name, tenant)
+        # Whatever is heard of a backend, also meanwhile, all is looked up anew. One never asked was not looked at.
+        if kept is self._found:
+            if len(kept) >= MAX_FOUND:
+                kept.clear()
+            kept[tenant, name] = routes, min(fresh for one in self._listings.values() if (fresh := one.fresh_until))
+        return routes
+
+    async def _find(self, name: str, tenant: str) -> Routes:
         name = self._tenant_aliases.get(tenant, {}).get(name) or self._aliases.get(name, name)
         tiers = self._tiers(tenant)
         backend, _, model = name.partition("/")
@@ -215,8 +232,10 @@ class Registry:
         try:
             models = await replica.backend.models()
         except AIBoxError as error:
+            self._found = {}
             listing.error, listing.fresh_until = error, time.monotonic() + RETRY_S
             return
+        self._found = {}
         listing.models, listing.known, listing.error = {info.id: info for info in models}, True, None
         listing.fresh_until = time.monotonic() + TTL_S
 

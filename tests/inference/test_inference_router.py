@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -123,6 +124,35 @@ async def test_models_are_not_asked_for_each_time(scope: Scope) -> None:
     for _ in range(5):
         await router.complete("Hi", scope=scope)
     assert one.asked == 1
+
+
+async def test_what_servers_offer_anew_is_found_when_they_are_asked_again(scope: Scope) -> None:
+    """A name that led to one leads to both once the other has said that it has it too, and to neither of who is gone."""
+    one, two = Serves("a", name="one"), Serves("a", "x", name="two")
+    registry = Router(one, two)._registry
+
+    async def led() -> set[str]:
+        return {route.replica.name for route in await registry.find("x", tenant=scope.tenant)}
+
+    async def asked_again() -> None:
+        for listing in registry._listings.values():
+            listing.fresh_until = 1e-9
+        registry._found = {}  # as when the time has come
+        await led()
+        before = one.asked + two.asked
+        async with asyncio.timeout(30):
+            while one.asked + two.asked < before + 2:
+                await asyncio.sleep(0.001)
+
+    assert await led() == {"two"}
+    one._offers = ("a", "x")
+    assert await led() == {"two"}
+    await asked_again()
+    assert await led() == {"one", "two"}
+    two._offers = ("a",)
+    await asked_again()
+    assert await led() == {"one"}
+    await registry.close()
 
 
 @pytest.mark.parametrize(
