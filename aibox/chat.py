@@ -20,8 +20,7 @@ MOST_TOKENS = 10**9
 MOST_USD = 1e6
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Tokens of one or more calls. `cached_tokens` are part of the input, `reasoning_tokens` part of the output.
 
     `cost_usd` is None where no price is known; the sum of a known and an unknown one is what is known.
@@ -135,38 +134,36 @@ class ChatRequest:
 
     body: dict[str, Any]
     label: Label = field(default_factory=Label)
-    came: Mapping[str, tuple[Any, msgspec.Raw]] = field(default_factory=dict, repr=False, compare=False)
-    """The fields of a request that was read from bytes: each value, and how it was written."""
     agreed: tuple[Agreed, ...] = field(default=(), repr=False, compare=False)
     """What people have agreed to. No part of the body; the door compares it with what it is about to do."""
+    _data: bytes = field(default=b"", init=False, repr=False, compare=False)
+    """The body as it was encoded, once it was."""
 
     @classmethod
     def read(cls, data: bytes, label: Label | None = None) -> ChatRequest:
-        """From JSON. Fields that nobody replaces are sent on as the bytes they came in. Raises ConfigError."""
+        """From JSON. What is sent on is what was read of it, and never the bytes. Raises ConfigError."""
+        # A name that stands twice in an object is one thing to us, and may be the other to whoever reads it next.
         try:
-            fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-            came = {key: (msgspec.json.decode(raw), raw) for key, raw in fields.items()}
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            body = msgspec.json.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"the body is not JSON, or no object: {error}") from None
-        return cls({key: value for key, (value, _) in came.items()}, label or Label(), came)
+        if not isinstance(body, dict):
+            raise ConfigError("the body is not JSON, or no object")
+        return cls(body, label or Label())
 
     def encoded(self) -> bytes:
         """The bytes of the body as they go over the wire. Raises ConfigError for what JSON cannot say."""
-        body, came = self.body, self.came
-        if came:
-            nothing = (_NOTHING, None)
-            # By identity: bodies are replaced and never changed in place.
-            body = {
-                key: raw if value is kept else value
-                for key, value in body.items()
-                for kept, raw in (came.get(key, nothing),)
-            }
+        if self._data:
+            # Recorded and then sent: what is on record is what was sent.
+            return self._data
         try:
-            return msgspec.json.encode(body)
+            data = msgspec.json.encode(self.body)
         except UnicodeEncodeError:
             raise ConfigError("the request holds text that is not valid Unicode", hint="send UTF-8 text") from None
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"the request cannot be written as JSON: {error}") from None
+        object.__setattr__(self, "_data", data)
+        return data
 
     @property
     def model(self) -> str:
@@ -180,7 +177,7 @@ class ChatRequest:
     def with_body(self, body: dict[str, Any]) -> ChatRequest:
         """The same request with another body."""
         # For every call, several times: `replace` costs five times as much.
-        return ChatRequest(body, self.label, self.came, self.agreed)
+        return ChatRequest(body, self.label, self.agreed)
 
     def with_fields(self, **fields: Any) -> ChatRequest:
         """The same request with some fields of the body replaced; a field given as None is removed."""
@@ -307,7 +304,6 @@ def json_text(arguments: object) -> str:
     return msgspec.json.encode(arguments).decode()
 
 
-_NOTHING = object()
 _SAYS_NOTHING: tuple[dict[str, Any], ...] = ({},)
 
 

@@ -74,7 +74,8 @@ class BareCall:
             # A bug of ours ends the call too, and is no reason to leave it open in the evidence.
             await self._record.fail(AIBoxError("this went wrong"), label=self._label)
             raise
-        return completion if body is completion.body else replace(completion, body=body)
+        # What was looked at is what is shown, and not the bytes: a name may stand in them twice.
+        return replace(completion, body=body, came=None) if self._shows else completion
 
     async def stream(self) -> AsyncGenerator[list[Chunk], None]:
         """Chunks as they come, text held back only as far as the output check needs. Leaving early is recorded.
@@ -168,7 +169,7 @@ class BareCall:
 
     async def _through(self, through: Response | Choices, chunk: Chunk) -> list[Chunk]:
         made = await through.take(bodies.readable(self._api, chunk.body, "delta"))
-        return [chunk if body is chunk.body else replace(chunk, body=body) for body in made]
+        return [Chunk(body, chunk.backend, chunk.weights) for body in made]
 
     async def _call(self, arguments: str) -> str:
         return await self._show(arguments, "tool_arguments")

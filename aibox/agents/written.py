@@ -1,6 +1,6 @@
 """What a model writes, in the events of a stream: each text through a filter of its own, the rest as it came.
 
-An event whose text is held back waits for it; one that nothing was changed in goes on as the bytes that it came in.
+An event whose text is held back waits for it.
 """
 
 from __future__ import annotations

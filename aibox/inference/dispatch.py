@@ -269,7 +269,9 @@ def _prepared(
     api: Api, request: ChatRequest, route: Inside | Outside, policy: Policy | None, *, streamed: bool
 ) -> ChatRequest:
     """The request as the backend gets it: its own name of the model, and no more output than the policy allows."""
-    body = {**request.body, "model": route.model.id}
+    body = {**request.body}
+    if body.get("model") != route.model.id:
+        body["model"] = route.model.id
     for key in ("stream", "stream_options"):
         body.pop(key, None)
     if body.get("n") not in (None, 1) or body.get("best_of") not in (None, 1):
@@ -281,7 +283,8 @@ def _prepared(
     if api == "responses":
         capabilities.hold_responses(body)
         body["store"] = False
-    prepared = request.with_body(body)
+    # Often it goes as it came, and then its bytes are known.
+    prepared = request if body == request.body and api != "responses" else request.with_body(body)
     if api == "chat" and not route.model.tools and body.get("tool_choice") == "none":
         # For a backend that cannot be told to leave its tools alone, they are left out.
         prepared = envelope.without_tools(prepared)

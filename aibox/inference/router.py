@@ -175,10 +175,8 @@ class Router:
         deadline_s: float | None = None,
     ) -> Completion:
         """Another API of OpenAI's in its own JSON: completions, embeddings, responses, rerank. Raises as `complete`."""
-        if api == "chat":
-            return await self.complete(request, scope=scope, policy=policy, deadline_s=deadline_s)
         rules = self._rules(scope, policy)
-        asked = _other(api, request)
+        asked = _request(request, model=DEFAULT, label=None, fields={}) if api == "chat" else _other(api, request)
         return await self._dispatch.whole(api, asked, scope=scope, policy=rules, deadline_s=deadline_s)
 
     def events(
@@ -383,10 +381,12 @@ def _other(api: Api, request: ChatRequest) -> ChatRequest:
 
 
 def _request(asked: Messages, *, model: str, label: Label | str | None, fields: Mapping[str, Any]) -> ChatRequest:
-    if isinstance(asked, ChatRequest):
+    if isinstance(asked, ChatRequest) and label is None and not fields and "model" in asked.body:
+        request = asked
+    elif isinstance(asked, ChatRequest):
         marked = asked.label if label is None else asked.label | Label.of(label)
         body = {"model": model, **asked.body, **fields}
-        request = ChatRequest(body, marked, asked.came, asked.agreed)
+        request = ChatRequest(body, marked, asked.agreed)
     else:
         messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else [dict(m) for m in asked]
         request = ChatRequest({"model": model, "messages": messages, **fields}, Label.of(label))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 import openai
@@ -305,20 +306,52 @@ async def test_agents_chat_and_do_nothing_else(served: Served) -> None:
         await served.client.embeddings.create(model="m", input="x", extra_body={"stream": True})
 
 
-async def test_what_nothing_changes_is_passed_on_as_the_bytes_it_came_in(tmp_path: Path) -> None:
-    """Order, spacing, numbers and unknown fields are those that were sent, both ways, where no check looks."""
+async def test_what_nothing_changes_is_passed_on(tmp_path: Path) -> None:
+    """Unknown fields and long numbers arrive as they were meant; the answer as the bytes in which the server sent it."""
     (tmp_path / "open.toml").write_text("version = 1\n")
     async with Box(Settings(home=tmp_path / "home", policy=str(tmp_path / "open.toml"))) as box:
         served = Served(box, Everything())
-        odd = b'{"a":1.000, "b":[1E2,  12345678901234567890123]}'
-        raw = b'{ "unknown":' + odd + b', "input" : ["caf\\u00e9",  "x"], "model":"m"}'
-        answer = await served.client._client.post(
-            "/embeddings", content=raw, headers={"authorization": f"Bearer {served.client.api_key}"}
-        )
-        sent = served.model.requests[0].encoded()
-        assert odd in sent
-        assert b'["caf\\u00e9",  "x"]' in sent
+        answer = await _sent(served, '{ "unknown":{"a":1E2,  "b":12345678901234567890123}, "input":["x"], "model":"m"}')
+        assert b'"unknown":{"a":100.0,"b":12345678901234567890123}' in served.model.requests[0].encoded()
         assert answer.content == served.model._made(answer.json()).encoded()  # type: ignore[attr-defined]  # Everything
+
+
+@pytest.mark.parametrize("policy", ["permissive", "balanced"])
+async def test_a_name_that_stands_twice_is_sent_once(tmp_path: Path, policy: Literal["permissive", "balanced"]) -> None:
+    """What was read, and checked, is all that a model server can read, whichever of two it would have taken."""
+    async with Box(Settings(home=tmp_path / "home", policy=policy)) as box:
+        served = Served(box, Everything())
+        body = '{"model":"m","input":"FIRST","input":[{"role":"user","content":"FIRST","content":"x"}]}'
+        await _sent(served, body, at="/responses")
+        sent = served.model.requests[0].encoded()
+        assert b"FIRST" not in sent
+        assert sent.count(b'"content"') == 1
+
+
+async def test_an_answer_that_was_checked_says_nothing_twice(served: Served) -> None:
+    """What was looked at is what a client reads, whichever of two it would have taken."""
+    body = {"id": "c", "object": "x", "created": 1, "model": "m", "usage": USAGE}
+    message = '{"role":"assistant","content":"FIRST","content":"y"}'
+    choice = f'"choices":[{{"index":0,"finish_reason":"stop","message":{message}}}]'
+    data = (json.dumps(body)[:-1] + "," + choice + "}").encode()
+    served.model.post = _answers(Completion(json.loads(data), "m"), data)  # type: ignore[method-assign,attr-defined]
+    answer = await _sent(served, '{"model":"m","messages":[{"role":"user","content":"x"}]}', at="/chat/completions")
+    assert answer.json()["choices"][0]["message"]["content"] == "y"
+    assert b"FIRST" not in answer.content
+
+
+async def _sent(served: Served, body: str, *, at: str = "/embeddings") -> httpx2.Response:
+    headers = {"authorization": f"Bearer {served.client.api_key}", "content-type": "application/json"}
+    answer: httpx2.Response = await served.client._client.post(at, content=body.encode(), headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def _answers(completion: Completion, data: bytes) -> Any:
+    async def post(*_: Any, **__: Any) -> Completion:
+        return replace(completion, came=(completion.body, data))
+
+    return post
 
 
 async def test_a_call_has_a_receipt_when_somebody_asks_for_it(served: Served) -> None:
