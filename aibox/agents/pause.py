@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import msgspec
@@ -150,7 +150,7 @@ class Pause:
             "case": turn.scope.case,
             "notes": turn.context.notes,
             "calls": budget.calls,
-            "usage": asdict(budget.usage),
+            "usage": msgspec.structs.asdict(budget.usage),
         }
         await state.runs.keep(
             turn.run_id,

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import msgspec
+
 from aibox.chat import MOST_USD, Usage
 from aibox.errors import LimitError, StoreError
 from aibox.inference.background import Background
@@ -35,8 +37,7 @@ _LIKE = "model.answered"
 """Who used what is kept for as long as the entry that says it of one call."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """One model call that has ended. Times are in seconds; `first_token_s` is None where none came.
 
     `counted` is False when the server gave no counts (a stream was left, or broke off): the usage is then an estimate.
@@ -98,8 +99,7 @@ class Accounts:
         self._read: dict[tuple[str, str], float] = {}
         self._now = now
         self._sums: dict[Key, Sums] = {}
-        self._unwritten: dict[Key, Sums] = {}
-        # Nobody's budget is of a model: these are read where somebody looks, and kept here until they are written.
+        # What is not written yet. Nobody's budget is of a model: these are read where somebody looks.
         self._by_model: dict[ModelKey, Sums] = {}
         self._here = self._ledger or Ledger(None)
         self._background = Background()
@@ -135,15 +135,9 @@ class Accounts:
         # Rounded up: what is cheaper than a millionth of a dollar must not be free for ever.
         micro_usd = -int(-min(usage.cost_usd, MOST_USD) * 1e6 // 1) if usage.cost_usd else 0
         added = (usage.input_tokens, usage.output_tokens, 1, micro_usd)
-        periods = self._periods()
-        for user in ("", call.scope.user):
-            for period in periods:
-                key = (call.scope.tenant, user, period)
-                _add(self._sums, key, added)
-                if self._ledger is not None:
-                    _add(self._unwritten, key, added)
-        by_model = (call.scope.tenant, periods[0], call.scope.user, f"{call.backend}/{call.model}")
-        _add(self._by_model, by_model, added)
+        tenant, user, day = call.scope.tenant, call.scope.user, self._periods()[0]
+        _spread(self._sums, tenant, user, day, added)
+        _add(self._by_model, (tenant, day, user, f"{call.backend}/{call.model}"), added)
         if self._ledger is not None and not self._background.running("accounts"):
             self._background.start("accounts", self._write_soon())
 
@@ -204,7 +198,7 @@ class Accounts:
         """Write what is in memory only. Raises StoreError when it cannot be."""
         await self._background.stop()
         try:
-            if self._unwritten:
+            if self._ledger is not None and self._by_model:
                 await self._write()
         finally:
             await asyncio.to_thread(self._here.close)
@@ -255,8 +249,8 @@ class Accounts:
             return
 
     async def _write(self) -> None:
-        added, self._unwritten = self._unwritten, {}
         by_model, self._by_model = self._by_model, {}
+        added = {} if self._ledger is None else _totals(by_model)
         now = time.monotonic()
         writing = asyncio.ensure_future(asyncio.to_thread(self._here.add, added, by_model))
         try:
@@ -265,8 +259,6 @@ class Accounts:
             # Who is cancelled waits too: a thread goes on, and what it has written must not be added once more.
             await asyncio.wait([writing])
             if writing.cancelled() or writing.exception() is not None:
-                for key, sums in added.items():
-                    _add(self._unwritten, key, sums)
                 for one, sums in by_model.items():
                     _add(self._by_model, one, sums)
             raise
@@ -288,10 +280,10 @@ class Accounts:
             self._swept.add(tenant)
 
     def _learn(self, rows: Mapping[Key, Sums]) -> None:
-        periods = self._periods()
+        periods, unwritten = self._periods(), _totals(self._by_model)
         for key, told in rows.items():
             if key[2] in periods:
-                here, known = self._unwritten.get(key, _NOTHING), self._sums.get(key, _NOTHING)
+                here, known = unwritten.get(key, _NOTHING), self._sums.get(key, _NOTHING)
                 # Of two who read at once the one who read first may be the last to hand on: sums only grow.
                 a, b, c, d = (max(one + two, three) for one, two, three in zip(told, here, known, strict=True))
                 self._sums[key] = a, b, c, d
@@ -300,6 +292,20 @@ class Accounts:
 def _spent(sums: Mapping[Key, Sums], key: Key) -> Spent:
     incoming, outgoing, calls, micro_usd = sums.get(key, _NOTHING)
     return Spent(incoming + outgoing, micro_usd / 1e6, calls)
+
+
+def _totals(by_model: Mapping[ModelKey, Sums]) -> dict[Key, Sums]:
+    totals: dict[Key, Sums] = {}
+    for (tenant, day, user, _), added in by_model.items():
+        _spread(totals, tenant, user, day, added)
+    return totals
+
+
+def _spread(sums: dict[Key, Sums], tenant: str, user: str, day: str, added: Sums) -> None:
+    """To what the tenant and the user have used on that day and in its month."""
+    month = day[:7]
+    for key in ((tenant, "", day), (tenant, "", month), (tenant, user, day), (tenant, user, month)):
+        _add(sums, key, added)
 
 
 def _add(sums: dict[K, Sums], key: K, added: Sums) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+import msgspec
+
 from aibox.chat import ChatRequest, Chunk, Completion, ModelInfo, Usage
 from aibox.inference.accounts import Call
 from aibox.types import Scope
@@ -86,7 +88,7 @@ class Meter:
 
     def _priced(self, usage: Usage) -> Usage:
         if usage.cost_usd is None and self._model.price is not None:
-            return replace(usage, cost_usd=self._model.price.cost_usd(usage))
+            return msgspec.structs.replace(usage, cost_usd=self._model.price.cost_usd(usage))
         return usage
 
     def _with_cost(self, body: dict[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,10 +94,13 @@ def read_request(api: Api, data: bytes) -> ChatRequest:
     if api == "chat":
         if not isinstance(body.get("messages"), list) or not body["messages"]:
             raise ConfigError("the body needs `messages`, a list that is not empty")
-        if not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in body["messages"]):
-            raise ConfigError("each message is an object with a `role`")
-        if not all(_readable(m.get("content")) and _readable(m.get("tool_calls")) for m in body["messages"]):
-            raise ConfigError("the `content` of a message is a text, a list of parts, or null; `tool_calls` is a list")
+        for message in body["messages"]:
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                raise ConfigError("each message is an object with a `role`")
+            if not _readable(message.get("content")) or not _readable(message.get("tool_calls")):
+                raise ConfigError(
+                    "the `content` of a message is a text, a list of parts, or null; `tool_calls` is a list"
+                )
     if not isinstance(body.setdefault("model", "embedding" if api == "embeddings" else "default"), str):
         raise ConfigError("`model` is a name")
     if not isinstance(body.get("stream"), bool | None):
@@ -107,7 +110,7 @@ def read_request(api: Api, data: bytes) -> ChatRequest:
 
 def _readable(value: object) -> bool:
     """Null, a text, or a list of objects."""
-    if value is None or isinstance(value, str):
+    if value is None or type(value) is str:
         return True
     return isinstance(value, list) and all(isinstance(part, dict) for part in value)
 
