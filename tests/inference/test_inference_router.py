@@ -127,7 +127,7 @@ async def test_models_are_not_asked_for_each_time(scope: Scope) -> None:
 
 
 async def test_what_servers_offer_anew_is_found_when_they_are_asked_again(scope: Scope) -> None:
-    """A name that led to one leads to both once the other has said that it has it too, and to neither of who is gone."""
+    """A name that led to one leads to both once the other has said that it has it, and to none that lost it."""
     one, two = Serves("a", name="one"), Serves("a", "x", name="two")
     registry = Router(one, two)._registry
 

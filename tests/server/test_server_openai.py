@@ -307,7 +307,7 @@ async def test_agents_chat_and_do_nothing_else(served: Served) -> None:
 
 
 async def test_what_nothing_changes_is_passed_on(tmp_path: Path) -> None:
-    """Unknown fields and long numbers arrive as they were meant; the answer as the bytes in which the server sent it."""
+    """Unknown fields and long numbers arrive as meant; the answer as the bytes in which the server sent it."""
     (tmp_path / "open.toml").write_text("version = 1\n")
     async with Box(Settings(home=tmp_path / "home", policy=str(tmp_path / "open.toml"))) as box:
         served = Served(box, Everything())
