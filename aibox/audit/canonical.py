@@ -22,9 +22,9 @@ def dumps(value: Any) -> bytes:
     return encode(value)
 
 
-def check(value: Any) -> None:
+def check(value: Any, place: str = "$") -> None:
     """Raises what `dumps` raises, but for texts that are none."""
-    _check(value, "$")
+    _check(value, place)
 
 
 def encode(value: Any) -> bytes:

@@ -23,7 +23,7 @@ from aibox.audit.keys import Keyring
 from aibox.audit.ledger import Ledger
 from aibox.audit.receipt import Receipt, ReceiptEntry
 from aibox.audit.receipts import entry_of, receipt_of
-from aibox.audit.record import Row, make_parts
+from aibox.audit.record import Row, make_parts, split
 from aibox.audit.report import Report
 from aibox.audit.retention import Retentions, Sweeper, by_age, by_policy, prune
 from aibox.audit.sequencer import Call, Job, Sequencer, refuse_when_full
@@ -272,7 +272,7 @@ class AuditChain:
 def _ending(kind: str, scope: Scope, turn: str, detail: Mapping[str, Any], *, proofs: bool) -> Job:
     if kind not in _ENDS:
         raise ConfigError(f"a turn ends with one of {', '.join(_ENDS)}, not with {kind}")
-    return Job(kind, scope, turn, ending=dict(_correlated(detail, scope)), proofs=proofs)
+    return Job(kind, scope, turn, ending=split(kind, scope, detail), proofs=proofs)
 
 
 def _job(kind: str, scope: Scope, turn: str, detail: Mapping[str, Any]) -> Job:
@@ -282,12 +282,7 @@ def _job(kind: str, scope: Scope, turn: str, detail: Mapping[str, Any]) -> Job:
         if kind in kinds.OPERATOR:
             raise ConfigError(f"{kind} is written by the chain alone", hint="rotate, erase, hold, prune or restore")
     # Here and not in the writer: whoever made a mistake hears of it at once, and what is changed later stays as it was.
-    return Job(kind, scope, turn, make_parts(kind, scope=scope, turn=turn, detail=_correlated(detail, scope)))
-
-
-def _correlated(detail: Mapping[str, Any], scope: Scope) -> Mapping[str, Any]:
-    # Sealed with the person's part: a caller chooses it, and it ends with them.
-    return {**detail, "correlation": scope.correlation} if scope.correlation else detail
+    return Job(kind, scope, turn, make_parts(kind, scope=scope, turn=turn, detail=detail))
 
 
 def _size(ledger: Ledger, tenant: str) -> int:

@@ -10,7 +10,7 @@ from aibox.audit.epochs import EpochKey
 from aibox.audit.merkle import Frontier
 from aibox.audit.record import Mac, Row, tagger
 from aibox.audit.sealed import Subject
-from aibox.audit.store import Act, LogName, Node
+from aibox.audit.store import Act, LogName
 
 
 @dataclass(slots=True)
@@ -23,13 +23,15 @@ class Head:
     kek: bytes
     prev: bytes
     ts_us: int = 0
+    size: int = 0
     frontier: Frontier = field(default_factory=Frontier)
     epoch_first: int = 0
     epoch_since_us: int = 0
     subjects: dict[str, Subject] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
-    nodes: list[Node] = field(default_factory=list)
-    turns: list[tuple[str, int]] = field(default_factory=list)
+    leaves: list[bytes] = field(default_factory=list)
+    """Of `rows`: the frontier stands where the store does, and takes them in together."""
+    turns: dict[str, int] = field(default_factory=dict)
     acts: list[Act] = field(default_factory=list)
     ratcheted: bool = False
     pointed_size: int = 0
@@ -50,7 +52,3 @@ class Head:
     @property
     def log(self) -> bytes:
         return self.name.log
-
-    @property
-    def size(self) -> int:
-        return self.frontier.size

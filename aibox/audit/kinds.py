@@ -7,7 +7,6 @@ things. It never holds what a person said, nor a digest of it: a digest of a sho
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 _TURN_ENDS = frozenset({"outcome", "code", "label", "entries"})
 _ANSWERED = frozenset(
@@ -70,18 +69,3 @@ HELD = "hold.set"
 RELEASED = "hold.released"
 OPERATOR = frozenset({RATCHETED, ROTATED, RESTORED, ERASED, PRUNED, HELD, RELEASED})
 """Acts on the log itself. They hold nothing of a person and are written in the open; only the chain writes them."""
-
-
-_NONE: frozenset[str] = frozenset()
-
-
-def split(kind: str, detail: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The open and the sealed part of a detail."""
-    if kind in OPERATOR:
-        return dict(detail), {}
-    allowed = OPEN.get(kind, _NONE)
-    shown: dict[str, Any] = {}
-    kept: dict[str, Any] = {}
-    for name, value in detail.items():
-        (shown if name in allowed else kept)[name] = value
-    return shown, kept

@@ -132,15 +132,17 @@ class Ledger:
         """Give the store what was added; checkpoints of logs that have had none for a second."""
         for head in self._touched.values():
             if head.rows:
-                self.store.add_entries(head.log, head.size - len(head.rows), head.rows)
-                head.rows = []
-            if head.nodes:
-                self.store.add_nodes(head.log, head.nodes)
+                self.store.add_entries(head.log, head.frontier.size, head.rows)
+                made = head.frontier.extend(head.leaves)
+                head.rows, head.leaves = [], []
+                if nodes := [Node(*node) for node in made if node[0] % NODE_LEVELS == 0]:
+                    self.store.add_nodes(head.log, nodes)
             if head.turns:
-                self.store.add_turns(head.log, head.turns)
+                self.store.add_turns(head.log, [*head.turns.items()])
+                head.turns = {}
             if head.acts:
                 self.store.add_acts(head.log, head.acts)
-            head.nodes, head.turns, head.acts = [], [], []
+                head.acts = []
             if head.pointed_size < head.size and time.monotonic() - head.pointed_s >= CHECKPOINT_S:
                 self.checkpoint(head)
 
@@ -220,7 +222,7 @@ class Ledger:
             )
         head = Head(name, name.public_key, key, self._kek(log), leaf_hash(row.header), header.ts_us)
         head.frontier = Frontier.read(size, StoredTree(self.store, log).node)
-        head.epoch_first = size
+        head.size = head.epoch_first = size
         self._read_epoch(head, size, epoch)
         for act in self.store.acts(log):
             if act.kind == kinds.ROTATED:
@@ -260,6 +262,7 @@ class Ledger:
             if head.size == head.epoch_first:
                 head.epoch_since_us = header.ts_us
             head.frontier.add(leaf)
+            head.size += 1
             head.prev, head.ts_us = leaf, header.ts_us
             head.tags.update(row.tag)
             if header.flags & KEY:
@@ -288,14 +291,15 @@ class Ledger:
         """Of a body that was made before; not for an operator's act."""
         head = self.head(scope.tenant)
         now_us = time.time_ns() // 1000
-        since = head.frontier.size - head.epoch_first
+        since = head.size - head.epoch_first
         if since and (since >= EPOCH_ENTRIES or now_us - head.epoch_since_us >= EPOCH_US):
             self.ratchet(head)
         head.ts_us = max(head.ts_us, now_us)
-        if not parts.private:
-            return self._put(head, parts.open, b"", flags, kind)
+        shown, private = parts
+        if not private:
+            return self._put(head, shown, b"", flags, kind)
         subject = head.subjects.get(scope.user) or self.subject(head, scope.user)
-        return self._put(head, parts.open, subject.seal(parts.private), flags | SEALED, kind)
+        return self._put(head, shown, subject.seal(private), flags | SEALED, kind)
 
     def ratchet(
         self, head: Head, kind: str = kinds.RATCHETED, detail: Mapping[str, Any] | None = None, *, turn: str = ""
@@ -323,21 +327,20 @@ class Ledger:
         head.begin_epoch(key, head.size)
 
     def _put(self, head: Head, shown: bytes, hidden: bytes, flags: int, kind: str) -> Entry:
-        log, seq, ts_us = head.name.log, head.frontier.size, head.ts_us
+        seq, ts_us = head.size, head.ts_us
         if seq == 0:
             flags |= GENESIS
         if seq == head.epoch_first:
             head.epoch_since_us = ts_us
-        header = pack_header(flags, head.key.epoch, seq, ts_us, log, head.prev, body_commit(shown, hidden))
+        name = head.name
+        header = pack_header(flags, head.key.epoch, seq, ts_us, name.log, head.prev, body_commit(shown, hidden))
         leaf = leaf_hash(header)
         tagged = head.tagger.of(leaf)
         head.rows.append(Row(seq, header, shown, hidden, tagged))
+        head.leaves.append(leaf)
         head.tags.update(tagged)
-        for level, index, value in head.frontier.add(leaf):
-            if level % NODE_LEVELS == 0:
-                head.nodes.append(Node(level, index, value))
-        head.prev = leaf
-        return Entry(head.name.tenant, seq, kind, leaf, ts_us)
+        head.prev, head.size = leaf, seq + 1
+        return Entry(name.tenant, seq, kind, leaf, ts_us)
 
     # People.
 

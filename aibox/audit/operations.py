@@ -105,7 +105,7 @@ def erase(ledger: Ledger, scope: Scope, subject: str, *, reason: str, stores: Ma
         ids = [found.id.hex()] if found else []
         detail = {"subjects": ids, "reason": reason, "stores": dict(stores), "by": scope.user, "entries": []}
         entry = ledger.add(kinds.ERASED, scope=_operator(scope), turn=turn, detail=detail, flags=TOMBSTONE | TERMINAL)
-        head.turns.append((turn, entry.seq))
+        head.turns[turn] = entry.seq
         ledger.flush()
         if found:
             ledger.mark.add_erased(head.log, found.id)
@@ -141,7 +141,7 @@ def restore(ledger: Ledger, scope: Scope, *, reason: str) -> Entry:
             tomb = {"subjects": again, "reason": "erased before the backup was restored", "stores": {}, "entries": []}
             turn = f"erasure-{uuid.uuid4()}"
             added = ledger.add(kinds.ERASED, scope=_operator(scope), turn=turn, detail=tomb, flags=TOMBSTONE | TERMINAL)
-            head.turns.append((turn, added.seq))
+            head.turns[turn] = added.seq
             for one in again:
                 ledger.store.drop_subject(log, bytes.fromhex(one))
         ledger.flush()

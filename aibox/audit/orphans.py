@@ -45,7 +45,7 @@ def find(ledger: Ledger) -> dict[tuple[str, str], tuple[Listed, int]]:
 def end(ledger: Ledger, tenant: str, turn: str, entries: Sequence[Sequence[Any]]) -> bool:
     """Inside a transaction. False where somebody has ended it meanwhile."""
     head = ledger.head(tenant)
-    if ledger.store.turn(head.log, turn) is not None or any(ended == turn for ended, _ in head.turns):
+    if ledger.store.turn(head.log, turn) is not None or turn in head.turns:
         return False
     detail: Mapping[str, Any] = {
         "outcome": "failed",
@@ -54,5 +54,5 @@ def end(ledger: Ledger, tenant: str, turn: str, entries: Sequence[Sequence[Any]]
     }
     scope = Scope(tenant=tenant, user=OPERATOR)
     entry = ledger.add("turn.failed", scope=scope, turn=turn, detail=detail, flags=TERMINAL)
-    head.turns.append((turn, entry.seq))
+    head.turns[turn] = entry.seq
     return True

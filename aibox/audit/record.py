@@ -14,12 +14,12 @@ under a key of one person (see `sealed`), and the commitment is over what is sto
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from hashlib import sha256
 from typing import Any, NamedTuple, Self
 
 import msgspec
@@ -88,21 +88,20 @@ class Row(NamedTuple):
 
 def leaf_hash(header: bytes) -> bytes:
     """RFC 6962 sec. 2.1."""
-    return hashlib.sha256(b"\x00" + header).digest()
+    return sha256(b"\x00" + header).digest()
 
 
 def log_id(origin: str) -> bytes:
-    return hashlib.sha256(b"aibox/log/v1\x00" + origin.encode()).digest()
+    return sha256(b"aibox/log/v1\x00" + origin.encode()).digest()
 
 
 def genesis_prev(log: bytes, public_key: bytes) -> bytes:
     """What stands for a previous leaf in the first entry: it binds the log to its first signing key (32 bytes)."""
-    return hashlib.sha256(b"aibox/genesis/v1\x00" + log + hashlib.sha256(public_key).digest()).digest()
+    return sha256(b"aibox/genesis/v1\x00" + log + sha256(public_key).digest()).digest()
 
 
 def body_commit(open_part: bytes, sealed_part: bytes) -> bytes:
-    parts = hashlib.sha256(open_part).digest() + hashlib.sha256(sealed_part).digest()
-    return hashlib.sha256(b"aibox/body/v1\x00" + parts).digest()
+    return sha256(b"aibox/body/v1\x00" + sha256(open_part).digest() + sha256(sealed_part).digest()).digest()
 
 
 _INNER, _OUTER = bytes(n ^ 0x36 for n in range(256)), bytes(n ^ 0x5C for n in range(256))
@@ -118,8 +117,8 @@ class Mac:
 
     def __init__(self, key: bytes, start: bytes = b"") -> None:
         block = key.ljust(64, b"\x00")
-        self._inner = hashlib.sha256(block.translate(_INNER) + start)
-        self._outer = hashlib.sha256(block.translate(_OUTER))
+        self._inner = sha256(block.translate(_INNER) + start)
+        self._outer = sha256(block.translate(_OUTER))
 
     def of(self, message: bytes) -> bytes:
         inner, outer = self._inner.copy(), self._outer.copy()
@@ -144,6 +143,8 @@ class OpenPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     v: int
 
 
+_NONE: frozenset[str] = frozenset()
+_SAFE = canonical.MAX_SAFE_INTEGER
 _decoder = msgspec.json.Decoder(OpenPart)
 _encoder = msgspec.json.Encoder()
 
@@ -160,21 +161,55 @@ def make_parts(kind: str, *, scope: Scope, turn: str, detail: Mapping[str, Any])
 
     Raises ConfigError for a detail that has no canonical form or is too long: that is a mistake of the caller.
     """
-    shown, kept = kinds.split(kind, detail)
-    body = {"action": kind, "detail": shown, "id": uuid7(), "tenant": scope.tenant, "turn_id": turn, "v": 1}
+    return write_parts(kind, scope, turn, *split(kind, scope, detail))
+
+
+def split(kind: str, scope: Scope, detail: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A detail's open fields and those that are sealed, the request's correlation among them. Raises ConfigError."""
+    shown: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
+    allowed = kinds.OPEN.get(kind, _NONE)
     try:
-        canonical.check(detail)
+        if kind in kinds.OPERATOR:
+            canonical.check(detail)
+            return {**detail}, kept
+        for name, value in detail.items():
+            if name in allowed:
+                shown[name] = value
+            elif type(name) is str and name.isascii():
+                kept[name] = value
+            else:
+                canonical.check({name: None})
+            # Texts are seen when they are written.
+            if type(value) is not str and (type(value) is not int or not -_SAFE <= value <= _SAFE):
+                canonical.check(value, f"$.{name}")
+    except ValueError as error:
+        raise _refused(kind, error) from None
+    if scope.correlation:
+        # Sealed with the person's part: a caller chooses it, and it ends with them.
+        kept["correlation"] = scope.correlation
+    return shown, kept
+
+
+def write_parts(kind: str, scope: Scope, turn: str, shown: Mapping[str, Any], kept: Mapping[str, Any]) -> Parts:
+    """Of what has been split. Raises ConfigError for what is too long, or holds a text that is none."""
+    body = {"action": kind, "detail": shown, "id": uuid7(), "tenant": scope.tenant, "turn_id": turn, "v": 1}
+    private = b""
+    try:
         data = canonical.encode(body)
-        private = b""
         if kind not in kinds.OPERATOR:
-            actor = {"user": scope.user, "agent": scope.agent, "session": scope.session}
+            actor = {"agent": scope.agent, "session": scope.session, "user": scope.user}
             private = canonical.encode({"actor": actor, "detail": kept})
     except ValueError as error:
-        raise ConfigError(f"the detail of {kind} cannot be recorded: {error}") from None
+        raise _refused(kind, error) from None
     if len(data) + len(private) > MAX_BODY_BYTES:
         size = len(data) + len(private)
         raise ConfigError(f"the detail of {kind} has {size} bytes; an entry has at most {MAX_BODY_BYTES}")
     return Parts(data, private)
+
+
+def _refused(kind: str, error: Exception) -> ConfigError:
+    return ConfigError(f"the detail of {kind} cannot be recorded: {error}")
 
 
 def read_open(data: bytes) -> OpenPart:

@@ -9,7 +9,7 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from aibox.audit import orphans
 from aibox.audit.ledger import Ledger
 from aibox.audit.receipt import Receipt
 from aibox.audit.receipts import make_receipt
-from aibox.audit.record import TERMINAL, Parts
+from aibox.audit.record import TERMINAL, Parts, write_parts
 from aibox.audit.retention import Sweeper
 from aibox.audit.store import Conflict
 from aibox.errors import AIBoxError, ConfigError, IntegrityError, LimitError, StoreError
@@ -37,15 +37,15 @@ TRIES = 20
 class Job:
     """What somebody wants written: a body that was made where it came from; neither body nor end: all before it.
 
-    `waiter` None: nobody waits. An `ending` is the detail of a turn's last entry, whose body lists the others, and
-    `proofs` asks for a receipt.
+    `waiter` None: nobody waits. An `ending` is the two parts of the detail of a turn's last entry, whose body lists the
+    others, and `proofs` asks for a receipt.
     """
 
     kind: str
     scope: Scope
     turn: str
     parts: Parts | None = None
-    ending: Mapping[str, Any] | None = None
+    ending: tuple[dict[str, Any], dict[str, Any]] | None = None
     proofs: bool = True
     waiter: asyncio.Future[Any] | None = None
 
@@ -81,7 +81,7 @@ class Sequencer:
         self._taken: list[Job | Call | None] = []
         self._naps = False
         self._busy = False
-        self._turns: OrderedDict[tuple[str, str], list[list[Any]]] = OrderedDict()
+        self._turns: OrderedDict[tuple[str, str], list[tuple[int, str, Job, int]]] = OrderedDict()
         self._broken: set[tuple[str, str]] = set()
         self._orphans: dict[tuple[str, str], tuple[orphans.Listed, int]] | None = None
         self.failed: AIBoxError | None = None
@@ -234,7 +234,7 @@ class Sequencer:
                 if job.turn:
                     self._list(job, entry)
                 return entry
-            return self._end(job, job.ending, look=look) if job.ending is not None else None
+            return self._end(job, *job.ending, look=look) if job.ending is not None else None
         except ConfigError as error:
             if job.waiter is None:
                 raise
@@ -242,25 +242,29 @@ class Sequencer:
 
     def _list(self, job: Job, entry: Entry) -> None:
         key = (job.scope.tenant, job.turn)
-        self._turns.setdefault(key, []).append([entry.seq, entry.leaf.hex(), job, entry.ts_us])
-        while len(self._turns) > OPEN_TURNS:
-            self._broken.add(self._turns.popitem(last=False)[0])
+        listed = self._turns.get(key)
+        if listed is None:
+            listed = self._turns[key] = []
+            while len(self._turns) > OPEN_TURNS:
+                self._broken.add(self._turns.popitem(last=False)[0])
+        listed.append((entry.seq, entry.leaf.hex(), job, entry.ts_us))
 
-    def _end(self, job: Job, ending: Mapping[str, Any], *, look: bool) -> Any:
+    def _end(self, job: Job, shown: dict[str, Any], kept: dict[str, Any], *, look: bool) -> Any:
         key = (job.scope.tenant, job.turn)
         if key in self._broken:
             return StoreError(f"an entry of turn {job.turn} could not be written; it cannot be sealed as a whole")
         head = self._ledger.head(job.scope.tenant)
         ended = look and self._ledger.store.turn(head.log, job.turn) is not None
-        if ended or any(turn == job.turn for turn, _ in head.turns):
+        if ended or job.turn in head.turns:
             return ConfigError(f"the turn {job.turn} has been sealed already")
-        detail = {**ending, "entries": [listed[:2] for listed in self._turns.get(key, [])]}
-        entry = self._ledger.add(job.kind, scope=job.scope, turn=job.turn, detail=detail, flags=TERMINAL)
-        self._list(job, entry)
-        head.turns.append((job.turn, entry.seq))
+        listed = self._turns.get(key, ())
+        shown["entries"] = [one[:2] for one in listed]
+        parts = write_parts(job.kind, job.scope, job.turn, shown, kept)
+        entry = self._ledger.add_made(job.kind, parts, scope=job.scope, flags=TERMINAL)
+        head.turns[job.turn] = entry.seq
         if not job.proofs:
             return entry
-        return _Sealed(job.scope.tenant, job.turn, [listed[0] for listed in self._turns[key]])
+        return _Sealed(job.scope.tenant, job.turn, [*(one[0] for one in listed), entry.seq])
 
     def _receipt(self, sealed: _Sealed) -> Receipt:
         """The proofs of a turn to one checkpoint over all that this transaction holds."""
@@ -310,7 +314,8 @@ class Sequencer:
         if self._orphans is None:
             self._orphans = {key: value for key, value in orphans.find(self._ledger).items() if key not in self._turns}
         before_us = time.time_ns() // 1000 - round(orphans.TURN_S * 1e6)
-        silent = {key: listed for key, (listed, ts_us) in self._orphans.items() if ts_us < before_us}
+        silent: dict[tuple[str, str], Sequence[Sequence[Any]]] = {}
+        silent |= {key: listed for key, (listed, ts_us) in self._orphans.items() if ts_us < before_us}
         silent |= {key: listed for key, listed in self._turns.items() if listed and listed[-1][3] < before_us}
         if not silent:
             return

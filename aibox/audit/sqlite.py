@@ -5,7 +5,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from aibox._sqlite import write_ahead
 from aibox.audit.record import Row
@@ -37,10 +39,9 @@ _PRUNES = (
 )
 
 
-_ADD = "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)"
 _TOGETHER = 32
-# Half a step of SQLite's a row, and one of Python's for all of them.
-_ADD_TOGETHER = _ADD + ", (?, ?, ?, ?, ?, ?)" * (_TOGETHER - 1)
+"""How many rows a statement inserts at most. Each count is a statement of its own, which the connection keeps."""
+_STATEMENTS = 256
 
 
 class SqliteStore:
@@ -57,7 +58,13 @@ class SqliteStore:
             if read_only:
                 self._db = _open_read_only(Path(path))
             else:
-                self._db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+                self._db = sqlite3.connect(
+                    self.path,
+                    timeout=BUSY_S,
+                    isolation_level=None,
+                    check_same_thread=False,
+                    cached_statements=_STATEMENTS,
+                )
                 self._prepare()
             self._check_format()
 
@@ -150,11 +157,13 @@ class SqliteStore:
     def add_entries(self, log: bytes, size: int, rows: Sequence[Row]) -> None:
         if self.size(log) != size:
             raise Conflict
-        whole = len(rows) - len(rows) % _TOGETHER
-        for start in range(0, whole, _TOGETHER):
-            self._db.execute(_ADD_TOGETHER, [value for row in rows[start : start + _TOGETHER] for value in (log, *row)])
-        if whole < len(rows):
-            self._db.executemany(_ADD, [(log, *row) for row in rows[whole:]])
+        self._insert("entries", log, rows)
+
+    def _insert(self, table: str, log: bytes, rows: Sequence[Sequence[Any]]) -> None:
+        # Each step of a statement lets other threads go first, so many rows are one statement and not many steps.
+        for start in range(0, len(rows), _TOGETHER):
+            values = [value for row in rows[start : start + _TOGETHER] for value in (log, *row)]
+            self._db.execute(_inserting(table, min(_TOGETHER, len(rows) - start), len(rows[0]) + 1), values)
 
     def nodes(self, log: bytes, level: int, start: int, count: int) -> list[bytes]:
         sql = "SELECT hash FROM nodes WHERE log = ? AND level = ? AND idx >= ? AND idx < ? ORDER BY idx"
@@ -167,7 +176,7 @@ class SqliteStore:
                 yield Node(*row)
 
     def add_nodes(self, log: bytes, nodes: Sequence[Node]) -> None:
-        self._db.executemany("INSERT INTO nodes VALUES (?, ?, ?, ?)", [(log, *node) for node in nodes])
+        self._insert("nodes", log, nodes)
 
     def checkpoints(self, log: bytes) -> list[tuple[int, str]]:
         with self._mapped:
@@ -193,7 +202,7 @@ class SqliteStore:
 
     def add_turns(self, log: bytes, turns: Sequence[tuple[str, int]]) -> None:
         try:
-            self._db.executemany("INSERT INTO turns VALUES (?, ?, ?)", [(log, *turn) for turn in turns])
+            self._insert("turns", log, turns)
         except sqlite3.IntegrityError:
             raise Conflict from None
 
@@ -203,7 +212,7 @@ class SqliteStore:
             return [Act(*row) for row in self._db.execute(sql, (log,))]
 
     def add_acts(self, log: bytes, acts: Sequence[Act]) -> None:
-        self._db.executemany("INSERT INTO acts VALUES (?, ?, ?, ?, ?)", [(log, *act) for act in acts])
+        self._insert("acts", log, acts)
 
     def prune(self, log: bytes, seqs: Sequence[int]) -> None:
         sql = "UPDATE entries SET open = NULL, sealed = NULL WHERE log = ? AND seq = ?"
@@ -253,6 +262,12 @@ class _Mapped:
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, sqlite3.Error | OverflowError):
             raise StoreError(f"the audit log {self._path}: {error}", hint=_hint(str(error))) from error
+
+
+@cache
+def _inserting(table: str, rows: int, columns: int) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return f"INSERT INTO {table} VALUES {', '.join([row] * rows)}"  # noqa: S608 - names are constants
 
 
 def _open_read_only(path: Path) -> sqlite3.Connection:

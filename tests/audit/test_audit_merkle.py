@@ -80,6 +80,20 @@ def test_a_growing_frontier_has_the_defined_root_and_can_be_read_back() -> None:
     assert all(definition(leaves[i << lv : (i + 1) << lv]) == value for (lv, i), value in stored.items())
 
 
+def test_a_frontier_that_takes_in_many_at_once_is_the_one_that_took_each() -> None:
+    """From every size up to 40 by every count up to 40: the same roots, and the same subtrees are complete."""
+    leaves = leaves_of(80)
+    for old in range(41):
+        for count in range(41):
+            one, many = Frontier(), Frontier()
+            for item in leaves[:old]:
+                one.add(item)
+                many.add(item)
+            made = [each for item in leaves[old : old + count] for each in one.add(item)]
+            assert sorted(many.extend(leaves[old : old + count])) == sorted(made)
+            assert (many.size, many.roots) == (one.size, one.roots)
+
+
 def test_every_proof_of_every_small_tree_holds() -> None:
     """Inclusion of each leaf, and consistency of each pair of sizes, in all trees of up to 33 leaves."""
     leaves = leaves_of(33)
