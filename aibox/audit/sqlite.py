@@ -77,7 +77,10 @@ class SqliteStore:
             return
         self._db.execute("BEGIN IMMEDIATE")
         for name, columns in _TABLES.items():
-            self._db.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns}) WITHOUT ROWID")
+            # Rows that are a good part of a page are kept in a tree of their own, in the order in which they came: as
+            # keys they would split it badly, and beyond a kilobyte take a page each. Logs begun so go on so.
+            ending = "" if name == "entries" else " WITHOUT ROWID"
+            self._db.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns}){ending}")
             if name == "subjects":
                 continue
             for verb in ("UPDATE", "DELETE"):

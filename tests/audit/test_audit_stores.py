@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ from audit_parts import ACME, RIVAL, sealed_turns
 
 from aibox.audit.chain import AuditChain
 from aibox.audit.postgres import SCHEMA, PostgresStore
-from aibox.audit.record import Row
+from aibox.audit.record import Row, log_id
 from aibox.audit.report import BrokenEvidenceError
+from aibox.audit.store import Store, open_store
 from aibox.audit.verify import verify
 from aibox.errors import ConfigError, StoreError
 from aibox.testing.audit_store_contract import AuditStoreContract
@@ -26,10 +29,39 @@ class TestSqlite(AuditStoreContract):
         return str(tmp_path / "audit.db")
 
 
+class TestSqliteBegunEarlier(AuditStoreContract):
+    """A file whose entries lie as versions before laid them out, which is never laid out anew."""
+
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        columns = "header BLOB NOT NULL, open BLOB, sealed BLOB, tag BLOB NOT NULL, PRIMARY KEY (log, seq)"
+        with closing(sqlite3.connect(tmp_path / "audit.db")) as db:
+            db.execute(f"CREATE TABLE entries (log BLOB NOT NULL, seq INTEGER NOT NULL, {columns}) WITHOUT ROWID")
+        return str(tmp_path / "audit.db")
+
+    def test_it_is_as_it_was(self, store: Store, url: str) -> None:
+        """Opening it for writing has left the layout as it is."""
+        with closing(sqlite3.connect(url)) as db:
+            (layout,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'entries'").fetchone()
+        assert layout.endswith("WITHOUT ROWID")
+
+
 class TestPostgres(AuditStoreContract):
     @pytest.fixture
     def url(self, postgres_url: str) -> str:
         return postgres_url
+
+
+def test_an_entry_takes_the_room_that_it_needs(tmp_path: Path) -> None:
+    """300 entries of 1.2 KB take less than 500 KB in SQLite, and not a page of 4 KB each."""
+    path = tmp_path / "audit.db"
+    with closing(open_store(path)) as store:
+        log, rows = log_id("acme"), [Row(n, b"h" * 122, b"o" * 800, b"s" * 250, b"t" * 32) for n in range(300)]
+        for start in range(0, 300, 20):
+            with store.transaction():
+                store.add_entries(log, start, rows[start : start + 20])
+        assert list(store.entries(log)) == rows
+    assert path.stat().st_size < 500_000
 
 
 def run(url: str, *statements: str, log: bytes | None = None) -> None:
