@@ -6,8 +6,9 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from aibox._sqlite import write_ahead
 from aibox.audit.record import Row
@@ -19,9 +20,10 @@ SCRUB_S = 0.25
 
 _TABLES = {
     "meta": "name TEXT PRIMARY KEY, value TEXT NOT NULL",
-    "logs": "log BLOB PRIMARY KEY, tenant TEXT NOT NULL UNIQUE, origin TEXT NOT NULL, public_key TEXT NOT NULL",
-    "entries": "log BLOB NOT NULL, seq INTEGER NOT NULL, header BLOB NOT NULL, open BLOB, sealed BLOB, "
-    "tag BLOB NOT NULL, PRIMARY KEY (log, seq)",
+    "logs": "log BLOB PRIMARY KEY, tenant TEXT NOT NULL UNIQUE, origin TEXT NOT NULL, public_key TEXT NOT NULL, "
+    "number INTEGER NOT NULL",
+    "entries": "place INTEGER PRIMARY KEY, log BLOB NOT NULL, seq INTEGER NOT NULL, header BLOB NOT NULL, open BLOB, "
+    "sealed BLOB, tag BLOB NOT NULL",
     "nodes": "log BLOB NOT NULL, level INTEGER NOT NULL, idx INTEGER NOT NULL, hash BLOB NOT NULL, "
     "PRIMARY KEY (log, level, idx)",
     "checkpoints": "log BLOB NOT NULL, size INTEGER NOT NULL, note TEXT NOT NULL, PRIMARY KEY (log, size)",
@@ -30,11 +32,16 @@ _TABLES = {
     "last INTEGER NOT NULL, PRIMARY KEY (log, seq)",
     "subjects": "log BLOB NOT NULL, who BLOB NOT NULL, id BLOB NOT NULL, wrapped BLOB NOT NULL, PRIMARY KEY (log, who)",
 }
+_ROOM = 2**40
+"""Entry `seq` of log number n, from 1, lies at the place n * _ROOM + seq: one tree, without an index, that grows at the
+ends of logs. In files that earlier versions began `log, seq` are the key instead; they are read and go on as they are.
+"""
 _REFUSE = "BEGIN SELECT RAISE(ABORT, 'evidence is never changed'); END"
 # The one change that there is: a body goes where an act of pruning, itself an entry, says that it goes.
 _PRUNES = (
     "NEW.open IS NULL AND NEW.sealed IS NULL AND NEW.log = OLD.log AND NEW.seq = OLD.seq AND NEW.header = OLD.header "
-    "AND NEW.tag = OLD.tag AND EXISTS (SELECT 1 FROM acts WHERE acts.log = OLD.log AND acts.kind = 'bodies.pruned' "
+    "AND NEW.tag = OLD.tag AND NEW.place = OLD.place "
+    "AND EXISTS (SELECT 1 FROM acts WHERE acts.log = OLD.log AND acts.kind = 'bodies.pruned' "
     "AND OLD.seq BETWEEN acts.first AND acts.last)"
 )
 
@@ -42,6 +49,36 @@ _PRUNES = (
 _TOGETHER = 32
 """How many rows a statement inserts at most. Each count is a statement of its own, which the connection keeps."""
 _STATEMENTS = 256
+
+
+class _Statements(NamedTuple):
+    """On the entries of one log: each is given `where` they lie from some entry on, in their `order`."""
+
+    rows: str
+    of_kind: str
+    last: str
+    last_seq: str
+    prune: str
+    add_log: str
+
+    @classmethod
+    def of(cls, where: str, order: str, one: str, number: str) -> Self:
+        rows = f"SELECT seq, header, open, sealed, tag FROM entries WHERE {where} "  # noqa: S608 - all constants
+        last = f"ORDER BY {order} DESC LIMIT 1"
+        return cls(
+            f"{rows} ORDER BY {order} LIMIT ?",
+            f"{rows} AND open >= ? AND open < ? ORDER BY {order} LIMIT ?",
+            f"{rows} {last}",
+            f"SELECT seq FROM entries WHERE {where} {last}",  # noqa: S608 - all constants
+            f"UPDATE entries SET open = NULL, sealed = NULL WHERE {one}",  # noqa: S608 - all constants
+            f"INSERT OR IGNORE INTO logs SELECT ?, ?, ?, ?{number}",
+        )
+
+
+_PLACED = _Statements.of(
+    "place >= ? AND place < ?", "place", "place = ? AND place < ?", ", coalesce(max(number), 0) + 1 FROM logs"
+)
+_KEYED = _Statements.of("log = ? AND seq >= ?", "seq", "log = ? AND seq = ?", "")
 
 
 class SqliteStore:
@@ -54,6 +91,7 @@ class SqliteStore:
         self.path = str(path)
         self._version = -1
         self._mapped = _Mapped(self.path)
+        self._firsts: dict[bytes, int] = {}
         with self._mapped:
             if read_only:
                 self._db = _open_read_only(Path(path))
@@ -67,6 +105,8 @@ class SqliteStore:
                 )
                 self._prepare()
             self._check_format()
+            self._placed = "place" in (row[1] for row in self._db.execute("PRAGMA table_info(entries)"))
+            self._sql = _PLACED if self._placed else _KEYED
 
     def _prepare(self) -> None:
         write_ahead(self._db, wait_s=BUSY_S)
@@ -77,8 +117,8 @@ class SqliteStore:
             return
         self._db.execute("BEGIN IMMEDIATE")
         for name, columns in _TABLES.items():
-            # Rows that are a good part of a page are kept in a tree of their own, in the order in which they came: as
-            # keys they would split it badly, and beyond a kilobyte take a page each. Logs begun so go on so.
+            # Rows that are a good part of a page are no keys: they would split the tree badly, and beyond a kilobyte
+            # take a page each.
             ending = "" if name == "entries" else " WITHOUT ROWID"
             self._db.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns}){ending}")
             if name == "subjects":
@@ -106,6 +146,7 @@ class SqliteStore:
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
+                self._firsts.clear()
                 # A failed COMMIT (a full disk) may have rolled back already.
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
@@ -136,37 +177,60 @@ class SqliteStore:
         return LogName(*row) if row else None
 
     def add_log(self, name: LogName) -> None:
-        self._db.execute("INSERT OR IGNORE INTO logs VALUES (?, ?, ?, ?)", name)
+        self._db.execute(self._sql.add_log, name)
+
+    def _first(self, log: bytes) -> int:
+        """The place of entry 0. Of a log that is not there: one where nothing lies."""
+        first = self._firsts.get(log)
+        if first is None:
+            row = self._db.execute("SELECT number FROM logs WHERE log = ?", (log,)).fetchone()
+            if row is None:
+                return 0
+            first = self._firsts[log] = row[0] * _ROOM
+        return first
+
+    def _span(self, log: bytes, start: int = 0) -> tuple[bytes | int, int]:
+        """What statements ask for the entries of a log from `start` on."""
+        if not self._placed:
+            return log, start
+        first = self._first(log)
+        return first + start, first + _ROOM
 
     def head(self, log: bytes) -> Row | None:
-        sql = "SELECT seq, header, open, sealed, tag FROM entries WHERE log = ? ORDER BY seq DESC LIMIT 1"
         with self._mapped:
-            row = self._db.execute(sql, (log,)).fetchone()
+            row = self._db.execute(self._sql.last, self._span(log)).fetchone()
         return Row(*row) if row else None
 
     def size(self, log: bytes) -> int:
         with self._mapped:
-            last = self._db.execute("SELECT max(seq) FROM entries WHERE log = ?", (log,)).fetchone()[0]
-        return 0 if last is None else last + 1
+            last = self._db.execute(self._sql.last_seq, self._span(log)).fetchone()
+        return last[0] + 1 if last else 0
 
     def entries(self, log: bytes, *, start: int = 0, limit: int = -1, kind: str = "") -> Iterator[Row]:
-        kinds = opening(kind) if kind else ()
-        sql = "SELECT seq, header, open, sealed, tag FROM entries WHERE log = ? AND seq >= ? "
-        sql += ("AND open >= ? AND open < ? " if kind else "") + "ORDER BY seq LIMIT ?"
         with self._mapped:
-            for row in self._db.execute(sql, (log, start, *kinds, limit)):
+            span = self._span(log, start)
+            if kind:
+                found = self._db.execute(self._sql.of_kind, (*span, *opening(kind), limit))
+            else:
+                found = self._db.execute(self._sql.rows, (*span, limit))
+            for row in found:
                 yield Row(*row)
 
     def add_entries(self, log: bytes, size: int, rows: Sequence[Row]) -> None:
         if self.size(log) != size:
             raise Conflict
-        self._insert("entries", log, rows)
+        if not self._placed:
+            self._insert("entries", [(log, *row) for row in rows])
+        elif first := self._first(log):
+            self._insert("entries", [(first + row.seq, log, *row) for row in rows])
+        else:
+            raise StoreError(f"the audit log {self.path} has no log {log.hex()}")
 
-    def _insert(self, table: str, log: bytes, rows: Sequence[Sequence[Any]]) -> None:
+    def _insert(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
         # Each step of a statement lets other threads go first, so many rows are one statement and not many steps.
         for start in range(0, len(rows), _TOGETHER):
-            values = [value for row in rows[start : start + _TOGETHER] for value in (log, *row)]
-            self._db.execute(_inserting(table, min(_TOGETHER, len(rows) - start), len(rows[0]) + 1), values)
+            part = rows[start : start + _TOGETHER]
+            self._db.execute(_inserting(table, len(part), len(part[0])), [*chain.from_iterable(part)])
 
     def nodes(self, log: bytes, level: int, start: int, count: int) -> list[bytes]:
         sql = "SELECT hash FROM nodes WHERE log = ? AND level = ? AND idx >= ? AND idx < ? ORDER BY idx"
@@ -179,7 +243,7 @@ class SqliteStore:
                 yield Node(*row)
 
     def add_nodes(self, log: bytes, nodes: Sequence[Node]) -> None:
-        self._insert("nodes", log, nodes)
+        self._insert("nodes", [(log, *node) for node in nodes])
 
     def checkpoints(self, log: bytes) -> list[tuple[int, str]]:
         with self._mapped:
@@ -205,7 +269,7 @@ class SqliteStore:
 
     def add_turns(self, log: bytes, turns: Sequence[tuple[str, int]]) -> None:
         try:
-            self._insert("turns", log, turns)
+            self._insert("turns", [(log, *turn) for turn in turns])
         except sqlite3.IntegrityError:
             raise Conflict from None
 
@@ -215,11 +279,10 @@ class SqliteStore:
             return [Act(*row) for row in self._db.execute(sql, (log,))]
 
     def add_acts(self, log: bytes, acts: Sequence[Act]) -> None:
-        self._insert("acts", log, acts)
+        self._insert("acts", [(log, *act) for act in acts])
 
     def prune(self, log: bytes, seqs: Sequence[int]) -> None:
-        sql = "UPDATE entries SET open = NULL, sealed = NULL WHERE log = ? AND seq = ?"
-        self._db.executemany(sql, [(log, seq) for seq in seqs])
+        self._db.executemany(self._sql.prune, [self._span(log, seq) for seq in seqs])
 
     def subject(self, log: bytes, who: bytes) -> tuple[bytes, bytes] | None:
         with self._mapped:

@@ -49,7 +49,8 @@ def entry(db: sqlite3.Connection, log: bytes, seq: int) -> Row:
 
 def put(db: sqlite3.Connection, log: bytes, seq: int, row: Row, **changed: bytes) -> None:
     values = row._replace(seq=seq, **changed)
-    db.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", (log, *values))
+    (place,) = db.execute("SELECT place - seq FROM entries WHERE log = ? LIMIT 1", (log,)).fetchone()
+    db.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", (place + seq, log, *values))
 
 
 async def test_an_update_or_a_delete_through_sql_raises(log: Path) -> None:

@@ -77,9 +77,11 @@ class Insider:
     def put(self) -> None:
         """The rows, the tree and the list of acts as they would be; old checkpoints stay where they are."""
         with by_hand(self.path) as db:
+            (place,) = db.execute("SELECT place - seq FROM entries WHERE log = ? LIMIT 1", (self.log,)).fetchone()
             for table in ("entries", "nodes", "acts"):
                 db.execute(f"DELETE FROM {table} WHERE log = ?", (self.log,))
-            db.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", [(self.log, *row) for row in self.rows])
+            rows = [(place + row.seq, self.log, *row) for row in self.rows]
+            db.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
             acts = [(self.log, row.seq, json.loads(row.open)["action"], 0, -1) for row in self.rows if row.open]
             acts = [act for act in acts if act[2] in kinds.OPERATOR]
             db.executemany("INSERT INTO acts VALUES (?, ?, ?, ?, ?)", acts)

@@ -17,7 +17,8 @@ from aibox.audit.chain import AuditChain
 from aibox.audit.postgres import SCHEMA, PostgresStore
 from aibox.audit.record import Row, log_id
 from aibox.audit.report import BrokenEvidenceError
-from aibox.audit.store import Store, open_store
+from aibox.audit.sqlite import _PRUNES, _REFUSE
+from aibox.audit.store import LogName, Store, open_store
 from aibox.audit.verify import verify
 from aibox.errors import ConfigError, StoreError
 from aibox.testing.audit_store_contract import AuditStoreContract
@@ -29,21 +30,30 @@ class TestSqlite(AuditStoreContract):
         return str(tmp_path / "audit.db")
 
 
+def begun_earlier(path: Path) -> Path:
+    """A log as it was laid out before entries had places."""
+    columns = "header BLOB NOT NULL, open BLOB, sealed BLOB, tag BLOB NOT NULL, PRIMARY KEY (log, seq)"
+    prunes = _PRUNES.replace("AND NEW.place = OLD.place ", "")
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"CREATE TABLE entries (log BLOB NOT NULL, seq INTEGER NOT NULL, {columns}) WITHOUT ROWID")
+        db.execute(f"CREATE TRIGGER entries_no_update BEFORE UPDATE ON entries WHEN NOT ({prunes}) {_REFUSE}")
+        columns = "tenant TEXT NOT NULL UNIQUE, origin TEXT NOT NULL, public_key TEXT NOT NULL"
+        db.execute(f"CREATE TABLE logs (log BLOB PRIMARY KEY, {columns}) WITHOUT ROWID")
+    return path
+
+
 class TestSqliteBegunEarlier(AuditStoreContract):
     """A file whose entries lie as versions before laid them out, which is never laid out anew."""
 
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
-        columns = "header BLOB NOT NULL, open BLOB, sealed BLOB, tag BLOB NOT NULL, PRIMARY KEY (log, seq)"
-        with closing(sqlite3.connect(tmp_path / "audit.db")) as db:
-            db.execute(f"CREATE TABLE entries (log BLOB NOT NULL, seq INTEGER NOT NULL, {columns}) WITHOUT ROWID")
-        return str(tmp_path / "audit.db")
+        return str(begun_earlier(tmp_path / "audit.db"))
 
-    def test_it_is_as_it_was(self, store: Store, url: str) -> None:
+    def test_it_stays_as_it_was(self, store: Store, url: str) -> None:
         """Opening it for writing has left the layout as it is."""
         with closing(sqlite3.connect(url)) as db:
-            (layout,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'entries'").fetchone()
-        assert layout.endswith("WITHOUT ROWID")
+            sql = [row[0] for row in db.execute("SELECT sql FROM sqlite_master WHERE name IN ('entries', 'logs')")]
+        assert all(one.endswith("WITHOUT ROWID") and "place" not in one and "number" not in one for one in sql)
 
 
 class TestPostgres(AuditStoreContract):
@@ -56,7 +66,9 @@ def test_an_entry_takes_the_room_that_it_needs(tmp_path: Path) -> None:
     """300 entries of 1.2 KB take less than 500 KB in SQLite, and not a page of 4 KB each."""
     path = tmp_path / "audit.db"
     with closing(open_store(path)) as store:
-        log, rows = log_id("acme"), [Row(n, b"h" * 122, b"o" * 800, b"s" * 250, b"t" * 32) for n in range(300)]
+        log, rows = log_id("a"), [Row(n, b"h" * 122, b"o" * 800, b"s" * 250, b"t" * 32) for n in range(300)]
+        with store.transaction():
+            store.add_log(LogName(log, "a", "a", "key"))
         for start in range(0, 300, 20):
             with store.transaction():
                 store.add_entries(log, start, rows[start : start + 20])
