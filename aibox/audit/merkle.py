@@ -47,6 +47,8 @@ class Frontier:
 
     def extend(self, leaves: Sequence[bytes]) -> list[tuple[int, int, bytes]]:
         """Append many; as `add` would say for each, but level by level, which is half the work."""
+        if len(leaves) == 1:
+            return self.add(leaves[0])
         made: list[tuple[int, int, bytes]] = []
         start, row, level, roots = self.size, list(leaves), 0, []
         self.size += len(row)

@@ -260,6 +260,7 @@ def pruned_by(detail: Mapping[str, Any]) -> list[int]:
     return seqs
 
 
+_begun = (0, "")
 _drawn: list[bytes] = []
 # Two processes must not draw from what one has drawn.
 os.register_at_fork(after_in_child=_drawn.clear)
@@ -278,6 +279,11 @@ def drawn16() -> bytes:
 
 def uuid7() -> str:
     """RFC 9562 sec. 5.7: sortable by time, so that a table of them grows at its end; unique by 74 random bits."""
-    drawn = drawn16()
-    ms, rest = f"{time.time_ns() // 1_000_000:012x}", drawn.hex()
-    return f"{ms[:8]}-{ms[8:]}-7{rest[:3]}-{'89ab'[drawn[-1] & 3]}{rest[3:6]}-{rest[6:18]}"
+    global _begun  # noqa: PLW0603 - what all ids of a millisecond begin with; a pair, so that threads see one of them
+    drawn, ms, (begun_ms, begun) = drawn16(), time.time_ns() // 1_000_000, _begun
+    if ms != begun_ms:
+        text = f"{ms:012x}"
+        begun = f"{text[:8]}-{text[8:]}-7"
+        _begun = ms, begun
+    rest = drawn.hex()
+    return f"{begun}{rest[:3]}-{'89ab'[drawn[-1] & 3]}{rest[3:6]}-{rest[6:18]}"

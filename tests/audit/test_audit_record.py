@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import json
+import threading
+import time
+import uuid
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -27,6 +32,7 @@ from aibox.audit.record import (
     read_open,
     read_private,
     tagger,
+    uuid7,
 )
 from aibox.audit.sealed import Subject
 from aibox.errors import ConfigError
@@ -102,11 +108,27 @@ def test_a_sequence_number_that_does_not_fit_is_refused() -> None:
             Header(0, 0, seq, 0, bytes(32), bytes(32), bytes(32)).pack()
 
 
+UNFIT: list[Any] = [
+    1.5,
+    b"y",
+    2**60,
+    -(2**60),
+    "\ud800",
+    "y" * MAX_BODY_BYTES,
+    [0.5],
+    {"é": 1},
+    {"t": [2**53]},
+    object(),
+]
+
+
 @pytest.mark.parametrize(
-    "detail", [{"x": 1.5}, {"é": 1}, {"x": b"y"}, {"x": 2**60}, {"x": "y" * MAX_BODY_BYTES}], ids=range(5)
+    "detail",
+    [*({name: value} for name in ("x", "label") for value in UNFIT), {"é": 1}, {"\ud800": 1}, {b"x": 1}, {1: 1}],
+    ids=itertools.count(),
 )
 def test_a_detail_that_cannot_be_recorded_is_the_callers_mistake(scope: Scope, detail: dict[str, object]) -> None:
-    """Floats, odd keys, other types, large numbers and long texts are refused before anything is written."""
+    """Floats, odd keys, other types, large numbers, long texts and such as are none are refused, in either part."""
     with pytest.raises(ConfigError, match=r"turn.started"):
         make_parts("turn.started", scope=scope, turn="t", detail=detail)
 
@@ -166,6 +188,29 @@ def test_two_entries_of_one_fact_have_two_commitments() -> None:
     """Attack: whoever guesses what was recorded cannot confirm it by hashing: each sealed part is salted."""
     one, two = (Subject.of(b"s" * 16, b"k" * 32).seal(b"private") for _ in range(2))
     assert body_commit(b"open", one) != body_commit(b"open", two)
+
+
+def test_ids_are_of_version_7_and_of_their_time_and_each_is_another() -> None:
+    """RFC 9562 sec. 5.7, from several threads at once: 48 bits of the time in ms, which never goes back within one."""
+    drawn: list[list[uuid.UUID]] = [[] for _ in range(4)]
+
+    def draw(mine: list[uuid.UUID]) -> None:
+        mine.extend(uuid.UUID(uuid7()) for _ in range(3000))
+
+    began = time.time_ns() // 1_000_000
+    threads = [threading.Thread(target=draw, args=(mine,)) for mine in drawn]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ended = time.time_ns() // 1_000_000
+    for mine in drawn:
+        times = [one.int >> 80 for one in mine]
+        assert times == sorted(times)
+        assert began <= times[0] <= times[-1] <= ended
+        assert {(one.version, one.variant) for one in mine} == {(7, uuid.RFC_4122)}
+        assert {str(one)[19] for one in mine} == set("89ab")
+    assert len({one for mine in drawn for one in mine}) == 12_000
 
 
 def test_a_detail_is_read_only_out_of_a_body() -> None:
