@@ -194,7 +194,8 @@ class SqliteStore:
         if not self._placed:
             return log, start
         first = self._first(log)
-        return first + start, first + _ROOM
+        # Never before the first: there lie the entries of another log.
+        return first + max(0, start), first + _ROOM
 
     def head(self, log: bytes) -> Row | None:
         with self._mapped:

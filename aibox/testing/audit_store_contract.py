@@ -57,6 +57,21 @@ class AuditStoreContract:
         with store.transaction():
             assert store.size(log) == 30
 
+    def test_no_start_and_no_limit_leads_into_another_log(self, store: Store) -> None:
+        """Whatever is asked of a log, its own entries come: from below the first all of them, from far behind none."""
+        logs = {log_id("acme"): [_row(0, filler=b"a"), _row(1, filler=b"b")], log_id("rival"): [_row(0, filler=b"r")]}
+        for log, rows in logs.items():
+            with store.transaction():
+                store.add_entries(log, 0, rows)
+        for log, rows in logs.items():
+            for start in (-1, -(2**40), -(2**40) - 1, -(2**41), -(2**62)):
+                assert list(store.entries(log, start=start)) == rows
+                assert list(store.entries(log, start=start, limit=1)) == rows[:1]
+                assert list(store.entries(log, start=start, kind="x")) == []
+            for start in (2, 2**40 - 1, 2**40, 2**40 + 1, 2**41, 2**62):
+                assert list(store.entries(log, start=start)) == []
+            assert store.head(log) == rows[-1]
+
     def test_rows_of_a_kind_are_found_by_the_beginning_of_their_open_part(self, store: Store) -> None:
         """Of all kinds that begin so, from any start and to any limit; a name that is longer or higher is another."""
         log = log_id("acme")
