@@ -92,6 +92,8 @@ class SqliteStore:
         self._version = -1
         self._mapped = _Mapped(self.path)
         self._firsts: dict[bytes, int] = {}
+        # How many entries logs have, as long as nobody else has written. Whoever has makes `changed` say so.
+        self._sizes: dict[bytes, int] = {}
         with self._mapped:
             if read_only:
                 self._db = _open_read_only(Path(path))
@@ -147,6 +149,7 @@ class SqliteStore:
                 self._db.execute("COMMIT")
             except BaseException:
                 self._firsts.clear()
+                self._sizes.clear()
                 # A failed COMMIT (a full disk) may have rolled back already.
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
@@ -155,6 +158,8 @@ class SqliteStore:
     def changed(self) -> bool:
         with self._mapped:
             before, self._version = self._version, self._db.execute("PRAGMA data_version").fetchone()[0]
+        if before != self._version:
+            self._sizes.clear()
         return before != self._version
 
     def meta(self, name: str) -> str | None:
@@ -218,14 +223,17 @@ class SqliteStore:
                 yield Row(*row)
 
     def add_entries(self, log: bytes, size: int, rows: Sequence[Row]) -> None:
-        if self.size(log) != size:
+        if self._sizes.get(log) != size and self.size(log) != size:
             raise Conflict
-        if not self._placed:
-            self._insert("entries", [(log, *row) for row in rows])
-        elif first := self._first(log):
-            self._insert("entries", [(first + row.seq, log, *row) for row in rows])
-        else:
+        first = self._first(log) if self._placed else 0
+        if self._placed and not first:
             raise StoreError(f"the audit log {self.path} has no log {log.hex()}")
+        placed = [(first + row.seq, log, *row) for row in rows] if first else [(log, *row) for row in rows]
+        try:
+            self._insert("entries", placed)
+        except sqlite3.IntegrityError:
+            raise Conflict from None
+        self._sizes[log] = size + len(rows)
 
     def _insert(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
         # Each step of a statement lets other threads go first, so many rows are one statement and not many steps.

@@ -94,6 +94,25 @@ class AuditStoreContract:
                 store.add_entries(log, size, [_row(seq, filler=b"y")])
         assert list(store.entries(log)) == [_row(0), _row(1)]
 
+    def test_a_writer_that_was_overtaken_writes_nothing(self, store: Store, url: str) -> None:
+        """What it wrote a moment ago is not the end of the log any more, and it is told so, asking or not."""
+        log, other = log_id("acme"), open_store(url)
+        for asks in (True, False):
+            size = len(list(store.entries(log)))
+            with store.transaction():
+                store.changed()
+                store.add_entries(log, size, [_row(size)])
+            with other.transaction():
+                other.changed()
+                other.add_entries(log, size + 1, [_row(size + 1, filler=b"o")])
+            with pytest.raises(Conflict), store.transaction():
+                if asks:
+                    assert store.changed()
+                store.add_entries(log, size + 1, [_row(size + 1, filler=b"y")])
+        other.close()
+        fillers = [row.header[:1] for row in store.entries(log)]
+        assert fillers == [b"x", b"o"] * 2
+
     def test_a_turn_ends_once(self, store: Store) -> None:
         """A second end of a turn is a conflict, and leaves nothing of what came with it."""
         log = log_id("acme")
