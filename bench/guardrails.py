@@ -21,8 +21,8 @@ from report import Report, arguments, p
 
 from aibox.guardrails import content, entity_model, grounding, heads, injection, jailbreak, pii
 from aibox.guardrails.entities import Entities
-from aibox.guardrails.normalise import LONG_CHARS
 from aibox.guardrails.once import once
+from aibox.guardrails.reading import LONG_CHARS
 from aibox.types import Finding
 
 HELD_OUT = Path(__file__).with_name("held_out")

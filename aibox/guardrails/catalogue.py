@@ -20,8 +20,8 @@ from aibox.guardrails.jailbreak import Jailbreak
 from aibox.guardrails.leak import PromptLeak
 from aibox.guardrails.links import Links
 from aibox.guardrails.meaning import Meaning
-from aibox.guardrails.normalise import LONG_CHARS
 from aibox.guardrails.pii import PII
+from aibox.guardrails.reading import LONG_CHARS
 from aibox.guardrails.secrets import Secrets
 from aibox.guardrails.tokens import Tokens
 from aibox.guardrails.topics import Topics

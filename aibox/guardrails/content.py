@@ -14,14 +14,13 @@ from functools import cache
 from importlib import resources
 from math import sqrt
 
-from anyio import to_thread
-
 from aibox.errors import IntegrityError
 from aibox.guardrails.features import CONTENT_BITS as BITS
 from aibox.guardrails.features import features, windows
 from aibox.guardrails.heads import Head, curve_of
-from aibox.guardrails.normalise import LONG_CHARS, normalise
-from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
+from aibox.guardrails.normalise import normalise
+from aibox.guardrails.reading import flagged
+from aibox.types import Finding, Label, Scope, Verdict, Where
 
 FLOOR = 0.5
 """Lower scores are no finding."""
@@ -45,10 +44,7 @@ class Content:
 
     async def check(self, text: str, *, where: Where = "input", scope: Scope, label: Label | None = None) -> Verdict:  # noqa: ARG002 - the protocol's arguments
         """FLAG with findings in order, or ALLOW. The text is never changed."""
-        findings = (
-            scan(text) if len(text) < LONG_CHARS else await to_thread.run_sync(scan, text, abandon_on_cancel=True)
-        )
-        return Verdict(Decision.FLAG if findings else Decision.ALLOW, text, findings, where=where)
+        return await flagged(text, scan, where=where)
 
     def __repr__(self) -> str:
         return f"Content({', '.join(CATEGORIES)})"

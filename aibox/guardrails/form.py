@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
-from anyio import to_thread
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
 
 from aibox.errors import ConfigError
-from aibox.guardrails.normalise import LONG_CHARS
+from aibox.guardrails.reading import read
 from aibox.policy.texts import FormRules
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
 
@@ -40,8 +39,7 @@ class Form:
         """FLAG with one finding, or ALLOW. The text is never changed."""
         if where != "output" or not self._validators:
             return Verdict(Decision.ALLOW, text, where=where)
-        look = partial(self._fault, text)
-        fault = look() if len(text) < LONG_CHARS else await to_thread.run_sync(look, abandon_on_cancel=True)
+        fault = await read(text, self._fault)
         if fault is None:
             return Verdict(Decision.ALLOW, text, where=where)
         finding = Finding("form", fault[0], (0, len(text)), 1.0, fault[1])

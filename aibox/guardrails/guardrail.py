@@ -18,9 +18,9 @@ from aibox.guardrails.catalogue import OF_POLICY, checks_of, waits
 from aibox.guardrails.constitution import ATTACKS, Constitution, attack_score
 from aibox.guardrails.grounding import Grounding, Sources
 from aibox.guardrails.leak import PromptLeak
-from aibox.guardrails.normalise import LONG_CHARS
 from aibox.guardrails.once import once
 from aibox.guardrails.pseudonyms import Pseudonyms, Restorer, Unknown, placeholder
+from aibox.guardrails.reading import LONG_CHARS
 from aibox.guardrails.rewriting import restored_json, rewritten
 from aibox.guardrails.stream import CheckedStream, Decided, Judged, OutputFilter
 from aibox.policy.policy import Policy

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from anyio import to_thread
-
 from aibox.guardrails.encodings import views
 from aibox.guardrails.features import segments, windows, words_of
 from aibox.guardrails.heads import head, standing_out
-from aibox.guardrails.normalise import LONG_CHARS, normalise
-from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
+from aibox.guardrails.normalise import normalise
+from aibox.guardrails.reading import flagged
+from aibox.types import Finding, Label, Scope, Verdict, Where
 
 FLOOR = 0.5
 """Lower scores are no finding."""
@@ -36,13 +35,7 @@ class Injection:
 
     async def check(self, text: str, *, where: Where = "input", scope: Scope, label: Label | None = None) -> Verdict:  # noqa: ARG002 - the protocol's arguments
         """FLAG with findings in order, or ALLOW. The text is never changed."""
-        foreign = where in ("tool_result", "retrieved")
-        findings = (
-            scan(text, foreign=foreign)
-            if len(text) < LONG_CHARS
-            else await to_thread.run_sync(partial(scan, text, foreign=foreign), abandon_on_cancel=True)
-        )
-        return Verdict(Decision.FLAG if findings else Decision.ALLOW, text, findings, where=where)
+        return await flagged(text, partial(scan, foreign=where in ("tool_result", "retrieved")), where=where)
 
     def __repr__(self) -> str:
         return "Injection()"

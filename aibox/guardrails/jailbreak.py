@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib import resources
 
-from anyio import to_thread
-
 from aibox.guardrails.encodings import views
-from aibox.guardrails.normalise import LONG_CHARS, normalise
-from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
+from aibox.guardrails.normalise import normalise
+from aibox.guardrails.reading import flagged
+from aibox.types import Finding, Label, Scope, Verdict, Where
 
 _SENTENCE_CHARS = 400  # how far a finding is widened at most, on each side, to the sentence it stands in
 
@@ -76,13 +75,7 @@ class Jailbreak:
 
     async def check(self, text: str, *, where: Where = "input", scope: Scope, label: Label | None = None) -> Verdict:  # noqa: ARG002 - the protocol's arguments
         """FLAG with findings in order, or ALLOW. The text is never changed."""
-        whole = where in ("tool_result", "retrieved")
-        findings = (
-            scan(text, sentences=whole)
-            if len(text) < LONG_CHARS
-            else await to_thread.run_sync(partial(scan, text, sentences=whole), abandon_on_cancel=True)
-        )
-        return Verdict(Decision.FLAG if findings else Decision.ALLOW, text, findings, where=where)
+        return await flagged(text, partial(scan, sentences=where in ("tool_result", "retrieved")), where=where)
 
     def __repr__(self) -> str:
         return "Jailbreak()"

@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from functools import partial
-
-from anyio import to_thread
 
 from aibox.guardrails.encodings import views
-from aibox.guardrails.normalise import LONG_CHARS, normalise
+from aibox.guardrails.normalise import normalise
+from aibox.guardrails.reading import flagged
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
 
 RUN_WORDS = 8
@@ -37,9 +35,7 @@ class PromptLeak:
         """FLAG with findings in order, or ALLOW. The text is never changed."""
         if where not in ("output", "tool_arguments") or not (self._runs or self._canary):
             return Verdict(Decision.ALLOW, text, where=where)
-        look = partial(self._scan, text)
-        findings = look() if len(text) < LONG_CHARS else await to_thread.run_sync(look, abandon_on_cancel=True)
-        return Verdict(Decision.FLAG if findings else Decision.ALLOW, text, findings, where=where)
+        return await flagged(text, self._scan, where=where)
 
     def _scan(self, text: str) -> tuple[Finding, ...]:
         normal = normalise(text)

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from functools import partial
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from anyio import to_thread
-
-from aibox.guardrails.normalise import LONG_CHARS, normalise
-from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
+from aibox.guardrails.normalise import normalise
+from aibox.guardrails.reading import flagged
+from aibox.types import Finding, Label, Scope, Verdict, Where
 
 _URL = re.compile(
     r"(?i)\b(?:https?|ftp|wss?)://[^\s<>\"'`|\\^\[\]]{1,2048}|\b(?:javascript|vbscript|data):[^\s<>\"]{1,2048}"
@@ -48,9 +47,7 @@ class Links:
 
     async def check(self, text: str, *, where: Where = "input", scope: Scope, label: Label | None = None) -> Verdict:  # noqa: ARG002 - the protocol's arguments
         """FLAG with findings in order, or ALLOW. The text is never changed."""
-        look = partial(scan, text, trusted=self._trusted)
-        findings = look() if len(text) < LONG_CHARS else await to_thread.run_sync(look, abandon_on_cancel=True)
-        return Verdict(Decision.FLAG if findings else Decision.ALLOW, text, findings, where=where)
+        return await flagged(text, partial(scan, trusted=self._trusted), where=where)
 
     def __repr__(self) -> str:
         return f"Links(trusted={sorted(self._trusted)})"

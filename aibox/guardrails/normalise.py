@@ -13,9 +13,6 @@ from functools import lru_cache
 
 from aibox.guardrails.once import shared
 
-LONG_CHARS = 20_000
-"""A text from here on is looked at in a thread, not on the event loop."""
-
 # Letters that look like a Latin one, each with what it is taken for. Capitals differ from their small letters.
 _LOOK_ALIKES = (
     "аa еe іi јj оo рp сc уy хx ѕs ԁd һh ԛq ԝw ѵv ӏl кk мm нh тt вb гr "  # Cyrillic

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from anyio import to_thread
-
 from aibox.guardrails import formats, names
 from aibox.guardrails.marks import masked
-from aibox.guardrails.normalise import LONG_CHARS, normalise
-from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
+from aibox.guardrails.normalise import normalise
+from aibox.guardrails.reading import flagged
+from aibox.types import Finding, Label, Scope, Verdict, Where
 
 _REASONS = {
     "CARD": "a payment card number",
@@ -41,11 +40,7 @@ class PII:
 
     async def check(self, text: str, *, where: Where = "input", scope: Scope, label: Label | None = None) -> Verdict:  # noqa: ARG002 - the protocol's arguments
         """FLAG with findings in order, or ALLOW. The text is never changed."""
-        # The event loop stays free while a long text is read; a short one costs less than the change of thread.
-        findings = (
-            scan(text) if len(text) < LONG_CHARS else await to_thread.run_sync(scan, text, abandon_on_cancel=True)
-        )
-        return Verdict(Decision.FLAG if findings else Decision.ALLOW, text, findings, where=where)
+        return await flagged(text, scan, where=where)
 
     def __repr__(self) -> str:
         return "PII()"

@@ -9,12 +9,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 
-from anyio import to_thread
-
-from aibox.guardrails.normalise import LONG_CHARS, normalise
-from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
+from aibox.guardrails.normalise import normalise
+from aibox.guardrails.reading import flagged
+from aibox.types import Finding, Label, Scope, Verdict, Where
 
 # Rule, strings of which one must stand in a text for the pattern to be tried, the pattern. Prefixes are as issuers
 # document them.
@@ -67,12 +65,7 @@ class Secrets:
 
     async def check(self, text: str, *, where: Where = "input", scope: Scope, label: Label | None = None) -> Verdict:  # noqa: ARG002 - the protocol's arguments
         """FLAG with findings in order, or ALLOW. The text is never changed."""
-        findings = (
-            scan(text)
-            if len(text) < LONG_CHARS
-            else await to_thread.run_sync(partial(scan, text), abandon_on_cancel=True)
-        )
-        return Verdict(Decision.FLAG if findings else Decision.ALLOW, text, findings, where=where)
+        return await flagged(text, scan, where=where)
 
     def __repr__(self) -> str:
         return "Secrets()"

@@ -6,9 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 
-from anyio import to_thread
-
-from aibox.guardrails.normalise import LONG_CHARS
+from aibox.guardrails.reading import read
 from aibox.policy.texts import TokenLimits
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
 
@@ -36,8 +34,7 @@ class Tokens:
         # No character counts more than three: most texts need no counting.
         if limit is None or _most(text) <= limit:
             return Verdict(Decision.ALLOW, text, where=where)
-        look = partial(_beyond, text, limit)
-        at = look() if len(text) < LONG_CHARS else await to_thread.run_sync(look, abandon_on_cancel=True)
+        at = await read(text, partial(_beyond, limit=limit))
         if at is None:
             return Verdict(Decision.ALLOW, text, where=where)
         finding = Finding("tokens", "too-long", (at, len(text)), 1.0, f"has more than {limit} tokens")

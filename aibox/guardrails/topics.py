@@ -8,12 +8,11 @@ from __future__ import annotations
 import re
 from functools import partial
 
-from anyio import to_thread
-
 from aibox.errors import ConfigError
 from aibox.guardrails.likeness import likeness, sentences
-from aibox.guardrails.normalise import LONG_CHARS, normalise
+from aibox.guardrails.normalise import normalise
 from aibox.guardrails.phrases import Phrases
+from aibox.guardrails.reading import read
 from aibox.policy.texts import EXAMPLE, TopicRules
 from aibox.protocols import Embedder
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
@@ -59,8 +58,7 @@ class Topics:
     async def check(self, text: str, *, where: Where = "input", scope: Scope, label: Label | None = None) -> Verdict:  # noqa: ARG002 - the protocol's arguments
         """FLAG with findings in order, or ALLOW. The text is never changed."""
         asked = where == "input"
-        look = partial(self._scan, text, asked=asked)
-        findings, off = look() if len(text) < LONG_CHARS else await to_thread.run_sync(look, abandon_on_cancel=True)
+        findings, off = await read(text, partial(self._scan, asked=asked))
         findings += await self._meant(text)
         fences = [like for (_, like), left in zip(self._allowed, off, strict=True) if left] if asked else []
         if fences and not await self._near(text, fences):

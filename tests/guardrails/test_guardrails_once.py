@@ -8,8 +8,9 @@ import pytest
 
 from aibox.guardrails.encodings import views
 from aibox.guardrails.guardrail import Guardrail
-from aibox.guardrails.normalise import LONG_CHARS, Normal, normalise
+from aibox.guardrails.normalise import Normal, normalise
 from aibox.guardrails.once import once
+from aibox.guardrails.reading import LONG_CHARS
 from aibox.policy.policy import Policy
 from aibox.types import Decision, Label, Scope, Verdict, Where
 
