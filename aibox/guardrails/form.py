@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -16,6 +17,10 @@ from aibox.guardrails.reading import read
 from aibox.policy.texts import FormRules
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
 
+MANY = 1_000
+"""An object or array of more parts than this is not of a form that says what unevaluated parts must be: the library
+compares each part with every other."""
+
 
 class Form:
     """Finds answers of another form: a Check. Rules `not-json` and `not-the-schema`, score 1.0.
@@ -23,7 +28,8 @@ class Form:
     The only file of the guardrails that imports `jsonschema`. Raises ConfigError for a schema that is none, that refers
     to another place than itself, or to itself without an end. A `pattern` is searched for in linear time, so it has no
     look-around and no back-references; `patternProperties` and `$dynamicRef` are refused. However often a part of the
-    schema is referred to, a part of an answer is held against it once.
+    schema is referred to, a part of an answer is held against it once. Under `unevaluatedProperties` and
+    `unevaluatedItems` a part of an answer has at most `MANY` parts of its own.
     """
 
     whole = True
@@ -51,13 +57,13 @@ class Form:
         except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
             return "not-json", "is not the JSON that was asked for"
         for validator in self._validators:
-            known = _KNOWN.set({})
+            seen = _SEEN.set(_Seen())
             try:
                 error = next(iter(validator.iter_errors(value)), None)
             except (RecursionError, ArithmeticError):
                 return "not-the-schema", "is nested so deeply, or holds such numbers, that it cannot be judged"
             finally:
-                _KNOWN.reset(known)
+                _SEEN.reset(seen)
             if error is not None:
                 # The path only: the message would quote the text.
                 path = "/".join(map(str, error.absolute_path))[:100]
@@ -83,6 +89,8 @@ def _validators(schemas: Sequence[Any]) -> tuple[Any, ...]:
         _check_keywords(schema)
         # A registry of its own, and empty: left to itself, the library would fetch what a `$ref` names.
         ours = {"pattern": _pattern, "uniqueItems": _unique_items, "$ref": _once(kind.VALIDATORS["$ref"])}
+        for keyword in {"unevaluatedProperties", "unevaluatedItems"} & set(kind.VALIDATORS):
+            ours[keyword] = _of_few(kind.VALIDATORS[keyword])
         validator = validators.extend(kind, ours)(schema, registry=Registry())
         simplest: tuple[Any, ...] = (None, 0, "", [], {})
         try:
@@ -131,8 +139,20 @@ def _matches(pattern: str) -> Callable[[str], bool]:
 
 _Fault = tuple[tuple[str | int, ...], str]
 """Where in a part of an answer, and by which keyword."""
-_KNOWN: ContextVar[dict[tuple[int, int], _Fault | None]] = ContextVar("known")
-"""What a part of this answer was held against already, by identity, and what was wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was worked out about the parts of one answer. Parts are known by identity, and live as long as it does."""
+
+    faults: dict[tuple[int, int], _Fault | None] = field(default_factory=dict)
+    """What a part was held against already, and what was wrong with it."""
+    numbers: dict[int, int] = field(default_factory=dict)
+    """The number of a part: equal parts have the same."""
+    forms: dict[Any, int] = field(default_factory=dict)
+
+
+_SEEN: ContextVar[_Seen | None] = ContextVar("seen", default=None)
 
 
 def _once(refer: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
@@ -140,7 +160,7 @@ def _once(refer: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     from jsonschema import exceptions
 
     def referred(validator: Any, to: Any, instance: Any, schema: Any) -> Iterator[Any]:
-        known = _KNOWN.get({})
+        known = (_SEEN.get() or _Seen()).faults
         key = id(schema), id(instance)
         if key not in known:
             known[key] = None  # what comes back to itself on the way has nothing new to say
@@ -159,21 +179,43 @@ def _unique_items(validator: Any, wanted: Any, value: Any, _: Any) -> Iterator[A
     """Each compared with those that look like it, and not with all before it."""
     from jsonschema import exceptions
 
-    if wanted and validator.is_type(value, "array") and len({_frozen(item) for item in value}) < len(value):
-        yield exceptions.ValidationError("has the same item twice")
+    if wanted and validator.is_type(value, "array"):
+        seen = _SEEN.get() or _Seen()
+        if len({_alike(item, seen) for item in value}) < len(value):
+            yield exceptions.ValidationError("has the same item twice")
 
 
-def _frozen(value: Any) -> Any:
-    """Equal for what JSON Schema calls equal. Numbers are compared as texts, of which nobody can choose the hashes."""
-    if isinstance(value, list):
-        return ("list", *map(_frozen, value))
-    if isinstance(value, dict):
-        return frozenset((key, _frozen(item)) for key, item in value.items())
+def _alike(value: Any, seen: _Seen) -> tuple[str, Any]:
+    """Equal for what JSON Schema calls equal; a part within parts is gone through once.
+
+    Numbers are compared as texts, of which nobody can choose the hashes.
+    """
+    if isinstance(value, list | dict):
+        if id(value) not in seen.numbers:
+            form: Any = (
+                tuple(_alike(item, seen) for item in value)
+                if isinstance(value, list)
+                else frozenset((key, _alike(item, seen)) for key, item in value.items())
+            )
+            seen.numbers[id(value)] = seen.forms.setdefault(form, len(seen.forms))
+        return "part", seen.numbers[id(value)]
     if isinstance(value, bool) or value is None:
-        return ("word", value)
+        return "word", value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return (type(value).__name__, str(value))
+    return type(value).__name__, str(value)
+
+
+def _of_few(judge: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    from jsonschema import exceptions
+
+    def few(validator: Any, wanted: Any, value: Any, schema: Any) -> Iterator[Any]:
+        if isinstance(value, list | dict) and len(value) > MANY:
+            yield exceptions.ValidationError("has too many parts to be judged")
+        else:
+            yield from judge(validator, wanted, value, schema)
+
+    return few
 
 
 def _check_keywords(value: Any) -> None:

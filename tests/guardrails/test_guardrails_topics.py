@@ -9,11 +9,12 @@ from typing import Any
 
 import jsonschema
 import pytest
+from growth import cpu_s
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aibox.errors import ConfigError
-from aibox.guardrails.form import Form
+from aibox.guardrails.form import MANY, Form
 from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.leak import PromptLeak, canary
 from aibox.guardrails.normalise import normalise
@@ -205,6 +206,37 @@ async def test_no_answer_makes_a_form_take_for_ever() -> None:
     many = [{"a": [number, {"b": None}]} for number in range(5_000)]
     assert await rules(unique, json.dumps(many), "output") == []
     assert [rule for rule, _ in await rules(unique, json.dumps([*many, many[7]]), "output")] == ["not-the-schema"]
+
+
+@pytest.mark.anyio
+async def test_lists_within_lists_are_compared_once() -> None:
+    """Where each level must be without repetition, four times as deep is no more than four times as long."""
+    tree = {"type": "array", "uniqueItems": True, "items": {"anyOf": [{"type": "integer"}, {"$ref": "#"}]}}
+    form = Form(FormRules.model_validate({"output": tree}))
+
+    def nested(depth: int) -> str:
+        return "[1,2,3,4,5,6,7,8," * depth + "9" + "]" * depth
+
+    assert await rules(form, nested(80), "output") == []
+    assert [rule for rule, _ in await rules(form, "[[1,[2]],[1,[2]]]", "output")] == ["not-the-schema"]
+    short, long = (cpu_s(lambda depth=depth: form._fault(nested(depth)), times=5) for depth in (20, 80))  # type: ignore[misc]
+    assert long < 8 * short
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("keyword", ["unevaluatedProperties", "unevaluatedItems"])
+async def test_of_many_unevaluated_parts_no_answer_takes_for_ever(keyword: str) -> None:
+    """The library compares each with all: up to `MANY` it is asked, and what has more is not of the form."""
+    form = Form(FormRules.model_validate({"output": {keyword: {"type": "integer"}}}))
+
+    def answer(parts: int, last: object = 1) -> str:
+        values = [*([1] * (parts - 1)), last]
+        return json.dumps(values if keyword.endswith("Items") else {str(at): one for at, one in enumerate(values)})
+
+    assert await rules(form, answer(MANY), "output") == []
+    for wrong in (answer(3, "x"), answer(MANY, "x"), answer(MANY + 1), answer(50_000)):
+        assert [rule for rule, _ in await rules(form, wrong, "output")] == ["not-the-schema"]
+    assert cpu_s(lambda: form._fault(answer(50_000))) < 0.5  # it took minutes
 
 
 @pytest.mark.anyio
