@@ -28,10 +28,5 @@ def make_guardrail(
 
 
 def make_concealer(levels: Levels, *, pseudonyms: Pseudonyms) -> Outgoing:
-    """Finds names by the model too, where the policy of everybody or of the tenant asks for that."""
-    return Outgoing(
-        *personal(levels.policy, *levels.files.values()),
-        pseudonyms=pseudonyms,
-        rules=levels.policy.pseudonyms,
-        own=levels.tenants.get,
-    )
+    """Finds names by the model too, where the policy of everybody or of the call asks for that."""
+    return Outgoing(*personal(levels.policy, *levels.files.values()), pseudonyms=pseudonyms)

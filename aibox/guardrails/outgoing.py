@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from aibox.guardrails.entities import Entities
 from aibox.guardrails.pii import PII
 from aibox.guardrails.pseudonyms import Pseudonyms, Restorer
 from aibox.guardrails.rewriting import rewritten
 from aibox.policy.policy import Policy
-from aibox.policy.pseudonyms import PseudonymRules
 from aibox.protocols import Check
 from aibox.types import Decision, Scope
 
@@ -23,35 +20,25 @@ def personal(*policies: Policy) -> list[Check]:
 
 
 class Outgoing:
-    """What the door asks to conceal a text and to restore an answer. The checks find what is personal.
+    """What the door asks to conceal a text and to restore an answer. The checks find what is personal."""
 
-    `own` gives the policy that a tenant has besides: where it asks for the named-entity model, that looks too.
-    """
-
-    def __init__(
-        self,
-        *checks: Check,
-        pseudonyms: Pseudonyms,
-        rules: PseudonymRules | None = None,
-        own: Callable[[str], Policy | None] = lambda _: None,
-    ) -> None:
+    def __init__(self, *checks: Check, pseudonyms: Pseudonyms) -> None:
         self._checks = checks
-        self._own = own
         self._names = None if any(isinstance(check, Entities) for check in checks) else Entities()
         self._pseudonyms = pseudonyms
-        self._rules = rules or PseudonymRules()
 
-    async def conceal(self, text: str, *, scope: Scope) -> str:
-        """The text with a pseudonym for each finding. Raises what the check or the pseudonyms raise."""
-        own = self._own(scope.tenant)
-        names = [self._names] if self._names is not None and own is not None and "entities" in own.checks else []
+    async def conceal(self, text: str, *, scope: Scope, policy: Policy) -> str:
+        """The text with a pseudonym for each finding, as the policy has them; the named-entity model looks too where it
+        asks for that. Raises what the check or the pseudonyms raise."""
+        names = [self._names] if self._names is not None and "entities" in policy.checks else []
         found = [
             (finding, Decision.REDACT)
             for check in (*self._checks, *names)
             for finding in (await check.check(text, where="input", scope=scope)).findings
             if finding.score >= FROM_SCORE
         ]
-        return await rewritten(text, found, where="input", scope=scope, pseudonyms=self._pseudonyms, rules=self._rules)
+        rules = policy.pseudonyms
+        return await rewritten(text, found, where="input", scope=scope, pseudonyms=self._pseudonyms, rules=rules)
 
     async def restore(self, text: str, *, scope: Scope) -> str:
         """The text with the values that the scope's user owns."""

@@ -12,6 +12,7 @@ import msgspec
 
 from aibox.chat import ChatRequest, Chunk, Completion, json_text
 from aibox.errors import EgressError
+from aibox.policy.policy import Policy
 from aibox.types import Scope
 
 _HINT = "send text only, ask for a local model, or set egress.pseudonymise = false in the policy"
@@ -30,7 +31,7 @@ class Restores(Protocol):
 class Concealer(Protocol):
     """Swaps personal data for pseudonyms and back, for one scope's tenant and user."""
 
-    async def conceal(self, text: str, *, scope: Scope) -> str: ...
+    async def conceal(self, text: str, *, scope: Scope, policy: Policy) -> str: ...
 
     async def restore(self, text: str, *, scope: Scope) -> str: ...
 
@@ -38,10 +39,11 @@ class Concealer(Protocol):
 
 
 class Disguise:
-    """One request and its answer."""
+    """One request and its answer, under the policy of the call."""
 
-    def __init__(self, concealer: Concealer, *, scope: Scope) -> None:
+    def __init__(self, concealer: Concealer, *, scope: Scope, policy: Policy) -> None:
         self._concealer = concealer
+        self._policy = policy
         self._scope = scope
 
     async def outward(self, request: ChatRequest) -> ChatRequest:
@@ -90,7 +92,7 @@ class Disguise:
         return {"tool_calls": [{"index": index, **calls[index]} for index in sorted(calls)]} if calls else {}
 
     async def _conceal(self, text: str) -> str:
-        return await self._concealer.conceal(text, scope=self._scope)
+        return await self._concealer.conceal(text, scope=self._scope, policy=self._policy)
 
     async def _restore(self, text: str) -> str:
         """Inside JSON a restored value must stay a string of it, whatever characters it holds."""

@@ -107,7 +107,7 @@ class Egress:
             )
         if refusal is None and rules.egress.pseudonymise:
             assert self.concealer is not None
-            disguise = Disguise(self.concealer, scope=scope)
+            disguise = Disguise(self.concealer, scope=scope, policy=rules)
             try:
                 request = await disguise.outward(request)
             except EgressError as error:

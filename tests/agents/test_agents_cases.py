@@ -76,7 +76,7 @@ async def test_what_leaves_has_the_tokens_of_the_case(scope: Scope) -> None:
     pseudonyms = Pseudonyms()
     case = replace(scope, case="17/2026")
     inside = await aibox.Guardrail(POLICY, pseudonyms=pseudonyms).check(SAID, scope=case)
-    outside = await Outgoing(PII(), pseudonyms=pseudonyms).conceal(SAID, scope=case)
+    outside = await Outgoing(PII(), pseudonyms=pseudonyms).conceal(SAID, scope=case, policy=POLICY)
     assert TOKEN.findall(inside.text) == TOKEN.findall(outside) != []
 
 

@@ -575,16 +575,29 @@ async def test_what_leaves_keeps_its_form_through_both_layers(scope: Scope) -> N
     """The guardrail's shape is disguised at the door by another of its form, and each layer gets back its own."""
     pseudonyms = Pseudonyms()
     policy = Policy.read(FORMED)
-    guardrail, door = Guardrail(policy, pseudonyms=pseudonyms), Outgoing(PII(), pseudonyms=pseudonyms, rules=EVERY)
+    guardrail, door = Guardrail(policy, pseudonyms=pseudonyms), Outgoing(PII(), pseudonyms=pseudonyms)
     for type_, value in PAIRS:
         inside = await put(pseudonyms, type_, value, scope)
-        outside = await door.conceal(f"It is {inside}", scope=scope)
+        outside = await door.conceal(f"It is {inside}", scope=scope, policy=policy)
         written = outside.removeprefix("It is ")
         assert passes(type_, value, written)
         assert written != inside
         back = await door.restore(outside, scope=scope)
         assert back == f"It is {inside}"
         assert await guardrail.restore(back, scope=scope) == f"It is {value}"
+
+
+async def test_what_leaves_is_concealed_as_the_policy_of_the_call_says(scope: Scope) -> None:
+    """Where it keeps nothing of a type, or wants a token, so does the door, and the answer's reader is told."""
+    policy = Policy.read({"pseudonyms": {"irreversible": ["CARD"], "format_preserving": ["EMAIL"]}})
+    door = Outgoing(PII(), pseudonyms=Pseudonyms())
+    text = "eva@example.org, 4111 1111 1111 1111"
+    outside = await door.conceal(text, scope=scope, policy=policy)
+    assert re.fullmatch(r"email-[0-9]{6}@pseudonym\.example, <CARD_[0-9]{8}zz>", outside)
+    assert await door.restore(outside, scope=scope) == f"eva@example.org, {outside.partition(', ')[2]}"
+    hidden = await door.conceal(text, scope=scope, policy=Policy.read(FORMED))
+    assert "<" not in hidden
+    assert await door.restore(hidden, scope=scope) == text
 
 
 async def test_a_shape_that_is_for_good_is_never_turned_back(scope: Scope, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -102,6 +103,9 @@ async def test_a_person_reads_what_was_refused_and_why(scope: Scope, notes: Note
 # Pseudonyms on the way out.
 
 
+OPEN_ALL = {"models": ["*"], "hosts": ["*"], "ceiling": "restricted"}
+
+
 def concealing(*answers: Any, notes: Notes) -> tuple[ScriptedBackend, Router]:
     outside = ScriptedBackend(*answers, name="out", external=True)
     policy = Policy(egress=EgressRules(models=frozenset({"*"}), pseudonymise=True))
@@ -152,6 +156,25 @@ async def test_what_cannot_be_read_does_not_leave_in_disguise(scope: Scope, note
             await router.complete([{"role": "user", "content": [part]}], model="out/out", scope=scope, label="public")
     assert not outside.requests
     assert {kind for kind, _, _ in notes.entries} == {"egress.denied"}
+
+
+async def test_what_leaves_is_concealed_as_tenant_and_caller_have_it(scope: Scope, notes: Notes) -> None:
+    """What a tenant, or the caller's own policy, keeps nothing of does not come back from outside either."""
+
+    def echo(request: ChatRequest) -> str:
+        return str(request.messages[-1]["content"])
+
+    outside = ScriptedBackend(echo, echo, name="out", external=True)
+    platform = Policy(egress=EgressRules(models=frozenset({"*"}), pseudonymise=True))
+    tenant = platform & Policy.read({"egress": OPEN_ALL, "pseudonyms": {"irreversible": ["CARD"]}})
+    agent = platform & Policy.read({"egress": OPEN_ALL, "pseudonyms": {"irreversible": ["EMAIL"]}})
+    rules: dict[str, Any] = {"tenant_policies": {scope.tenant: tenant}, "audit": notes}
+    router = Router(outside, policy=platform, concealer=Outgoing(PII(), pseudonyms=Pseudonyms()), **rules)
+    asked = [{"role": "user", "content": f"{CARD} eva@example.com"}]
+    fields: dict[str, Any] = {"model": "out/out", "scope": scope, "label": "public"}
+    assert re.fullmatch(r"<CARD_\d{8}zz> eva@example.com", (await router.complete(asked, **fields)).text)
+    narrowed = await router.complete(asked, **fields, policy=agent)
+    assert re.fullmatch(r"<CARD_\d{8}zz> <EMAIL_\d{8}zz>", narrowed.text)
 
 
 def test_a_door_that_must_conceal_and_cannot_is_not_built(notes: Notes) -> None:
