@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from aibox.chat import ChatRequest, Chunk, Completion, json_text
+from aibox.chat import DEEP, ChatRequest, Chunk, Completion, is_name, json_text, names
 from aibox.errors import EgressError
 from aibox.policy.policy import Policy
 from aibox.types import Scope
@@ -18,6 +18,9 @@ from aibox.types import Scope
 _HINT = "send text only, ask for a local model, or set egress.pseudonymise = false in the policy"
 # Of what a body holds beside text, these say how to answer, and are words of the program and not of a person.
 _PARTS = {"text", "input_text", "output_text", "refusal"}
+_PROGRAM = {"model", "tools", "tool_choice", "functions", "function_call", "response_format", "text"}
+_NAMES = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
+"""Names of people and of their conversations, which the provider does not need."""
 
 
 class Restores(Protocol):
@@ -48,12 +51,15 @@ class Disguise:
 
     async def outward(self, request: ChatRequest) -> ChatRequest:
         """The request as it may leave. Raises EgressError for what cannot be read."""
-        body = dict(request.body)
-        for key in ("messages", "prompt", "input", "instructions"):
-            if key in body:
-                body[key] = await self._outward(body[key])
-        for key in ("user", "metadata", "safety_identifier", "prompt_cache_key"):
-            body.pop(key, None)  # names of people and of their conversations, which the provider does not need
+        body: dict[str, Any] = {}
+        for key, value in request.body.items():
+            if key in _NAMES:
+                continue
+            if key in ("messages", "prompt", "input", "instructions"):
+                value = await self._outward(value)  # noqa: PLW2901 - the same field, as it leaves
+            elif key not in _PROGRAM:
+                value = await self._every(value)  # noqa: PLW2901 - likewise
+            body[key] = value
         return ChatRequest(body, request.label)
 
     async def inward(self, completion: Completion) -> Completion:
@@ -117,18 +123,30 @@ class Disguise:
             raise EgressError(
                 f"the request holds {str(kind or 'something')[:40]}, in which personal data cannot be found", hint=_HINT
             )
-        made = dict(value)
-        for key in ("content", "text", "refusal", "output", "arguments", "reasoning", "reasoning_content"):
-            if made.get(key) is not None:
-                made[key] = await self._outward(made[key])
-        made.pop("name", None) if "role" in value else None
-        if made.get("tool_calls"):
-            made["tool_calls"] = [await self._call(call) for call in made["tool_calls"]]
+        made: dict[str, Any] = {}
+        for key, said in value.items():
+            if key in ("content", "output"):
+                made[key] = said if said is None else await self._outward(said)
+            elif not (key == "name" and "role" in value):
+                made[key] = said if names(key, said) else await self._every(said)
         return made
 
-    async def _call(self, call: dict[str, Any]) -> dict[str, Any]:
-        function = call.get("function") or {}
-        return {**call, "function": {**function, "arguments": await self._conceal(function.get("arguments") or "")}}
+    async def _every(self, value: Any, depth: int = 0) -> Any:
+        """Each text in a field that is not known: it may be anybody's."""
+        if isinstance(value, str):
+            return await self._conceal(value)
+        if depth == DEEP:
+            raise EgressError(f"the request is nested more than {DEEP} deep in a field that is not known", hint=_HINT)
+        if isinstance(value, list):
+            return [await self._every(item, depth + 1) for item in value]
+        if not isinstance(value, dict):
+            return value
+        return {
+            key if is_name(key) else await self._conceal(key): item
+            if names(key, item)
+            else await self._every(item, depth + 1)
+            for key, item in value.items()
+        }
 
     async def _walk(self, value: Any, change: Callable[[str], Awaitable[str]]) -> Any:
         if isinstance(value, str):

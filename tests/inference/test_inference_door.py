@@ -158,6 +158,46 @@ async def test_what_cannot_be_read_does_not_leave_in_disguise(scope: Scope, note
     assert {kind for kind, _, _ in notes.entries} == {"egress.denied"}
 
 
+FIELDS: dict[str, dict[str, Any]] = {
+    "prediction": {"prediction": {"type": "content", "content": CARD}},
+    "documents": {"documents": [{"title": "Account", "text": CARD}]},
+    "template": {"chat_template_kwargs": {"card": CARD, CARD: True}},
+    "stop": {"stop": [CARD]},
+    "thought": {"messages": [{"role": "assistant", "content": "Yes.", "thinking": CARD}, *HI]},
+    "details": {"messages": [{"role": "assistant", "content": "Yes.", "reasoning_details": [{"text": CARD}]}, *HI]},
+    "old call": {"messages": [
+        {"role": "assistant", "function_call": {"name": "pay", "arguments": json.dumps([CARD])}}, *HI]},
+    "object": {"messages": [{"role": "assistant", "content": None, "tool_calls": [
+        {"id": "c1", "type": "function", "function": {"name": "pay", "arguments": {"card": CARD}}}]}, *HI]},
+    "id": {"messages": [{"role": "tool", "tool_call_id": CARD, "content": "Paid."}, *HI]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", FIELDS.values(), ids=FIELDS)
+async def test_personal_data_leaves_in_no_other_field(given: dict[str, Any], scope: Scope, notes: Notes) -> None:
+    """A field that few look at holds a pseudonym when it leaves, and names and numbers of the API stay as they are."""
+    outside, router = concealing("x", notes=notes)
+    body = {"model": "out/out", "messages": HI, "temperature": 0.5, "service_tier": "auto", **given}
+    await router.complete(ChatRequest(body, Label.parse("public")), scope=scope)
+    (request,) = outside.requests
+    sent = json.dumps(request.body)
+    assert "4111" not in sent
+    assert "<CARD_" in sent
+    assert (request.body["temperature"], request.body["service_tier"]) == (0.5, "auto")
+
+
+async def test_what_is_nested_out_of_sight_does_not_leave(scope: Scope, notes: Notes) -> None:
+    """Text deeper in an unknown field than is looked at is refused, on record."""
+    outside, router = concealing("x", notes=notes)
+    deep: Any = CARD
+    for _ in range(400):
+        deep = [deep]
+    with pytest.raises(EgressError, match="nested more than"):
+        await router.complete(HI, model="out/out", scope=scope, label="public", documents=deep)
+    assert not outside.requests
+    assert {kind for kind, _, _ in notes.entries} == {"egress.denied"}
+
+
 async def test_what_leaves_is_concealed_as_tenant_and_caller_have_it(scope: Scope, notes: Notes) -> None:
     """What a tenant, or the caller's own policy, keeps nothing of does not come back from outside either."""
 
