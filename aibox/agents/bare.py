@@ -15,10 +15,11 @@ from aibox.agents import bodies
 from aibox.agents.evidence import TurnRecord
 from aibox.agents.written import Choices, Response
 from aibox.audit.chain import AuditChain
-from aibox.chat import ChatRequest, Chunk, Completion, assemble
+from aibox.chat import ChatRequest, Chunk, Completion, assemble, plain
 from aibox.errors import AIBoxError, BackendError, GuardrailError
 from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.marks import json_might_hold_tokens
+from aibox.guardrails.reading import bound_texts
 from aibox.guardrails.stream import OutputFilter
 from aibox.inference.capabilities import Api
 from aibox.inference.readable import ENDS
@@ -49,6 +50,7 @@ class BareCall:
         self._scope = self._called_under = self._record.scope
         self._began = 0.0
         self._restores = False
+        self._texts = 0
 
     async def complete(self) -> Completion:
         """The whole answer; the entry that ends the call is durable when it returns."""
@@ -152,7 +154,10 @@ class BareCall:
         return self._restores or self._guardrail.looks("output") or self._guardrail.looks("tool_arguments")
 
     async def _check(self, text: str, where: Where) -> str:
-        began = time.perf_counter() if self._guardrail.looks(where) else 0.0
+        looks = self._guardrail.looks(where)
+        self._texts += looks
+        bound_texts(self._texts)
+        began = time.perf_counter() if looks else 0.0
         verdict = await self._guardrail.check(text, where=where, scope=self._scope, label=self._label)
         self._enforce(verdict, began)
         return verdict.text
@@ -225,7 +230,7 @@ def _assembled(api: Api, chunks: list[Chunk]) -> Completion:
     if api == "responses":
         return Completion(last.body.get("response") or {}, last.backend, last.weights)
     first = [(chunk.body.get("choices") or [{}])[0] for chunk in chunks]
-    text = "".join(choice.get("text") or "" for choice in first)
+    text = "".join(plain(choice.get("text")) for choice in first)
     reason = next((choice["finish_reason"] for choice in first if choice.get("finish_reason")), None)
     usage = next((chunk.body["usage"] for chunk in reversed(chunks) if chunk.body.get("usage")), None)
     choices = [{"index": 0, "text": text, "finish_reason": reason}]

@@ -22,6 +22,7 @@ from aibox.agents.summary import PROMPT, summarise, told
 from aibox.chat import ChatRequest
 from aibox.errors import ApprovalError, UpstreamError
 from aibox.guardrails.grounding import Sources
+from aibox.guardrails.reading import bound_texts
 from aibox.memory.learner import meant
 from aibox.memory.memory import Memory
 from aibox.memory.quote import quote
@@ -136,13 +137,16 @@ class Context:
         if (memory := self._buffered) is not None:
             return await self._window(memory)
         earlier: list[Mapping[str, Any]] = []
+        bound_texts(len(self.history or ()))
         for message in self.history or ():
+            # The agent's own instructions are the only ones: who hands in others is a user who says so.
+            role = "user" if message["role"] in ("system", "developer") else message["role"]
             # What the model said before is no user's text, and may hold what was restored in it.
-            place: Where = "input" if message["role"] == "user" else "retrieved"
+            place: Where = "input" if role == "user" else "retrieved"
             verdict = await self._turn.check(message["content"], where=place)
             if verdict.blocked:
                 raise Blocked
-            earlier.append({"role": message["role"], "content": verdict.text})
+            earlier.append({"role": role, "content": verdict.text})
         return earlier
 
     async def remember(self, asked: str, answered: str) -> None:

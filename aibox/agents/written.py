@@ -158,6 +158,7 @@ _TEXTS = {
     "response.reasoning_text": ("text", "content_index"),
     "response.reasoning_summary_text": ("text", "summary_index"),
 }
+_PLACE = {"type", "sequence_number", "item_id", "output_index", "content_index", "summary_index"}
 _ENDS = ("completed", "incomplete", "failed")
 _CALLS = {"response.function_call_arguments": "arguments", "response.custom_tool_call_input": "input"}
 
@@ -197,7 +198,7 @@ class Response:
             return [body if part is body["part"] else {**body, "part": part}]
         if "item" in body:
             item = await bodies.output_item(body["item"], self._shown)
-            return [body if item is body["item"] else {**body, "item": item}]
+            return [] if item is None else [body if item is body["item"] else {**body, "item": item}]
         if isinstance(body.get("response"), dict):
             late = await self._late() if kind == "response" and step in _ENDS else []
             response = await bodies.output(body["response"], self._shown)
@@ -207,7 +208,7 @@ class Response:
         if body.get("type") == "error":
             return [body]
         # An event that is not known could say what no check has seen.
-        return [] if any(isinstance(body.get(key), str) for key in ("delta", "text", "transcript")) else [body]
+        return [body] if body.keys() <= _PLACE else []
 
     async def _text(self, kind: str, step: str, body: Body) -> list[Body]:
         field, counts = _TEXTS[kind]

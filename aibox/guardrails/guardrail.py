@@ -20,7 +20,7 @@ from aibox.guardrails.grounding import Grounding, Sources
 from aibox.guardrails.leak import PromptLeak
 from aibox.guardrails.once import once
 from aibox.guardrails.pseudonyms import Pseudonyms, Restorer, Unknown, placeholder
-from aibox.guardrails.reading import LONG_CHARS
+from aibox.guardrails.reading import LONG_CHARS, take_turns
 from aibox.guardrails.rewriting import restored_json, rewritten
 from aibox.guardrails.stream import CheckedStream, Decided, Judged, OutputFilter
 from aibox.policy.policy import Policy
@@ -361,6 +361,7 @@ class Guardrail:
                 async with anyio.create_task_group() as group:
                     for key, named in apart.items():
                         group.start_soon(run, key, *named)
+        await take_turns()
         if broken:
             raise broken[0]
         decided = self._decide(mine, seen, text, where)
