@@ -23,7 +23,10 @@ async def look(
     try:
         # A limit of time ends what waits, and nothing else.
         with anyio.fail_after(limit_s) if waits(check, text) else nullcontext():
-            return await check.check(text, where=where, scope=scope, label=label)
+            seen = await check.check(text, where=where, scope=scope, label=label)
+        if _holds(seen, text):
+            return seen
+        rule, reason = "failed", f"the check {name} failed: it gave no verdict that can be used"
     except IntegrityError:
         raise
     except TimeoutError:
@@ -31,6 +34,23 @@ async def look(
     except Exception as error:  # noqa: BLE001 - whatever a check raises counts as the policy says, and is reported
         rule, reason = "failed", f"the check {name} failed: {type(error).__name__}"
     return Finding(name, rule, (0, len(text)), 1.0, reason)
+
+
+def _holds(seen: object, text: str) -> bool:
+    """A verdict about this text: a score that is no number, or a span beside the text, would decide nothing."""
+    return (
+        isinstance(seen, Verdict)
+        and isinstance(seen.decision, Decision)
+        and all(
+            isinstance(found, Finding) and 0 <= found.score <= 1 and _within(found.span, len(text))
+            for found in seen.findings
+        )
+    )
+
+
+def _within(span: tuple[int, int], length: int) -> bool:
+    start, end = span
+    return isinstance(start, int) and isinstance(end, int) and (0 <= start < end <= length or (end, length) == (0, 0))
 
 
 def weighed(policy: Policy, name: str, seen: Verdict | Finding, text: str, where: Where) -> Iterable[Decided]:
@@ -41,7 +61,7 @@ def weighed(policy: Policy, name: str, seen: Verdict | Finding, text: str, where
     # Above FLAG a check insists; that it found something is what FLAG says.
     insisted = seen.decision if seen.decision > Decision.FLAG else Decision.ALLOW
     findings = seen.findings
-    if insisted and not findings:
+    if seen.decision > Decision.ALLOW and not findings:
         findings = (Finding(name, "insists", (0, len(text)), 1.0, f"the check {name} decided {seen.decision}"),)
     for finding in findings:
         decision = max(policy.decide(name, where=where, score=finding.score), insisted)

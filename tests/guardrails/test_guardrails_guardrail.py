@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -199,6 +201,45 @@ async def test_a_failing_check_counts_as_the_policy_says(
     assert verdict.decision == decision
     assert [(f.check, f.rule) for f in verdict.findings] == [("words", "failed")]
     assert verdict.reasons() == ("the check words failed: RuntimeError",)
+
+
+SAID = Finding("words", "odd", (0, 3), 0.9, "odd")
+ODD = {
+    "a score that is no number": replace(SAID, score=math.nan),
+    "a score below all": replace(SAID, score=-1.0),
+    "a score above all": replace(SAID, score=90.0),
+    "a score in words": replace(SAID, score="high"),  # type: ignore[arg-type]
+    "a span that ends before it begins": replace(SAID, span=(3, 0)),
+    "a span of nothing": replace(SAID, span=(2, 2)),
+    "a span beside the text": replace(SAID, span=(2, 99)),
+    "no span": replace(SAID, span=None),  # type: ignore[arg-type]
+    "no finding": "odd",
+}
+
+
+@pytest.mark.parametrize("said", [*ODD.values(), None], ids=[*ODD, "no verdict"])
+async def test_what_is_no_verdict_lets_nothing_pass(said: Any, scope: Scope) -> None:
+    """A check that answers nonsense has failed: what it meant is not guessed at, and the text is refused."""
+
+    class Odd(Words):
+        async def check(self, text: str, **_: Any) -> Any:
+            return Verdict(Decision.FLAG, text, (said,)) if said is not None else None
+
+    rules = policy(words={"input": {"0.5": "redact"}})
+    verdict = await Guardrail(rules, checks={"words": Odd("")}).check("darn it", scope=scope)
+    assert verdict.blocked
+    assert verdict.findings[0].rule == "failed"
+
+
+async def test_a_flag_without_a_finding_is_a_finding(scope: Scope) -> None:
+    """A check that says no more than that it found something is asked about as one that is sure."""
+
+    class Silent(Words):
+        async def check(self, text: str, **_: Any) -> Any:
+            return Verdict(Decision.FLAG, text)
+
+    guardrail = Guardrail(policy(words={"input": {"0.9": "block"}}), checks={"words": Silent("")})
+    assert (await guardrail.check("darn it", scope=scope)).blocked
 
 
 async def test_a_slow_check_counts_as_failed(scope: Scope) -> None:
