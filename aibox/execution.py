@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from html import escape
 
@@ -26,8 +27,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for limit in fields(self):
-            if getattr(self, limit.name) <= 0:
-                raise ConfigError(f"a sandbox limit must be above 0: {limit.name}")
+            if not 0 < getattr(self, limit.name) < math.inf:
+                raise ConfigError(f"a sandbox limit must be a number above 0: {limit.name}")
 
     def __and__(self, other: Limits) -> Limits:
         return Limits(**{f.name: min(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from aibox.errors import AIBoxError, ConfigError
 from aibox.policy.budgets import Budget, Budgets
@@ -107,7 +108,11 @@ def load_policy(value: Policy | str, *, key: str | None = None) -> Policy:
     """A policy as it is, a shipped one by its name, or a file; a file must be signed where a verifier key is given."""
     if isinstance(value, Policy):
         return value
-    return Policy.profile(value) if value in SHIPPED else Policy.load(value, key=key)
+    if value in SHIPPED:
+        return Policy.profile(value)
+    if not Path(value).suffix and not Path(value).exists():
+        raise ConfigError(f"there is no policy {value!r}", hint=f"a file, or one of {', '.join(SHIPPED)}")
+    return Policy.load(value, key=key)
 
 
 def policy_key(settings: Settings) -> str | None:

@@ -167,6 +167,11 @@ def test_silence_shuts_the_door_and_leaves_tools_alone() -> None:
         ("version = 2\n", "version"),
         ("[egress]\nceiling = 'secret'\n", "not a label"),
         ("[sandbox]\npids = 0\n", "above 0"),
+        ('[checks.pii]\ninput = { "inf" = "flag" }\n', "from 0 to 1"),
+        *((f"[sandbox]\nwall_s = {odd}\n", "sandbox.wall_s") for odd in ("nan", "inf")),
+        *((f"[limits]\nusd = {odd}\n", "limits.usd") for odd in ("nan", "inf", "1e400")),
+        ("[budgets.user]\nusd_per_day = inf\n", "budgets.user.usd_per_day"),
+        (f"[limits]\nmodel_calls = {10**20}\n", "cannot be written down"),
         ("= nonsense", "is not TOML"),
         (f"[limits]\nmodel_calls = {'9' * 5000}\n", "is not TOML"),
     ],
@@ -178,6 +183,21 @@ def test_a_bad_policy_file_says_what_is_wrong(text: str, message: str, tmp_path:
     with pytest.raises(ConfigError, match=message) as caught:
         Policy.load(path)
     assert "policy.toml" in caught.value.message
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), 0, -1])
+def test_no_limit_of_code_lifts_another(odd: float) -> None:
+    """What is neither smaller nor larger than a limit would take its place in a join."""
+    with pytest.raises(ConfigError, match="a number above 0"):
+        Limits(wall_s=odd)
+
+
+def test_no_two_policies_have_one_digest() -> None:
+    """Numbers that differ in their seventh digit make two policies; one that can be written in two ways makes one."""
+    one, other, same = (Policy.read({"limits": {"usd": usd}}) for usd in (1_000_000.25, 1_000_000.5, "1000000.250"))
+    assert one.digest == same.digest != other.digest
+    free = [Policy.read({"budgets": {"user": {"usd_per_day": usd}}}).digest for usd in (0, 0.0, -0.0)]
+    assert len(set(free)) == 1
 
 
 def test_a_missing_policy_file_is_an_error(tmp_path: Path) -> None:

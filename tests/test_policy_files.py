@@ -73,6 +73,8 @@ def test_yaml_and_toml_say_the_same(tmp_path: Path) -> None:
         ("[" * 5000, "nested too deeply|is not YAML"),
         ("toolz: {}", "did you mean 'tools'"),
         ("x: \x00", "is not YAML"),
+        ('tools: {deny: ["\\ud800"]}', "cannot be written down"),
+        ('name: "\\ud800"', "cannot be written down"),
     ],
 )
 def test_yaml_that_could_surprise_is_refused(text: str, message: str, tmp_path: Path) -> None:

@@ -45,7 +45,10 @@ def check(
     console = Console(highlight=False)
     for name in files:
         policy = load_policy(name, key=read_secret(None, key))
-        guarded(policy)  # refuses checks that are not there
+        try:
+            guarded(policy)  # refuses checks that are not there
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error.message}", hint=error.hint) from None
         checks = ", ".join(f"{check} at {'/'.join(rules)}" for check, rules in policy.checks.items()) or "no checks"
         console.print(f"{escape(name)}: holds, {policy.digest[:19]}, {escape(checks)}", soft_wrap=True)
 

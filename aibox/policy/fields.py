@@ -47,7 +47,7 @@ def _threshold(score: object) -> int:
     """Thresholds are kept in thousandths, so that a policy has one canonical form without floats."""
     try:
         thousandths = round(float(str(score)) * 1000)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"a threshold is a number from 0 to 1, not {score!r}") from None
     if not 0 <= thousandths <= 1000:
         raise ValueError(f"a threshold is a number from 0 to 1, not {score!r}")
@@ -76,6 +76,15 @@ def join_ladders(a: Steps, b: Steps) -> Steps:
 
 
 class Part(BaseModel):
-    """One part of a policy: frozen, and with no keys but its own."""
+    """One part of a policy: frozen, with no keys but its own, and no number that is none or has no end.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True)
+    Of two numbers the smaller holds, and `nan` is neither: a join with it would lift a limit.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        arbitrary_types_allowed=True,
+        use_attribute_docstrings=True,
+    )

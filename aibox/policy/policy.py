@@ -105,11 +105,15 @@ class Policy(Part):
     def read(cls, data: Mapping[str, Any], *, source: str = "policy") -> Policy:
         """From parsed TOML, YAML or JSON."""
         try:
-            return cls.model_validate(data)
+            policy = cls.model_validate(data)
+            _ = policy.digest, policy.name.encode()  # what has neither cannot be named, nor kept
         except ValidationError as error:
             raise ConfigError(f"{source}: {explain_validation(error, cls)}") from None
         except ConfigError as error:
             raise ConfigError(f"{source}: {error.message}", hint=error.hint) from None
+        except ValueError as error:
+            raise ConfigError(f"{source} cannot be written down: {error}") from None
+        return policy
 
     def __and__(self, other: Policy) -> Policy:
         checks = {
@@ -173,4 +177,11 @@ def _definite(value: Any) -> Any:
         return {str(key): _definite(item) for key, item in value.items()}
     if isinstance(value, list):
         return sorted((_definite(item) for item in value), key=str)
-    return f"{value:g}" if isinstance(value, float) else value
+    return _number(value) if isinstance(value, float) else value
+
+
+def _number(value: float) -> str:
+    """No two numbers are written alike, and none in two ways: six digits where they are enough."""
+    value += 0.0  # which has no sign
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
