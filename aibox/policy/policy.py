@@ -112,7 +112,8 @@ class Policy(Part):
         except ConfigError as error:
             raise ConfigError(f"{source}: {error.message}", hint=error.hint) from None
         except ValueError as error:
-            raise ConfigError(f"{source} cannot be written down: {error}") from None
+            hint = "numbers below 2^53, and text that is Unicode"
+            raise ConfigError(f"{source} cannot be written down: {error}", hint=hint) from None
         return policy
 
     def __and__(self, other: Policy) -> Policy:
