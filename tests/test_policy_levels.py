@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from aibox.cli.app import run
 from aibox.guardrails.guardrail import Guardrail
+from aibox.policy.difference import Difference, difference
 from aibox.policy.levels import effective
 from aibox.policy.policy import Policy
 from aibox.types import PLACES, Decision, Scope
@@ -56,6 +57,29 @@ def test_the_command_line_checks_and_explains(capsys: pytest.CaptureFixture[str]
     assert run(["policy", "diff", "balanced", "balanced"]) == 0
     assert run(["policy", "diff", "balanced", "permissive"]) == 1
     assert "by tenant" in capsys.readouterr().out
+
+
+def test_a_change_is_named_by_its_keys() -> None:
+    """What gets stricter and what relaxes, each with both values, in whatever order a list was written."""
+    before = Policy.read({"tools": {"deny": ["b", "a"]}, "limits": {"usd": 5}, "topics": {"allowed": ["one", "two"]}})
+    after = Policy.read({"tools": {"deny": ["a", "c"]}, "limits": {"usd": 2.5}, "topics": {"allowed": ["two", "one"]}})
+    found = difference(before, after)
+    assert found.stricter == ('tools.deny: ["a", "b"] -> ["a", "c"]', "limits.usd: 5.0 -> 2.5")
+    assert found.relaxed == ('tools.deny: ["a", "b"] -> ["a", "c"]',)
+    assert difference(before, before) == Difference((), ())
+    assert difference(Policy(), Policy.read({"topics": {"banned": {"war": ["tank*"]}}})).stricter == (
+        'topics.banned.war: null -> ["tank*"]',
+    )
+
+
+@given(named)
+def test_what_holds_relaxes_nothing_of_a_level(levels: dict[str, Policy]) -> None:
+    """From each level to what holds nothing is named as relaxed, and nothing at all where they are one policy."""
+    held = effective(levels).policy
+    for policy in levels.values():
+        found = difference(policy, held)
+        assert found.relaxed == ()
+        assert found.stricter == () or policy.digest != held.digest
 
 
 def test_the_schema_is_published(capsys: pytest.CaptureFixture[str]) -> None:

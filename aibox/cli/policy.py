@@ -180,7 +180,7 @@ def diff(
         return
     found = difference(old, new)
     for line in sorted({*found.stricter, *found.relaxed}):
-        console.print(f"  {escape(line) if ':' in line else f'{line} differs'}", soft_wrap=True)
+        console.print(f"  {escape(line)}", soft_wrap=True)
     if recorded:
         settings, _ = load_settings(config=config)
         for line in interrupt.run(changes(settings, old, new)):

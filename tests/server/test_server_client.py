@@ -290,13 +290,13 @@ async def test_a_policy_is_written_with_the_client(tmp_path: Path) -> None:
     """Tried, written, read, replaced under its digest, looked up by version and withdrawn; what is refused says why."""
     async with talking(tmp_path) as (_, ask):
         tried = await ask.policies.put('[tools]\napprove = ["*"]\n', dry_run=True)
-        assert (tried.version, "tools" in tried.stricter) == (None, True)
+        assert (tried.version, 'tools.approve: [] -> ["*"]' in tried.stricter) == (None, True)
         first = await ask.policies.put('[tools]\napprove = ["*"]\n')
         assert (await ask.policies.get()).digest == first.digest == tried.digest
         with pytest.raises(errors.ConfigError, match="not said which one"):
             await ask.policies.put({"tools": {"deny": ["x"]}})
         second = await ask.policies.put({"tools": {"deny": ["x"]}}, match=first.digest)
-        assert (second.relaxed, (await ask.admin.policy()).digest) == (["tools"], second.effective)
+        assert (second.relaxed, (await ask.admin.policy()).digest) == (['tools.approve: ["*"] -> []'], second.effective)
         with pytest.raises(errors.ConfigError, match="changed meanwhile") as caught:
             await ask.policies.withdraw(match=first.digest)
         assert caught.value.code == "config.policy_changed"
