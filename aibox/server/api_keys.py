@@ -145,10 +145,14 @@ class ApiKeys:
 
         return await asyncio.to_thread(delete)
 
-    async def revoked(self, keys: Mapping[str, Collection[str]]) -> set[str]:
-        """Which of these keys, by tenant, somebody has ended. One whose time is merely over is not among them."""
-        sql = "SELECT id FROM keys WHERE tenant = ? AND revoked = 1 AND id IN ({marks})"
-        return {row[0] for _, row in await asyncio.to_thread(of_tenants, self._tables, sql, keys)}
+    async def ended(self, keys: Mapping[str, Collection[str]]) -> set[str]:
+        """Which of these keys, by tenant, somebody has ended, or erased with their person.
+
+        One whose time is merely over is not among them.
+        """
+        sql = "SELECT id FROM keys WHERE tenant = ? AND revoked = 0 AND id IN ({marks})"
+        found = await asyncio.to_thread(of_tenants, self._tables, sql, keys)
+        return {id_ for ids in keys.values() for id_ in ids} - {row[0] for _, row in found}
 
     async def authenticate(self, token: str) -> Principal | None:
         """The principal of a key; None for what is no key of this form. Raises AuthError for one that does not hold."""

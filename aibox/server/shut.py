@@ -70,7 +70,7 @@ class Shut:
             users.setdefault(tenant, set()).add(user)
         try:
             out = await self._people.shut_out(users)
-            ended = await self._keys.revoked(keys) if keys and self._keys is not None else set()
+            ended = await self._keys.ended(keys) if keys and self._keys is not None else set()
         except StoreError as error:
             # Nobody can say. Who is new is refused when that has gone on for long; what runs goes on.
             self._say(error)

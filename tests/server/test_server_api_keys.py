@@ -141,6 +141,19 @@ async def test_the_keys_of_a_person_go_with_them(keys: ApiKeys, shared_place: Pa
     assert await keys.authenticate(stay[1])
 
 
+async def test_a_key_is_ended_by_whoever_ends_or_erases_it_and_not_by_its_time(keys: ApiKeys, clock: Clock) -> None:
+    """So what runs with it is broken off; another tenant's key of the same id says nothing about it."""
+    made = [await keys.create(scope=Scope(tenant="acme", user=user), days=1) for user in ("eva", "eva", "ben")]
+    stays, revoked, erased = (key.split("-")[1] for key in made)
+    clock.now += 2 * DAY_S
+    asked = {"acme": [stays, revoked, erased]}
+    assert await keys.ended(asked) == set()
+    await keys.revoke(revoked, tenant="acme")
+    await keys.erase(scope=SCOPE, subject="ben")
+    assert await keys.ended(asked) == {revoked, erased}
+    assert await keys.ended({"rival": [stays]}) == {stays}
+
+
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YTpi", "aibox-0-0", "Bearer  "])
 async def test_what_is_no_bearer_token_is_refused(header: str, keys: ApiKeys) -> None:
     """No header, another scheme, an empty token: 401."""

@@ -239,6 +239,21 @@ async def one_end(w: World, name: str) -> list[str]:
     return ended
 
 
+async def test_what_runs_with_the_key_of_who_is_erased_is_ended(held: tuple[World, Held]) -> None:
+    """The key went with its person, so it is told as one that was ended; what they ask with a token goes on."""
+    w, model = held
+    key, asked = await w.keys.create(scope=EVA.scope), Asked(body=CHAT)
+    keyed = asyncio.create_task(w.send("post", "/v1/chat/completions", asked, key))
+    tokened = asyncio.create_task(ask(w, EVA, "by-a-token"))
+    await until(lambda: model.holds == 2)
+    await w.box.audit.erase(scope=Scope(tenant="acme", user="dpo"), subject="eva", reason="art. 17")
+    answer = await keyed
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "policy.auth")
+    assert not tokened.done()
+    model.go.set()
+    assert (await tokened).status_code == 200
+
+
 # The Agents SDK makes the coroutine of a turn a step before it is awaited; who is ended between the two leaves it.
 @pytest.mark.filterwarnings("ignore:coroutine 'run_single_turn' was never awaited:RuntimeWarning")
 async def test_a_request_that_comes_while_its_tenant_is_shut_out_does_not_stay(held: tuple[World, Held]) -> None:
