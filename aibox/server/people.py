@@ -29,13 +29,16 @@ SEEN_EVERY_S = 3600
 """How often, at most, it is written that somebody was there."""
 KNOWN = 20_000
 SUSPENDED = "policy.suspended"
+BY_TENANT = "suspended by its tenant"
+"""The state, as it is kept, of whom the tenant's own administrators suspended. Plain `suspended` is the operator's act,
+and so is one of which nobody knows whose it was."""
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
     """A tenant (`user` empty) or a user. Times are Unix seconds; `seen` is exact to an hour, None: never yet.
 
-    `roles` are those that the user's tokens and keys have had here.
+    `roles` are those that the user's tokens and keys have had here; `by` is whose act a suspension was.
     """
 
     tenant: str
@@ -45,6 +48,7 @@ class Known:
     roles: tuple[str, ...]
     since: int
     seen: int | None
+    by: Role | None = None
 
 
 class People:
@@ -62,7 +66,7 @@ class People:
         self._clock = clock
         self._fresh_s, self._stale_s = fresh_s, stale_s
         self._believed: dict[tuple[str, str], tuple[float, str, frozenset[Role]]] = {}
-        self._looking: dict[tuple[str, str], asyncio.Task[str]] = {}
+        self._looking: dict[tuple[str, str, frozenset[Role]], asyncio.Task[str]] = {}
         self._changes = 0
         self._away_at = -AGAIN_S
         self.on_look: Callable[[], None] = lambda: None
@@ -106,14 +110,23 @@ class People:
             raise ConfigError(f"there is a tenant {tenant}; it is {state}", hint="resume it, or take another name")
         return Known(tenant, "", "active", note, (), int(self._clock()), None)
 
-    async def put(self, tenant: str, user: str = "", *, state: State, note: str = "") -> Known:
-        """Let a user or all of a tenant in or not, at once here, within `FRESH_S` elsewhere. No note keeps the old."""
-        now = int(self._clock())
+    async def put(
+        self, tenant: str, user: str = "", *, state: State, note: str = "", by: Role = Role.PLATFORM_ADMIN
+    ) -> Known:
+        """Let a user or all of a tenant in or not, at once here, within `FRESH_S` elsewhere. No note keeps the old.
+
+        Raises AccessError when `by` is the tenant's own administrator, for whom the operator has shut out.
+        """
+        own, now = by is not Role.PLATFORM_ADMIN, int(self._clock())
         sql = (
             _INSERT + ' ON CONFLICT (tenant, "user") DO UPDATE SET state = excluded.state, since = excluded.since, '
             "note = CASE WHEN excluded.note = '' THEN people.note ELSE excluded.note END"
-        )
-        await self._run(tenant, sql, tenant, user, state, note, "", now, None)
+            # In the statement itself: the operator may be at it in this moment.
+            + (" WHERE people.state <> 'suspended'" if own else "") + " RETURNING tenant"
+        )  # fmt: skip
+        kept = BY_TENANT if own and state == "suspended" else state
+        if not await self._run(tenant, sql, tenant, user, kept, note, "", now, None):
+            raise AccessError("a platform_admin shut them out, and only one lets them in again")
         self._forget(tenant, user)
         found = await self.find(tenant, user)
         assert found is not None
@@ -124,10 +137,14 @@ class People:
 
         They are refused from now on, whatever was believed of them.
         """
-        sql = 'SELECT "user", state FROM people WHERE tenant = ? AND "user" IN ({marks}) AND state <> \'active\''
+        sql = 'SELECT "user", state, roles FROM people WHERE tenant = ? AND "user" IN ({marks}) AND state <> \'active\''
         asked = {tenant: ("", *names) for tenant, names in users.items()}
         rows = await asyncio.to_thread(of_tenants, self._tables, sql, asked)
-        found = {(tenant, user): _refused(user, state) for tenant, (user, state) in rows}
+        found = {
+            (tenant, user): said
+            for tenant, (user, state, roles) in rows
+            if (said := _refused(user, state, roles.split()))
+        }
         for tenant, user in found:
             self._forget(tenant, user)
         return found
@@ -156,10 +173,11 @@ class People:
     async def _look(self, key: tuple[str, str], who: Principal) -> str:
         """Why somebody is refused, empty for who is let in; asked once however many of their requests come."""
         self.on_look()
-        task = self._looking.get(key)
+        this = (*key, who.roles)
+        task = self._looking.get(this)
         if task is None:
-            task = self._looking[key] = asyncio.create_task(self._asked(key, who))
-            task.add_done_callback(lambda _: self._looking.pop(key, None))
+            task = self._looking[this] = asyncio.create_task(self._asked(key, who))
+            task.add_done_callback(lambda _: self._looking.pop(this, None))
         return await asyncio.shield(task)
 
     async def _asked(self, key: tuple[str, str], who: Principal) -> str:
@@ -190,9 +208,10 @@ class People:
         (tenant, user), now = key, int(self._clock())
         sql = 'SELECT "user", state, roles, seen FROM people WHERE tenant = ? AND "user" IN (\'\', ?)'
         found = {row[0]: row[1:] for row in once(self._tables, tenant, sql, (tenant, user))}
-        for name in ("", user):
-            if name in found and found[name][0] != "active":
-                return _refused(name, found[name][0])
+        for name, own_roles in (("", frozenset[Role]()), (user, roles)):
+            state, has, _ = found.get(name, ("active", "", None))
+            if said := _refused(name, state, {*own_roles, *has.split()}):
+                return said
         for name, own_roles in (("", frozenset[Role]()), (user, roles)):
             row = found.get(name)
             has = " ".join(sorted({*own_roles, *(row[1].split() if row is not None else ())}))
@@ -222,7 +241,11 @@ def refusal(said: str) -> AccessError:
     return AccessError(said, hint="ask your administrator", code=SUSPENDED)
 
 
-def _refused(user: str, state: State) -> str:
+def _refused(user: str, state: str, roles: Collection[str]) -> str:
+    """Why a user with these roles, or a tenant, of this state is refused; empty for who is let in."""
+    # A tenant's administrator shuts out no platform_admin, also not one whom nobody had seen here by then.
+    if state == "active" or (state == BY_TENANT and Role.PLATFORM_ADMIN in roles):
+        return ""
     if user:
         return "this user is suspended"
     return "this tenant is suspended" if state == "suspended" else "this tenant is not there any more"
@@ -230,4 +253,6 @@ def _refused(user: str, state: State) -> str:
 
 def _known(row: Sequence[Any]) -> Known:
     tenant, user, state, note, roles, since, seen = row
-    return Known(tenant, user, state, note, tuple(roles.split()), since, seen)
+    by = {BY_TENANT: Role.TENANT_ADMIN, "suspended": Role.PLATFORM_ADMIN}.get(state)
+    shown: State = "suspended" if state == BY_TENANT else state
+    return Known(tenant, user, shown, note, tuple(roles.split()), since, seen, by)

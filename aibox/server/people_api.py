@@ -125,7 +125,8 @@ class UsersAPI:
     async def suspend(self, who: Principal, query: TenantQuery, body: shapes.UserAndWhy) -> shapes.UserShown:
         """Let a user in no more, whatever token or key they bring; also one who was not seen yet.
 
-        What runs for them is ended as with a tenant that is suspended.
+        What runs for them is ended as with a tenant that is suspended. What a tenant's administrator suspends holds for
+        no `platform_admin`, and what a `platform_admin` suspends only one lets in again.
         """
         return await self._put(who, query, body.user, "suspended", note=body.note)
 
@@ -142,7 +143,8 @@ class UsersAPI:
         if known is not None and Role.PLATFORM_ADMIN in known.roles and Role.PLATFORM_ADMIN not in who.roles:
             raise AccessError("only a platform_admin shuts out or lets in another")
         await begun(self._box.audit, who, f"users.{_ACTS[state]}", tenant=tenant, user=user)
-        known = await self._people.put(tenant, user, state=state, note=note)
+        by = Role.PLATFORM_ADMIN if Role.PLATFORM_ADMIN in who.roles else Role.TENANT_ADMIN
+        known = await self._people.put(tenant, user, state=state, note=note, by=by)
         await self._shut.look()
         return _user(known)
 
@@ -152,5 +154,11 @@ _ACTS = {"active": "resume", "suspended": "suspend", "deleted": "delete"}
 
 def _user(known: Known) -> shapes.UserShown:
     return shapes.UserShown(
-        user=known.user, state=known.state, note=known.note, roles=list(known.roles), since=known.since, seen=known.seen
+        user=known.user,
+        state=known.state,
+        by=known.by,
+        note=known.note,
+        roles=list(known.roles),
+        since=known.since,
+        seen=known.seen,
     )

@@ -164,6 +164,10 @@ async def new_tenant(w: World, _: Person) -> Asked:
     return Asked(body={"name": w.fresh(), "note": "made here"})
 
 
+async def stranger(w: World, _: Person) -> Asked:
+    return Asked(body={"user": w.fresh()})
+
+
 def user(**more: Any) -> Seed:
     async def seed(w: World, who: Person) -> Asked:
         await w.people.put(who.tenant, SECRET, state="active")
@@ -245,8 +249,8 @@ ROWS: dict[str, Seed] = {
     "tenants.resume": tenant(suspended=True),
     "tenants.delete": tenant(suspended=True),
     "users.list": user(),
-    "users.suspend": nothing(body={"user": "somebody"}),
-    "users.resume": nothing(body={"user": "somebody"}),
+    "users.suspend": stranger,
+    "users.resume": stranger,
     "policies.show": policy(),
     "policies.put": policy(body={"policy": {}}, headers=ANY_VERSION),
     "policies.withdraw": policy(headers=ANY_VERSION),

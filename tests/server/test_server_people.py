@@ -83,6 +83,52 @@ async def test_a_clock_that_is_put_back_keeps_nobody_in(people: tuple[People, Pe
         await other.admit(who())
 
 
+@pytest.mark.parametrize("by", [Role.TENANT_ADMIN, Role.PLATFORM_ADMIN])
+async def test_whose_act_a_suspension_was_decides_for_whom_it_holds(
+    people: tuple[People, People, Clock], by: Role
+) -> None:
+    """Of somebody nobody had seen: a tenant's holds for no platform_admin, whatever came first; the operator's for all.
+
+    What runs for them is no more looked for than what they ask is refused, on another server neither.
+    """
+    one, other, clock = people
+    operator, plain = who("acme", "op", Role.PLATFORM_ADMIN), who("acme", "op")
+    await one.put("acme", "op", state="suspended", by=by)
+    with pytest.raises(AccessError, match="this user is suspended"):
+        await one.admit(plain)
+    if by is Role.PLATFORM_ADMIN:
+        with pytest.raises(AccessError, match="this user is suspended"):
+            await one.admit(operator)
+        assert await one.shut_out({"acme": ["op"]}) == {("acme", "op"): "this user is suspended"}
+    else:
+        await one.admit(operator)
+        await other.admit(plain)
+        assert await other.shut_out({"acme": ["op"]}) == {}
+    found = await other.find("acme", "op")
+    assert found is not None
+    assert (found.state, found.by) == ("suspended", by)
+    await one.put("acme", state="suspended")
+    clock.now += FRESH_S
+    with pytest.raises(AccessError, match="this tenant is suspended"):
+        await one.admit(operator)
+
+
+async def test_a_tenant_lets_in_nobody_whom_the_operator_shut_out(people: tuple[People, People, Clock]) -> None:
+    """Neither by letting them in nor by shutting them out once more in its own name; its own it lets in again."""
+    one, _, _ = people
+    await one.put("acme", "tom", state="suspended")
+    for state in ("active", "suspended"):
+        with pytest.raises(AccessError, match="only one lets them in"):
+            await one.put("acme", "tom", state=state, by=Role.TENANT_ADMIN)  # type: ignore[arg-type]
+    assert (await one.put("acme", "tom", state="active")).by is None
+    assert (await one.put("acme", "tom", state="suspended", by=Role.TENANT_ADMIN)).by is Role.TENANT_ADMIN
+    assert (await one.put("acme", "tom", state="suspended")).by is Role.PLATFORM_ADMIN
+    await one.put("acme", "tom", state="active")
+    await one.put("acme", "tom", state="suspended", by=Role.TENANT_ADMIN)
+    await one.put("acme", "tom", state="active", by=Role.TENANT_ADMIN)
+    await one.admit(who("acme", "tom"))
+
+
 async def test_a_tenant_is_suspended_with_all_its_people(people: tuple[People, People, Clock]) -> None:
     """Also those whom the server believed a moment ago, and those of another tenant are not touched."""
     one, _, _ = people
@@ -276,6 +322,17 @@ async def test_a_tenants_administrator_shuts_out_neither_the_operator_nor_themse
     assert (await told(w, "post", "/v1/admin/tenants/acme/suspend", both, body={})).status_code == 400
     assert (await told(w, "get", "/v1/admin/tenants", both)).status_code == 200
     assert (await told(w, "get", "/v1/admin/users", BOSS)).status_code == 200
+    # One whom nobody has seen here yet, and one whom the operator shut out.
+    unseen = Person("acme", "new", ("platform_admin",))
+    made = await told(w, "post", "/v1/admin/users/suspend", BOSS, body={"user": "new"})
+    assert (made.status_code, made.json()["by"]) == (200, "tenant_admin")
+    assert (await told(w, "get", "/v1/admin/tenants", unseen)).status_code == 200
+    assert (await told(w, "post", "/v1/admin/users/suspend", both, body={"user": "eva"})).json()["by"] == (
+        "platform_admin"
+    )
+    for act in ("suspend", "resume"):
+        assert (await told(w, "post", f"/v1/admin/users/{act}", BOSS, body={"user": "eva"})).status_code == 403
+    assert (await told(w, "get", "/v1/models", EVA)).status_code == 403
 
 
 async def test_a_tenant_is_made_suspended_ended_and_its_name_not_given_again(w: World) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from aibox.server.principal import Role
 from aibox.server.shapes.admin import NAME, TENANT, TenantQuery
 from aibox.server.shapes.shape import Answer, Asked, Names
 
@@ -54,6 +55,8 @@ class UserQuery(TenantQuery):
 class UserShown(Answer):
     user: str
     state: State
+    by: Role | None
+    """Whose act a suspension was: one of a `tenant_admin` holds for no `platform_admin`."""
     note: str
     roles: Names
     """Those that their tokens and keys have had here; the provider and the keys give them. Empty: not seen yet."""
