@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from aibox.box import Box
-from aibox.errors import AccessError, BackendError, ConfigError
+from aibox.errors import AccessError, BackendError, ConfigError, StoreError
 from aibox.policy.difference import difference
 from aibox.policy.policy import Policy
 from aibox.server.acts import begun
@@ -119,7 +119,11 @@ class PoliciesAPI:
             )
             author = who.scope.user if who.scope.tenant == tenant else ""
             made = await self._policies.write(tenant, level, text=text, digest=digest, author=author, match=match)
-            await self._in_force.look(anew=True)
+            try:
+                await self._in_force.look(anew=True)
+            except StoreError:
+                # It is written, whatever cannot be asked since: an answer that says otherwise would not be true.
+                await self._take_up(tenant, level, policy)
         found = difference(before, after)
         return shapes.PolicyChanged(
             level=level,
@@ -130,6 +134,13 @@ class PoliciesAPI:
             stricter=list(found.stricter),
             relaxed=list(found.relaxed),
         )
+
+    async def _take_up(self, tenant: str, level: Level, policy: Policy | None) -> None:
+        """Put one level into force beside those that are. A tenant that is shut stays so until it can be looked."""
+        levels = self._box.levels
+        if tenant not in levels.shut:
+            others = {name: one for name, one in levels.written.get(tenant, {}).items() if name != level}
+            await self._box.narrow(tenant, others if policy is None else {**others, level: policy})
 
     async def _tried(self, tenant: str, written: Mapping[str, Policy]) -> Policy:
         """What would hold. Raises ConfigError for what this server cannot do."""

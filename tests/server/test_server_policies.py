@@ -109,6 +109,41 @@ async def test_what_cannot_be_recorded_does_not_take_effect(w: World, monkeypatc
     assert await says(w, EVA) == 200
 
 
+async def test_what_was_written_is_said_to_be_also_when_the_store_goes_right_after(
+    w: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new version and a withdrawal are answered as such and hold at once, beside the level that nobody touched."""
+    limit = {"limits": {"model_calls": 2}}
+    assert (await put(w, limit, ROOT, OPERATOR, tenant="acme")).status_code == 200
+    heads, write, away = Policies.heads, Policies.write, False
+
+    async def asked(self: Policies) -> Any:
+        if away:
+            raise StoreError("gone")
+        return await heads(self)
+
+    async def writes(self: Policies, *what: Any, **more: Any) -> Any:
+        nonlocal away
+        made = await write(self, *what, **more)
+        away = True
+        return made
+
+    monkeypatch.setattr(Policies, "heads", asked)
+    monkeypatch.setattr(Policies, "write", writes)
+    made = await told(w, "put", OWN, BOSS, body={"policy": NO_MAIL})
+    assert (made.status_code, made.json()["version"]) == (200, 1)
+    assert (await says(w, EVA), w.box.rules("acme").limits.model_calls) == (400, 2)
+    assert w.box.rules("acme").digest == made.json()["effective"]
+    away = False
+    assert (await told(w, "get", OWN, BOSS)).headers["etag"] == made.headers["etag"]
+    gone = await told(w, "delete", OWN, BOSS, "*")
+    assert (gone.status_code, gone.json()["version"]) == (200, 2)
+    assert (await says(w, EVA), w.box.rules("acme").limits.model_calls) == (200, 2)
+    away = False
+    await w.in_force.look(anew=True)
+    assert (await says(w, EVA), w.box.rules("acme").limits.model_calls) == (200, 2)
+
+
 async def test_a_tenant_cannot_relax_what_the_operator_asks_for(w: World) -> None:
     """Neither by writing its own level nor by withdrawing it; the operator's level is not its to read or write."""
     limit = {"limits": {"model_calls": 2}, "budgets": {"tenant": {"tokens_per_day": 1000}}}
