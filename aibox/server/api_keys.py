@@ -77,10 +77,11 @@ class ApiKeys:
             raise ConfigError("a key lives for more than 0 and at most 3650 days")
         Principal(scope)  # refuses the local scope
         id_, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
+        bounds = " ".join(sorted(scopes)), " ".join(sorted(models))
         now = int(self._clock())
         row = (
             id_,
-            _hash(secret),
+            _hash(secret, *bounds),
             scope.tenant,
             scope.user,
             " ".join(sorted(roles)),
@@ -88,7 +89,7 @@ class ApiKeys:
             now,
             now + int(days * DAY_S),
         )
-        narrow = (id_, scope.tenant, " ".join(sorted(scopes)), " ".join(sorted(models)))
+        narrow = (id_, scope.tenant, *bounds)
 
         def insert() -> None:
             with self._tables.transaction(scope.tenant) as rows:
@@ -162,8 +163,8 @@ class ApiKeys:
         # Whose it is nobody knows yet: who names a key may look at that one.
         rows = await self._run("", _SELECT + " WHERE k.id = ?", match[1], key=match[1])
         # One answer for unknown, wrong, ended and revoked, and the same work: who guesses learns nothing.
-        expected = rows[0][1] if rows else bytes(32)
-        fits = hmac.compare_digest(_hash(match[2]), expected)
+        expected, bounds = (rows[0][1], rows[0][-2:]) if rows else (bytes(32), (None, None))
+        fits = hmac.compare_digest(_hash(match[2], *bounds), expected)
         key = _key(rows[0]) if rows else None
         now = int(self._clock())
         if not fits or key is None or key.revoked or key.expires <= now:
@@ -199,8 +200,10 @@ def no_key() -> AuthError:
     return AuthError("the API key is unknown, was revoked or has ended", hint="ask your tenant's administrator")
 
 
-def _hash(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()
+def _hash(secret: str, scopes: str | None = None, models: str | None = None) -> bytes:
+    """Of a narrow key with what it is for: where that was lost or is not known of, the key is refused, and not wide."""
+    bounds = f" {scopes} / {models}" if scopes or models else ""
+    return hashlib.sha256((secret + bounds).encode()).digest()
 
 
 def _key(row: tuple[Any, ...]) -> ApiKey:

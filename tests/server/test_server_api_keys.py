@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -176,6 +177,24 @@ async def test_a_key_says_what_it_is_for(keys: ApiKeys) -> None:
     assert sorted(str(key.scopes and sorted(key.scopes)) for key in await keys.list("acme")) == [
         "None", "['inference', 'memory:read']", "['inference', 'memory:read']",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change", ["DELETE FROM key_scopes", "UPDATE key_scopes SET scopes = 'admin'", "UPDATE key_scopes SET models = ''"]
+)
+async def test_a_narrow_key_of_which_it_is_lost_what_it_is_for_opens_nothing(keys: ApiKeys, change: str) -> None:
+    """Also to a server of before there were scopes, which takes the hash of the secret alone; wide ones stay."""
+    narrow = await keys.create(scope=SCOPE, scopes=["inference"], models=["small"])
+    wide = await keys.create(scope=SCOPE)
+    assert await keys.authenticate(narrow)
+    for key, alone in ((narrow, False), (wide, True)):
+        _, id_, secret = key.split("-", 2)
+        (row,) = await keys._run("acme", "SELECT hash FROM keys WHERE id = ?", id_)
+        assert (bytes(row[0]) == hashlib.sha256(secret.encode()).digest()) is alone
+    await keys._run("acme", change)
+    with pytest.raises(AuthError, match="unknown, was revoked or has ended"):
+        await keys.authenticate(narrow)
+    assert await keys.authenticate(wide)
 
 
 @pytest.mark.parametrize(
