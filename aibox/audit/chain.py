@@ -186,6 +186,19 @@ class AuditChain:
             lambda ledger: operations.erase(ledger, scope, subject, reason=reason, stores=gone), own_transaction=True
         )
 
+    async def may_empty(self, tenant: str) -> None:
+        """Raises AccessError while a legal hold stands on the tenant or on anybody of it."""
+        await self._do(lambda ledger: operations.may_erase(ledger, tenant, None))
+
+    async def empty(self, *, scope: Scope) -> Entry:
+        """Have registered stores forget all that they hold of `scope.tenant`; the log stays, and the entry is in it.
+
+        Raises as `may_empty`, and StoreError; done again it takes what was left.
+        """
+        await self.may_empty(scope.tenant)
+        gone = {name: await store.erase(scope=scope) for name, store in self._erasables.items()}
+        return await self.append("tenant.emptied", scope=scope, detail={"stores": gone})
+
     async def hold(self, *, scope: Scope, subject: str | None = None, reason: str) -> Entry:
         """A legal hold on a person's entries, or on all of the tenant's: neither erased nor pruned until released."""
         return await self._do(lambda ledger: holds.hold(ledger, scope, subject, reason=reason))

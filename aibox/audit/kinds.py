@@ -56,6 +56,8 @@ OPEN: Mapping[str, frozenset[str]] = {
     "isolation.verified": frozenset({"report", "outcome"}),
     # Before an administrator's act: which route, and on what. Keys of programs have random ids.
     "request.begun": frozenset({"operation", "key", "roles"}),
+    # How much went from which store.
+    "tenant.emptied": frozenset({"stores"}),
     # Digests of a report and of what it is about: nothing of a person, and of use to whoever checks the report.
     "eval.reported": frozenset({"report", "subject", "dataset", "outcome", "passed", "runs"}),
 }

@@ -85,11 +85,13 @@ def _rotated(ledger: Ledger, log: bytes, new: str) -> bool:
 # People.
 
 
-def may_erase(ledger: Ledger, tenant: str, subject: str) -> None:
-    """Raises AccessError while a hold stands."""
+def may_erase(ledger: Ledger, tenant: str, subject: str | None) -> None:
+    """Raises AccessError while a hold stands on the person or the tenant; of all, None, on anybody of it."""
+    if subject is None and ledger.store.log_named(ledger.log(tenant)) is None:
+        return
     head = existing(ledger, tenant)
     for seq, held in holds(ledger, head).items():
-        if held["who"] in ("", ledger.who(head, subject).hex()):
+        if subject is None or held["who"] in ("", ledger.who(head, subject).hex()):
             raise AccessError(
                 f"a legal hold stands, set by entry {seq}: {held['reason']}", hint="aibox audit hold --release"
             )

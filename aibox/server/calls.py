@@ -296,7 +296,7 @@ class Admin(_Calls):
         return await self._to.ask("POST", "/v1/admin/tenants/{name}/resume", people.TenantShown, name=name)
 
     async def delete_tenant(self, name: str) -> people.TenantShown:
-        """End one that is suspended, and its keys. Its data stays until people are erased and evidence has aged."""
+        """End one that is suspended, for good, with all that is kept for it. Its log stays, until its retention."""
         return await self._to.ask("DELETE", "/v1/admin/tenants/{name}", people.TenantShown, name=name)
 
     async def users(

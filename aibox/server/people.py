@@ -107,7 +107,7 @@ class People:
         if not await self._run(tenant, sql, tenant, "", "active", note, "", int(self._clock()), None):
             found = await self.find(tenant)
             state = found.state if found else "there"
-            raise ConfigError(f"there is a tenant {tenant}; it is {state}", hint="resume it, or take another name")
+            raise ConfigError(f"there is a tenant {tenant}; it is {state}", hint="take another name")
         return Known(tenant, "", "active", note, (), int(self._clock()), None)
 
     async def put(
@@ -115,17 +115,22 @@ class People:
     ) -> Known:
         """Let a user or all of a tenant in or not, at once here, within `FRESH_S` elsewhere. No note keeps the old.
 
-        Raises AccessError when `by` is the tenant's own administrator, for whom the operator has shut out.
+        Raises AccessError when `by` is the tenant's own administrator, for whom the operator has shut out; ConfigError
+        for a tenant that was deleted, which stays so, and for one to be deleted that is not suspended.
         """
         own, now = by is not Role.PLATFORM_ADMIN, int(self._clock())
+        stay = "'active'" if state == "deleted" else "'suspended', 'deleted'" if own else "'deleted'"
         sql = (
             _INSERT + ' ON CONFLICT (tenant, "user") DO UPDATE SET state = excluded.state, since = excluded.since, '
             "note = CASE WHEN excluded.note = '' THEN people.note ELSE excluded.note END"
-            # In the statement itself: the operator may be at it in this moment.
-            + (" WHERE people.state <> 'suspended'" if own else "") + " RETURNING tenant"
-        )  # fmt: skip
+            # In the statement itself: somebody else may be at it in this moment.
+            f" WHERE people.state NOT IN ({stay}) RETURNING tenant"
+        )
         kept = BY_TENANT if own and state == "suspended" else state
         if not await self._run(tenant, sql, tenant, user, kept, note, "", now, None):
+            if not user:
+                why = "is not suspended" if state == "deleted" else "was deleted, and stays so"
+                raise ConfigError(f"the tenant {tenant} {why}", hint="GET /v1/admin/tenants tells the state of each")
             raise AccessError("a platform_admin shut them out, and only one lets them in again")
         self._forget(tenant, user)
         found = await self.find(tenant, user)
@@ -154,11 +159,17 @@ class People:
         await self._run(tenant, "DELETE FROM people WHERE tenant = ?", tenant)
 
     async def erase(self, *, scope: Scope, subject: str | None = None) -> int:
-        """Forget that a user was seen; with `subject` None all of the tenant's. Who is suspended stays so, by name."""
-        sql = "DELETE FROM people WHERE tenant = ? AND \"user\" <> '' AND state = 'active'"
-        values = [scope.tenant]
+        """Forget that a user was seen; with `subject` None all of the tenant's.
+
+        Who is suspended stays so, by name, but where the whole tenant is deleted.
+        """
+        sql = (
+            "DELETE FROM people WHERE tenant = ? AND \"user\" <> '' AND (state = 'active' OR EXISTS "
+            "(SELECT 1 FROM people t WHERE t.tenant = ? AND t.\"user\" = '' AND t.state = 'deleted'))"
+        )
+        values = [scope.tenant, scope.tenant]
         if subject is not None:
-            sql, values = f'{sql} AND "user" = ?', [scope.tenant, subject]
+            sql, values = f'{sql} AND "user" = ?', [*values, subject]
         return len(await self._run(scope.tenant, f"{sql} RETURNING tenant", *values))
 
     async def close(self) -> None:

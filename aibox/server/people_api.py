@@ -9,7 +9,6 @@ from __future__ import annotations
 from aibox.box import Box
 from aibox.errors import AccessError, ConfigError
 from aibox.server.acts import begun
-from aibox.server.api_keys import ApiKeys
 from aibox.server.people import Known, People, State
 from aibox.server.principal import Principal, Role
 from aibox.server.route import ADMINISTERS, OPERATES, route
@@ -17,15 +16,15 @@ from aibox.server.shapes import people as shapes
 from aibox.server.shapes.admin import TenantQuery
 from aibox.server.shut import Shut
 from aibox.server.tenant_api import tenant_of
+from aibox.types import Scope
 
 
 class TenantsAPI:
     """Tenants, for the operator."""
 
-    def __init__(self, box: Box, people: People, keys: ApiKeys | None, shut: Shut) -> None:
+    def __init__(self, box: Box, people: People, shut: Shut) -> None:
         self._box = box
         self._people = people
-        self._keys = keys
         self._shut = shut
 
     @route("GET", "/v1/admin/tenants", roles=OPERATES)
@@ -62,23 +61,26 @@ class TenantsAPI:
 
     @route("POST", "/v1/admin/tenants/{name}/resume", roles=OPERATES)
     async def resume(self, who: Principal, name: shapes.TenantName) -> shapes.TenantShown:
-        """Let them in again, also after it was deleted; keys that were ended then stay so."""
+        """Let them in again. One that was deleted is not let in again."""
         return await self._put(who, name, "active")
 
     @route("DELETE", "/v1/admin/tenants/{name}", roles=OPERATES)
     async def delete(self, who: Principal, name: shapes.TenantName) -> shapes.TenantShown:
-        """End a tenant that is suspended: its API keys end, and its name is not given again.
+        """End a tenant that is suspended, for good: all that is kept for it goes, and its name is not given again.
 
-        No data goes by it: what is there of people goes by erasing each (`aibox audit erase`), evidence by retention.
+        Memories, documents, conversations, pseudonyms, answers, policies, API keys, the list of its users: those go
+        from every store. Its log stays, until its retention, and says how much went; so do the sums of what it has
+        used. Refused while a legal hold stands on anybody of it. What broke off half way is asked again, and so is what
+        may have been written while other servers still ended what ran.
         """
         found = await self._people.find(name)
         if found is None or found.state == "active":
             raise ConfigError(
                 f"the tenant {name} is not suspended", hint=f"POST /v1/admin/tenants/{name}/suspend comes first"
             )
+        await self._box.audit.may_empty(name)
         shown = await self._put(who, name, "deleted")
-        for key in await self._keys.list(name) if self._keys is not None else ():
-            await self._keys.revoke(key.id, tenant=name)  # type: ignore[union-attr]  # there are keys to list
+        await self._box.audit.empty(scope=Scope(tenant=name, user="aibox"))
         return shown
 
     async def _put(self, who: Principal, name: str, state: State, *, note: str = "") -> shapes.TenantShown:

@@ -183,8 +183,9 @@ async def test_a_day_with_the_client(tmp_path: Path) -> None:
         assert (made.state, made.note, made.seen) == ("active", "from May on", None)
         assert (await ask.admin.suspend_tenant("clinic", note="unpaid")).state == "suspended"
         assert (await ask.admin.tenant("clinic")).note == "unpaid"
-        assert (await ask.admin.delete_tenant("clinic")).state == "deleted"
         assert (await ask.admin.resume_tenant("clinic")).state == "active"
+        assert (await ask.admin.suspend_tenant("clinic")).note == "unpaid"
+        assert (await ask.admin.delete_tenant("clinic")).state == "deleted"
         assert (await ask.admin.suspend_user("tom")).state == "suspended"
         assert [one.user for one in await ask.admin.users()] == ["eva", "tom"]
         assert (await ask.admin.resume_user("tom")).state == "active"

@@ -258,6 +258,12 @@ async def test_erasing_forgets_who_was_seen_and_lets_nobody_in(people: tuple[Peo
     assert await one.erase(scope=scope) == 1
     assert [known.user for known in await one.users("rival")] == ["eva"]
     assert [known.tenant for known in await one.tenants()] == ["acme", "rival"]
+    await one.put("acme", state="suspended")
+    await one.put("acme", state="deleted")
+    assert await one.erase(scope=scope) == 1
+    assert [known.user for known in await one.users("acme")] == []
+    with pytest.raises(AccessError, match="not there any more"):
+        await one.admit(who(user="tom"))
 
 
 @pytest.fixture
@@ -336,11 +342,10 @@ async def test_a_tenants_administrator_shuts_out_neither_the_operator_nor_themse
 
 
 async def test_a_tenant_is_made_suspended_ended_and_its_name_not_given_again(w: World) -> None:
-    """Deleting asks for a suspension first, ends the keys, and takes no data; who is deleted is refused."""
+    """Deleting asks for a suspension first, and is for good: nobody of it is let in, and no act takes it back."""
     made = await told(w, "post", "/v1/admin/tenants", ROOT, body={"name": "acme", "note": "new"})
     assert (made.status_code, made.json()["state"]) == (201, "active")
     key = await w.keys.create(scope=EVA.scope)
-    await w.box.memory.remember("I like tea.", scope=EVA.scope)
     early = await told(w, "delete", "/v1/admin/tenants/acme", ROOT)
     assert (early.status_code, "is not suspended" in early.text) == (400, True)
     assert (await w.send("get", "/v1/models", Asked(), key)).status_code == 200
@@ -350,10 +355,69 @@ async def test_a_tenant_is_made_suspended_ended_and_its_name_not_given_again(w: 
     assert (await told(w, "delete", "/v1/admin/tenants/acme", ROOT)).json()["state"] == "deleted"
     assert (await told(w, "get", "/v1/models", EVA)).status_code == 403
     assert (await told(w, "post", "/v1/admin/tenants", ROOT, body={"name": "acme"})).status_code == 400
-    assert (await told(w, "post", "/v1/admin/tenants/acme/resume", ROOT)).json()["state"] == "active"
+    for act in ("resume", "suspend"):
+        refused = await told(w, "post", f"/v1/admin/tenants/acme/{act}", ROOT, body={} if act == "suspend" else None)
+        assert (refused.status_code, "was deleted" in refused.text) == (400, True)
     assert (await w.send("get", "/v1/models", Asked(), key)).status_code == 401
-    assert (await told(w, "get", "/v1/memory", EVA)).json()["data"][0]["text"] == "I like tea."
+    assert (await told(w, "get", "/v1/models", EVA)).status_code == 403
     assert (await told(w, "get", "/v1/admin/tenants/nobody", ROOT)).status_code == 404
+    await w.people.put("rival", state="active")
+    with pytest.raises(ConfigError, match="is not suspended"):
+        await w.people.put("rival", state="deleted")
+
+
+TOM = Person("rival", "tom", ("user", "tenant_admin"))
+
+
+async def kept(w: World, who: Person) -> dict[str, int]:
+    """How much each part has of somebody's tenant."""
+    tenant = who.tenant
+    return {
+        "memory": len(await w.box.memory.list(scope=who.scope)),
+        "documents": len(await w.box.memory.documents(scope=who.scope)),
+        "found": len(await w.box.memory.recall("What do I like to drink?", scope=who.scope)),
+        "sessions": len(await w.box.state.sessions.list(scope=Scope(tenant=tenant, user=who.user, agent="default"))),
+        "keys": len(await w.keys.list(tenant)),
+        "policies": len(await w.in_force._policies.newest(tenant)),
+        "users": len(await w.people.users(tenant)),
+    }
+
+
+async def test_what_is_kept_for_a_tenant_goes_with_it_and_its_evidence_stays(w: World) -> None:
+    """From every store, once and for all, and nothing of another tenant; a tenant of that name would find nothing."""
+    keys = {}
+    for who_ in (EVA, TOM):
+        keys[who_] = await w.keys.create(scope=who_.scope)
+        await w.box.memory.remember("I like tea.", scope=who_.scope)
+        await w.box.memory.add(b"# Drinks\n\nTea is served at four.", name="drinks.md", scope=who_.scope)
+        assert (await told(w, "post", "/v1/chat", who_, body={"message": "hi", "session": "s"})).status_code == 200
+        boss = Person(who_.tenant, "boss", ("tenant_admin",))
+        denied = {"policy": {"tools": {"deny": ["x"]}}}
+        assert (await told(w, "put", "/v1/admin/policy/own", boss, body=denied)).status_code == 200
+        assert (await told(w, "post", "/v1/admin/users/suspend", boss, body={"user": "ann"})).status_code == 200
+    before = {who_: await kept(w, who_) for who_ in (EVA, TOM)}
+    assert all(min(found.values()) > 0 for found in before.values()), before
+    await told(w, "post", "/v1/admin/tenants/acme/suspend", ROOT, body={})
+    hold = await w.box.audit.hold(scope=Scope(tenant="acme", user="dpo"), subject="eva", reason="a case")
+    refused = await told(w, "delete", "/v1/admin/tenants/acme", ROOT)
+    assert (refused.status_code, "legal hold" in refused.text) == (403, True)
+    assert await kept(w, EVA) == before[EVA]
+    await w.box.audit.release(hold.seq, scope=Scope(tenant="acme", user="dpo"), reason="over")
+    for _ in range(2):
+        assert (await told(w, "delete", "/v1/admin/tenants/acme", ROOT)).json()["state"] == "deleted"
+        assert set((await kept(w, EVA)).values()) == {0}
+    assert await kept(w, TOM) == before[TOM]
+    entries = [entry async for entry in w.box.audit.entries("acme")]
+    assert [one.kind for one in entries if one.kind == "turn.sealed"] == ["turn.sealed"]
+    emptied = [one.detail["stores"] for one in entries if one.kind == "tenant.emptied"]
+    assert (emptied[0]["memory"], emptied[0]["keys"], emptied[0]["people"]) == (2, 1, 3)
+    assert not any(emptied[1].values())
+    assert (await w.box.audit.verify()).ok
+    await w.people.remove("acme")  # as only somebody with the database in hand can
+    await w.in_force.look(anew=True)
+    assert w.box.rules("acme") is w.box.policy
+    assert (await w.send("get", "/v1/models", Asked(), keys[EVA])).status_code == 401
+    assert (await w.send("get", "/v1/models", Asked(), keys[TOM])).status_code == 200
 
 
 async def test_a_key_is_for_the_models_that_it_names(w: World) -> None:
