@@ -7,6 +7,7 @@ after `FRESH_S`, so that every server of a shared database refuses within that t
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,16 +60,17 @@ class People:
         place: str | Path,
         *,
         clock: Callable[[], float] = time.time,
+        ticks: Callable[[], float] = time.monotonic,
         fresh_s: float = FRESH_S,
         stale_s: float = STALE_S,
     ) -> None:
         self._tables = open_tables(place, schema="aibox_server", made_by=(_PEOPLE,), what="tenants and users")
-        self._clock = clock
+        self._clock, self._ticks = clock, ticks
         self._fresh_s, self._stale_s = fresh_s, stale_s
         self._believed: dict[tuple[str, str], tuple[float, str, frozenset[Role]]] = {}
         self._looking: dict[tuple[str, str, frozenset[Role]], asyncio.Task[str]] = {}
         self._changes = 0
-        self._away_at = -AGAIN_S
+        self._away_at = -math.inf
         self.on_look: Callable[[], None] = lambda: None
         """Called when the store is asked about somebody, and not for every request."""
 
@@ -76,8 +78,8 @@ class People:
         """Raises AccessError for somebody who is suspended, or whose tenant is; StoreError when nobody can say."""
         key = who.scope.tenant, who.scope.user
         believed = self._believed.get(key)
-        # What is from later than now is from before the clock was put back, and nobody knows how old it is.
-        if believed is not None and 0 <= self._clock() - believed[0] < self._fresh_s and who.roles <= believed[2]:
+        # By a clock that nobody sets: one that is put back would keep somebody in.
+        if believed is not None and self._ticks() - believed[0] < self._fresh_s and who.roles <= believed[2]:
             refused = believed[1]
         else:
             refused = await self._look(key, who)
@@ -192,27 +194,27 @@ class People:
         return await asyncio.shield(task)
 
     async def _asked(self, key: tuple[str, str], who: Principal) -> str:
-        believed, now = self._believed.get(key), self._clock()
-        if believed is not None and not 0 <= now - believed[0] < self._fresh_s + self._stale_s:
+        believed, now = self._believed.get(key), self._ticks()
+        if believed is not None and now - believed[0] >= self._fresh_s + self._stale_s:
             believed = None
-        if believed is not None and 0 <= now - self._away_at < AGAIN_S:
+        if believed is not None and now - self._away_at < AGAIN_S:
             return believed[1]
         try:
             # What was read before somebody was shut out here is no answer any more.
             while True:
-                changes = self._changes
+                changes, now = self._changes, self._ticks()
                 refused = await asyncio.to_thread(self._seen, key, who.roles)
                 if changes == self._changes:
                     break
         except StoreError:
-            self._away_at = self._clock()
+            self._away_at = self._ticks()
             if believed is None:
                 raise
             return believed[1]
         if len(self._believed) >= KNOWN:
             self._believed.clear()
         roles = who.roles if believed is None else who.roles | believed[2]
-        self._believed[key] = self._clock(), refused, roles
+        self._believed[key] = now, refused, roles
         return refused
 
     def _seen(self, key: tuple[str, str], roles: frozenset[Role]) -> str:
