@@ -132,6 +132,9 @@ def create_app(
             Exception: _bug,
         },
     )
+    # A path that is nearly one is none: behind a proxy that ends TLS a redirect would lead to plain HTTP, and clients
+    # go there with all that they say.
+    rest.router.redirect_slashes = False
     limits = box.settings.server.limits
     hot = HotPath(api, callers=callers, rest=rest, max_body=limits.body_mib << 20)
     gate = Gate(

@@ -47,7 +47,9 @@ class Asked:
         self.matter: str | None = None
         for name, value in scope["headers"]:
             if name == b"authorization":
-                self.authorization = value.decode("latin-1")
+                # Two are one list (RFC 9110 sec. 5.3), which is no token: somebody else might read the other of them.
+                told = value.decode("latin-1")
+                self.authorization = f"{self.authorization}, {told}" if self.authorization else told
             elif name == CORRELATION:
                 self.given = value
             elif name == CASE:

@@ -91,6 +91,26 @@ async def test_a_header_names_nobody(name: str, served: Served) -> None:
     assert not [entry async for entry in served.box.audit.entries("rival")]
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/v1/sessions"])
+async def test_two_proofs_are_none(path: str, served: Served) -> None:
+    """Whichever of two `Authorization` headers somebody else would read, here neither is taken: 401, and no call."""
+    mine = f"Bearer {served.token}"
+    for first, second in (("Bearer wrong", mine), (mine, "Bearer wrong"), (mine, mine)):
+        for method in ("GET", "POST"):
+            headers = [("authorization", first), ("authorization", second)]
+            assert (await served.client.request(method, path, json={}, headers=headers)).status_code == 401
+    assert not served.model.requests
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "/v1/chat/completions/", "/v1/sessions/", "/metrics/", "//v1/models"])
+async def test_nobody_is_sent_elsewhere(path: str, served: Served) -> None:
+    """A path that is nearly one is a 404: behind a proxy that ends TLS a redirect would lead to plain HTTP."""
+    headers = {"authorization": f"Bearer {served.token}", "host": "elsewhere.example"}
+    for method in ("GET", "POST"):
+        answer = await served.client.request(method, path, json={}, headers=headers)
+        assert (answer.status_code, "location" in answer.headers) == (404, False)
+
+
 async def test_the_key_is_shown_once_and_kept_as_a_hash(tmp_path: Path) -> None:
     """The second start shows nothing, the file does not hold the key, and a new key replaces the old."""
     path = tmp_path / "server.sha256"
