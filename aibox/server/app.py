@@ -113,7 +113,7 @@ def create_app(
         ReceiptsAPI(box.audit),
         AuditAPI(box.audit),
         KeysAPI(box, keys, shut),
-        TenantsAPI(box, people, shut),
+        TenantsAPI(box, people, shut, in_force),
         UsersAPI(box, people, shut),
         PoliciesAPI(box, policies, in_force),
         AdminAPI(box, reload),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from aibox.box import Box
 from aibox.errors import AccessError, ConfigError
 from aibox.server.acts import begun
+from aibox.server.in_force import InForce
 from aibox.server.people import Known, People, State
 from aibox.server.principal import Principal, Role
 from aibox.server.route import ADMINISTERS, OPERATES, route
@@ -22,10 +23,11 @@ from aibox.types import Scope
 class TenantsAPI:
     """Tenants, for the operator."""
 
-    def __init__(self, box: Box, people: People, shut: Shut) -> None:
+    def __init__(self, box: Box, people: People, shut: Shut, in_force: InForce) -> None:
         self._box = box
         self._people = people
         self._shut = shut
+        self._in_force = in_force
 
     @route("GET", "/v1/admin/tenants", roles=OPERATES)
     async def list_(self, who: Principal) -> shapes.TenantList:
@@ -79,9 +81,10 @@ class TenantsAPI:
                 f"the tenant {name} is not suspended", hint=f"POST /v1/admin/tenants/{name}/suspend comes first"
             )
         await self._box.audit.may_empty(name)
-        shown = await self._put(who, name, "deleted")
+        await self._put(who, name, "deleted")
         await self._box.audit.empty(scope=Scope(tenant=name, user="aibox"))
-        return shown
+        await self._in_force.look(anew=True)
+        return self._shown(name, await self._people.find(name))
 
     async def _put(self, who: Principal, name: str, state: State, *, note: str = "") -> shapes.TenantShown:
         if name == who.scope.tenant:
