@@ -25,6 +25,7 @@ from aibox.server.principal import Principal
 from aibox.server.problem import problem, refusal
 from aibox.server.rates import RateLimits
 from aibox.settings_server import ServerLimits
+from aibox.types import Scope as Whose
 
 GUARDED = "/v1/"
 OPEN = ("/v1/openapi.json",)
@@ -66,8 +67,8 @@ class Gate:
         self._traces = traces
         self._live: set[Asked] = set()
         self._running: Counter[str] = Counter()
-        # By tenant and id: who uses an id twice at a time confuses their own lines, and nobody else's.
-        self._named: dict[tuple[str, str], Asked] = {}
+        # By tenant, user and id: who uses an id twice at a time confuses their own lines, and nobody else's.
+        self._named: dict[tuple[str, str, str], Asked] = {}
         self._stopping = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,7 +128,7 @@ class Gate:
 
     def called(self, call: Call) -> None:
         """A model call has ended: its tokens stand in the line of the request that it was made for."""
-        request = self._named.get((call.scope.tenant, call.scope.correlation))
+        request = self._named.get(_name(call.scope))
         if request is not None:
             request.input_tokens += call.usage.input_tokens
             request.output_tokens += call.usage.output_tokens
@@ -154,7 +155,7 @@ class Gate:
         if not scope["path"].startswith(GUARDED) or scope["path"] in OPEN:
             await self._inner(scope, receive, tell)
             return
-        tenant = await self._admit(request, scope)
+        await self._admit(request, scope)
         try:
             receive = self._bounded(request, scope, receive)
             if request.idempotency and self._once is not None and request.method in METHODS:
@@ -162,14 +163,15 @@ class Gate:
             else:
                 await self._inner(scope, receive, tell)
         finally:
-            self._release(request, tenant)
+            self._release(request)
 
-    async def _admit(self, request: Asked, scope: Scope) -> str:
-        """The tenant that asks, for which the request counts from now on. Raises AuthError, AccessError, LimitError."""
+    async def _admit(self, request: Asked, scope: Scope) -> None:
+        """The request counts for its tenant from now on. Raises AuthError, AccessError, LimitError."""
         limits = self._limits
         if len(self._live) > limits.requests:
             raise LimitError("the server has too much to do", retry_after_s=1, code="policy.limit.busy")
-        tenant = (await proved(scope, self._callers)).scope.tenant
+        who = (await proved(scope, self._callers)).scope
+        tenant = who.tenant
         if self._running[tenant] >= limits.requests_per_tenant:
             raise LimitError(
                 f"{limits.requests_per_tenant} requests of this tenant are under way, and no more may be",
@@ -177,14 +179,21 @@ class Gate:
                 retry_after_s=1,
                 code="policy.limit.concurrent",
             )
-        if self._rates is not None and self._rules is not None:
-            await self._rates.admit(request, self._rules(tenant).rates)
+        # Counted before the rates are asked for, which may be elsewhere: else a thousand pass while one is answered.
         self._running[tenant] += 1
-        self._named[tenant, request.correlation] = request
-        return tenant
+        self._named[_name(who)] = request
+        if self._rates is not None and self._rules is not None:
+            try:
+                await self._rates.admit(request, self._rules(tenant).rates)
+            except BaseException:
+                self._release(request)
+                raise
 
-    def _release(self, request: Asked, tenant: str) -> None:
-        self._named.pop((tenant, request.correlation), None)
+    def _release(self, request: Asked) -> None:
+        assert request.principal is not None
+        who, tenant = _name(request.principal.scope), request.principal.scope.tenant
+        if self._named.get(who) is request:
+            del self._named[who]
         self._running[tenant] -= 1
         if not self._running[tenant]:
             del self._running[tenant]
@@ -239,6 +248,10 @@ class Gate:
                 "output_tokens": request.output_tokens,
             }
         )
+
+
+def _name(scope: Whose) -> tuple[str, str, str]:
+    return scope.tenant, scope.user, scope.correlation
 
 
 def _tells(request: Asked, send: Send) -> Send:

@@ -8,23 +8,27 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import until
 
 import aibox
 from aibox.box import Box
+from aibox.chat import ChatRequest
 from aibox.errors import ConfigError
 from aibox.policy.policy import Policy
 from aibox.policy.rates import Rate, Rates
 from aibox.server.api_keys import ApiKeys
 from aibox.server.app import create_app
 from aibox.server.auth import Callers
-from aibox.server.buckets import Buckets, Want
+from aibox.server.buckets import Buckets, Left, Want
 from aibox.server.principal import Principal
 from aibox.server.rates import RateLimits, wanted
 from aibox.server.redis_buckets import RedisBuckets
@@ -240,3 +244,71 @@ async def test_tokens_are_paid_for_afterwards(served: tuple[httpx2.AsyncClient, 
     assert "tokens a minute" in over.json()["error"]["message"]
     assert re.search(r'"user-tokens";r=0;t=(\d+)', over.headers["ratelimit"])[1] == over.headers["retry-after"]  # type: ignore[index]
     assert json.loads(over.content)
+
+
+class Slow(Buckets):
+    """Buckets that are asked far away: an answer comes when it is let through."""
+
+    def __init__(self) -> None:
+        super().__init__(clock=lambda: 0.0)
+        self.asked = 0
+        self.go = asyncio.Event()
+
+    async def take(self, wants: Sequence[Want]) -> tuple[bool, list[Left]]:
+        self.asked += 1
+        await self.go.wait()
+        return await super().take(wants)
+
+
+@asynccontextmanager
+async def serving(
+    home: Path, policy: Policy, buckets: Buckets, *, model: Any = "Yes.", **limits: int
+) -> AsyncIterator[tuple[httpx2.AsyncClient, dict[str, str]]]:
+    """Keys of two users of one tenant."""
+    keys = ApiKeys(home / "keys.db")
+    made = {name: await keys.create(scope=Scope(tenant="acme", user=name)) for name in "ab"}
+    settings_ = Settings(home=home / "home", policy="permissive", server={"limits": limits})  # type: ignore[arg-type]
+    async with Box(settings_, policy=policy) as box:
+        scripted = ScriptedBackend(*[model] * 9)
+        box.__dict__["router"] = aibox.Router(scripted, policy=box.policy, audit=box.audit, on_call=box._called)
+        app = create_app(box, callers=Callers(keys), rates=RateLimits(buckets))
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://aibox") as client:
+            yield client, made
+    await keys.close()
+
+
+async def test_a_request_counts_while_its_rates_are_asked_for_and_no_longer_than_it_lasts(tmp_path: Path) -> None:
+    """However slowly they are told, no more are under way than may be; who was refused has given the place back."""
+    policy, buckets = Policy(rates=Rates(tenant=Rate(requests_per_minute=2))), Slow()
+    async with serving(tmp_path, policy, buckets, requests_per_tenant=1) as (client, keys):
+        first = asyncio.create_task(ask(client, keys["a"]))
+        await until(lambda: buckets.asked == 1)
+        second = asyncio.create_task(ask(client, keys["b"]))
+        await until(lambda: second.done() or buckets.asked == 2)
+        buckets.go.set()
+        assert (await second).json()["error"]["code"] == "policy.limit.concurrent"
+        assert (await first).status_code == 200
+        codes = [(await ask(client, keys["b"])).json().get("error", {}).get("code") for _ in range(3)]
+        assert codes == [None, "policy.limit.rate", "policy.limit.rate"]
+
+
+async def test_an_id_that_two_users_send_says_nothing_about_whose_tokens_they_are(tmp_path: Path) -> None:
+    """At once, with one correlation id: who has used much waits, and who took their id, or had it taken, does not."""
+    go, holds = asyncio.Event(), 0
+
+    async def model(_: ChatRequest) -> str:
+        nonlocal holds
+        holds += 1
+        await go.wait()
+        return "Yes."
+
+    policy = Policy(rates=Rates(user=Rate(tokens_per_minute=100)))
+    async with serving(tmp_path, policy, Buckets(clock=lambda: 0.0), model=model) as (client, keys):
+        client.headers["x-correlation-id"] = "one-id-of-two"
+        asking = []
+        for name, words in (("b", 1), ("a", 300), ("b", 1)):
+            asking.append(asyncio.create_task(ask(client, keys[name], words)))
+            await until(lambda: holds == len(asking))
+        go.set()
+        assert {(await one).status_code for one in asking} == {200}
+        assert [(await ask(client, keys[name])).status_code for name in "ba"] == [200, 429]
