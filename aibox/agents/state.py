@@ -32,7 +32,10 @@ class AgentState:
         self.approvals = Approvals(self.store, audit=audit)
 
     async def erase(self, *, scope: Scope, subject: str | None = None) -> int:
-        """Forget the conversations, waiting runs and questions of `subject` in the tenant; None is everyone."""
+        """Forget the conversations, waiting runs and questions of `subject` in the tenant; None is everyone.
+
+        With None what is nobody's in particular goes too: calls, the digests of tools, events that wait to be told.
+        """
 
         gone = await self.sessions.erase(scope=scope, subject=subject)
         who = (scope.tenant, subject, subject)
@@ -41,6 +44,8 @@ class AgentState:
 
         def work(db: Rows) -> int:
             execute = db.execute
+            for name in ("votes", "approvals", "calls", "tools_seen", "webhooks") if subject is None else ():
+                execute(f"DELETE FROM {name} WHERE tenant=?", (scope.tenant,))  # noqa: S608 - written above
             asked = f"tenant=? AND run IN ({runs})"
             votes = f"DELETE FROM votes WHERE tenant=? AND approval IN (SELECT id FROM approvals WHERE {asked})"  # noqa: S608
             execute(votes, (scope.tenant, scope.tenant, *who))

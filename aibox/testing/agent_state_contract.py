@@ -147,6 +147,12 @@ class AgentStateContract:
                 await asked
             assert refused.value.absent
         assert (await state.runs.take("r1", scope=EVA, turn="t2", lease_s=1.0)).turn == "t1"
+        assert await state.runs.begin("k", "pay", scope=EVA) is not None
+        assert await state.runs.begin("k", "pay", scope=RIVAL) is None
+        await state.erase(scope=EVA)
+        assert await state.approvals.pending(scope=EVA) == []
+        assert await state.runs.begin("k", "pay", scope=EVA) is None
+        assert await state.runs.begin("k", "pay", scope=RIVAL) is not None
 
     @pytest.mark.anyio
     async def test_a_run_is_taken_up_by_one(self, state: AgentState, other: AgentState) -> None:

@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 from aibox.box import Box
 from aibox.cli.app import app
 from aibox.errors import AccessError, ConfigError, StoreError
+from aibox.outbound.events import Event
+from aibox.outbound.outbox import Outbox
 from aibox.server import stores
 from aibox.server.api_keys import ApiKeys
 from aibox.server.people import FRESH_S, SEEN_EVERY_S, STALE_S, People
@@ -385,6 +387,7 @@ async def kept(w: World, who: Person) -> dict[str, int]:
         "found": len(await w.box.memory.recall("What do I like to drink?", scope=who.scope)),
         "sessions": len(await w.box.state.sessions.list(scope=Scope(tenant=tenant, user=who.user, agent="default"))),
         "keys": len(await w.keys.list(tenant)),
+        "deliveries": len(await Outbox(lambda: w.box.state.store).list(tenant, limit=9)),
         "policies": len(await w.in_force._policies.newest(tenant)),
         "users": len(await w.people.users(tenant)),
     }
@@ -396,6 +399,10 @@ async def test_what_is_kept_for_a_tenant_goes_with_it_and_its_evidence_stays(w: 
     for who_ in (EVA, TOM):
         keys[who_] = await w.keys.create(scope=who_.scope)
         await w.box.memory.remember("I like tea.", scope=who_.scope)
+        outbox = Outbox(lambda: w.box.state.store)
+        await outbox.begin(who_.tenant, 0)
+        blocked = Event("msg_1", "turn.blocked", b"{}", ts_us=1, seq=0)
+        await outbox.take(who_.tenant, {"ops": [blocked]}, upto=0)
         await w.box.memory.add(b"# Drinks\n\nTea is served at four.", name="drinks.md", scope=who_.scope)
         assert (await told(w, "post", "/v1/chat", who_, body={"message": "hi", "session": "s"})).status_code == 200
         boss = Person(who_.tenant, "boss", ("tenant_admin",))
