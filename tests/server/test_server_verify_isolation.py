@@ -18,8 +18,10 @@ from waiting import until
 
 import aibox
 from aibox.audit.receipt import Receipt
+from aibox.chat import ChatRequest
 from aibox.cli.isolation import isolation
-from aibox.errors import AccessError, IntegrityError
+from aibox.errors import AccessError, AuthError, BackendError, IntegrityError
+from aibox.protocols import Health
 from aibox.server.isolation import IsolationReport, verify_isolation
 from aibox.settings import ServerSettings, Settings
 from aibox.types import Scope
@@ -153,6 +155,28 @@ async def test_what_cannot_be_had_here_is_not_tried_and_said(w: World, monkeypat
     assert {row.area for row in skipped} == {"sandbox"}
     assert all("cannot be isolated" in row.why for row in skipped)
     assert found.ok
+
+
+async def test_without_a_model_the_rest_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model server that is away keeps nobody from looking at what asks none; with a wrong key nothing is tried."""
+
+    def away(_: ChatRequest) -> str:
+        raise BackendError("the model server is away")
+
+    async def unwell() -> Health:
+        return Health(ok=False, detail="away")
+
+    async with world(tmp_path, model=away) as w:
+        monkeypatch.setattr(w.box.router, "health", unwell)
+        found = await verified(w)
+        assert (await w.http.get("/healthz")).status_code == 503
+        assert found.ok
+        assert {row.area for row in found.rows if row.outcome == "held"} >= {"memory", "knowledge", "keys", "sandbox"}
+        assert {row.area for row in found.rows if row.outcome == "not tried"} >= {"sessions", "receipts"}
+        url = "http://127.0.0.1"
+        wrong = aibox.Client(url, "wrong", transport=httpx2.ASGITransport(app=w.app))
+        with pytest.raises(AuthError):
+            await verify_isolation(url, ("one", wrong), ("two", wrong))
 
 
 @pytest.mark.loopback
