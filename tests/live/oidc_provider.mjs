@@ -1,4 +1,5 @@
-// An OpenID provider for tests: node oidc_provider.mjs PORT KEYS_JSON. Client credentials only; access tokens are JWTs.
+// An OpenID provider for tests: node oidc_provider.mjs PORT KEYS_JSON. Programs have client credentials, people sign in by
+// name with a code and PKCE; access tokens are JWTs.
 import { Provider } from 'oidc-provider';
 
 const [port, keys] = [Number(process.argv[2]), JSON.parse(process.argv[3])];
@@ -10,6 +11,19 @@ const client = (client_id) => ({
   redirect_uris: [],
   response_types: [],
 });
+const web = {
+  client_id: 'web',
+  application_type: 'native',
+  token_endpoint_auth_method: 'none',
+  grant_types: ['authorization_code'],
+  redirect_uris: ['http://127.0.0.1/back'],
+  response_types: ['code'],
+};
+const people = {
+  eva: { tenant: 'acme', roles: ['user'] },
+  boss: { tenant: 'acme', roles: ['tenant_admin', 'user'] },
+  guest: { roles: ['user'] },
+};
 const claims = {
   'acme-program': { tenant: 'acme', roles: ['service'] },
   'rival-program': { tenant: 'rival', roles: ['service'] },
@@ -18,10 +32,11 @@ const claims = {
 
 const provider = new Provider(issuer, {
   jwks: { keys },
-  clients: Object.keys(claims).map(client),
+  clients: [...Object.keys(claims).map(client), web],
+  findAccount: (_, accountId) => people[accountId] && { accountId, claims: () => ({ sub: accountId }) },
   features: {
     clientCredentials: { enabled: true },
-    devInteractions: { enabled: false },
+    devInteractions: { enabled: true },
     resourceIndicators: {
       enabled: true,
       getResourceServerInfo: (_, audience) => ({
@@ -33,6 +48,6 @@ const provider = new Provider(issuer, {
       }),
     },
   },
-  extraTokenClaims: (_, token) => claims[token.clientId],
+  extraTokenClaims: (_, token) => (token.accountId ? people[token.accountId] : claims[token.clientId]),
 });
 provider.listen(port, '127.0.0.1', () => console.log('ready'));

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import os
+import re
+import secrets
 import socket
 import subprocess
 import time
@@ -73,6 +77,36 @@ async def token(issuer: str, client: str, audience: str = AUDIENCE) -> str:
     return str(answer.json()["access_token"])
 
 
+async def sign_in(issuer: str, user: str) -> dict[str, str]:
+    """The tokens of a person who signs in with a browser: a code for PKCE's verifier, and consent."""
+    verifier = secrets.token_urlsafe(48)
+    challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+    about = {"client_id": "web", "redirect_uri": "http://127.0.0.1/back", "resource": AUDIENCE}
+    asked = {
+        "response_type": "code",
+        "scope": "openid ask",
+        "code_challenge": challenge,
+        "code_challenge_method": "S256",
+    }
+    async with httpx2.AsyncClient(base_url=issuer) as browser:
+        page = await browser.get("/auth", params={**about, **asked})
+        for _ in range(12):
+            if page.is_redirect:
+                going = page.headers["location"]
+                if going.startswith(about["redirect_uri"]):
+                    code = httpx2.URL(going).params["code"]
+                    fields = {**about, "grant_type": "authorization_code", "code": code, "code_verifier": verifier}
+                    return dict((await browser.post("/token", data=fields)).json())
+                page = await browser.get(going)
+            else:
+                prompt = re.search(r'name="prompt" value="(\w+)"', page.text)
+                form = re.search(r'action="([^"]+)"', page.text)
+                assert prompt is not None, page.text
+                assert form is not None, page.text
+                page = await browser.post(form[1], data={"prompt": prompt[1], "login": user, "password": "any"})
+    raise AssertionError(page.text)
+
+
 class Served:
     """Where tokens are shown, and the log of what was done for them."""
 
@@ -83,6 +117,9 @@ class Served:
     async def ask(self, bearer: str) -> httpx2.Response:
         body = {"model": "agent:default", "messages": [{"role": "user", "content": "hi"}]}
         return await self.client.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {bearer}"})
+
+    async def get(self, path: str, bearer: str) -> httpx2.Response:
+        return await self.client.get(path, headers={"authorization": f"Bearer {bearer}"})
 
     async def until(self, bearer: str, status: int) -> None:
         """Wait until it is answered so by all: a replica asks for unknown keys once in 30 s at the most."""
@@ -126,6 +163,19 @@ async def test_a_program_is_known_by_its_token(served: Served, port: int) -> Non
             assert (await served.entries(tenant))[-1].kind == "turn.sealed"
         assert (await served.ask(await token(issuer, "homeless-program"))).status_code == 403
         assert (await served.ask(await token(issuer, "acme-program", "urn:billing"))).status_code == 401
+
+
+async def test_a_person_is_known_by_the_access_token_and_not_by_the_other(served: Served, port: int) -> None:
+    """Signed in with a code and PKCE: tenant, user and roles are those of the provider; the ID token is refused."""
+    with provider(port, private_jwk("a")) as issuer:
+        eva, boss, guest = [await sign_in(issuer, name) for name in ("eva", "boss", "guest")]
+        for tokens, status in ((eva, 403), (boss, 200)):
+            assert (await served.ask(tokens["access_token"])).status_code == 200
+            assert (await served.get("/v1/admin/users", tokens["access_token"])).status_code == status
+            assert (await served.ask(tokens["id_token"])).status_code == 401
+        assert (await served.ask(guest["access_token"])).status_code == 403
+        seen = (await served.get("/v1/admin/users", boss["access_token"])).json()["data"]
+    assert [(one["user"], one["roles"]) for one in seen] == [("boss", ["tenant_admin", "user"]), ("eva", ["user"])]
 
 
 async def test_keys_are_rotated_without_a_gap(served: Served, port: int) -> None:
