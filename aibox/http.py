@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ TIMEOUT_S = 10.0
 class JsonClient:
     """Fetches JSON objects. Redirects are refused: the address that was configured is the one that is asked.
 
-    `https` only, but for loopback. The environment's proxies and certificates are not looked at.
+    `https` only, but for loopback. The environment's proxies and certificates are not looked at. An answer is there
+    within `timeout_s`, whole, however it drips.
     """
 
     def __init__(self, *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES) -> None:
@@ -32,20 +34,25 @@ class JsonClient:
 
         if self._client is None:
             self._client = httpx2.AsyncClient(follow_redirects=False, trust_env=False, timeout=self._timeout_s)
+        # Compressed it might be a thousand times what came.
+        headers = {"accept": "application/json", "accept-encoding": "identity"}
         try:
-            async with self._client.stream("GET", url, headers={"accept": "application/json"}) as response:
+            async with (
+                asyncio.timeout(self._timeout_s),
+                self._client.stream("GET", url, headers=headers) as response,
+            ):
                 if response.status_code != 200:
                     raise UpstreamError(f"{url} answered {response.status_code}")
                 body = bytearray()
-                async for part in response.aiter_bytes():
+                async for part in response.aiter_raw():
                     body += part
                     if len(body) > self._max_bytes:
                         raise UpstreamError(f"{url} answers with more than {self._max_bytes} bytes")
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, TimeoutError) as error:
             raise UpstreamError(f"{url} cannot be asked: {type(error).__name__}") from None
         try:
             value = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UpstreamError(f"{url} does not answer with JSON") from None
         if not isinstance(value, dict):
             raise UpstreamError(f"{url} does not answer with a JSON object")
