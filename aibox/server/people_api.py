@@ -6,8 +6,10 @@ share its database, also for what is under way: `Shut` ends it.
 
 from __future__ import annotations
 
+import contextlib
+
 from aibox.box import Box
-from aibox.errors import AccessError, ConfigError
+from aibox.errors import AccessError, ConfigError, StoreError
 from aibox.server.acts import begun
 from aibox.server.in_force import InForce
 from aibox.server.people import Known, People, State
@@ -83,7 +85,9 @@ class TenantsAPI:
         await self._box.audit.may_empty(name)
         await self._put(who, name, "deleted")
         await self._box.audit.empty(scope=Scope(tenant=name, user="aibox"))
-        await self._in_force.look(anew=True)
+        with contextlib.suppress(StoreError):
+            # It is done, whatever cannot be asked since. What still holds here holds for nobody, until the next look.
+            await self._in_force.look(anew=True)
         return self._shown(name, await self._people.find(name))
 
     async def _put(self, who: Principal, name: str, state: State, *, note: str = "") -> shapes.TenantShown:
