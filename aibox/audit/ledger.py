@@ -147,11 +147,12 @@ class Ledger:
                 self.checkpoint(head)
 
     def checkpoint(self, head: Head) -> str:
-        """Sign how far the log has come. Inside a transaction, behind `flush` or with nothing left to flush."""
+        """Sign how far the log has come in the store. Inside a transaction; what was not flushed is not in it."""
         self._touched[head.name.tenant] = head
-        note = sign(self.signer, Checkpoint(head.name.origin, head.size, head.frontier.root()))
-        self.store.add_checkpoint(head.log, head.size, note)
-        head.pointed_size, head.pointed_s, head.note = head.size, time.monotonic(), note
+        size = head.frontier.size
+        note = sign(self.signer, Checkpoint(head.name.origin, size, head.frontier.root()))
+        self.store.add_checkpoint(head.log, size, note)
+        head.pointed_size, head.pointed_s, head.note = size, time.monotonic(), note
         return note
 
     # Heads.

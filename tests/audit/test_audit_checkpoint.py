@@ -13,9 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aibox.audit.checkpoint import Checkpoint, open_note, public_bytes, verifier_key
+from aibox.audit.highwater import HighWater
 from aibox.audit.keys import Keyring
+from aibox.audit.ledger import Ledger
+from aibox.audit.merkle import root
+from aibox.audit.record import make_parts
 from aibox.audit.signer import KeySigner, public_key, sign
+from aibox.audit.store import open_store
+from aibox.audit.verify import verify
 from aibox.errors import ConfigError
+from aibox.types import Scope
 
 SIGNER = KeySigner("aibox", Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
 POINT = Checkpoint("aibox/audit/x", 7, bytes(range(32)))
@@ -146,3 +153,24 @@ def test_keys_are_made_once_and_only_their_owner_reads_them(tmp_path: Path) -> N
     assert public_key(first.signer()) == public_key(second.signer())
     assert first.secret("origin") != first.secret("other")
     assert all(not file.stat().st_mode & 0o077 for file in (tmp_path / "k").glob("*.key"))
+
+
+def test_a_checkpoint_speaks_of_what_the_store_has(tmp_path: Path) -> None:
+    """Signed in the middle of a transaction it covers what was flushed, size and root alike, and the log verifies."""
+    scope = Scope(tenant="acme", user="eva")
+    ledger = Ledger(open_store(tmp_path / "a.db"), Keyring(tmp_path / "keys"), HighWater(tmp_path / "mark"))
+    leaves = []
+    with ledger.transaction():
+        for n in range(5):
+            parts = make_parts("tool.called", scope=scope, turn="", detail={"n": n})
+            leaves.append(ledger.add_made("tool.called", parts, scope=scope).leaf)
+            if n == 2:
+                ledger.flush()
+        head = ledger.head("acme")
+        point = open_note(ledger.checkpoint(head), ledger.public_key)
+    assert (point.size, point.root) == (3, root(leaves[:3]))
+    with ledger.transaction():
+        point = open_note(ledger.checkpoint(ledger.head("acme")), ledger.public_key)
+    assert (point.size, point.root) == (5, root(leaves))
+    ledger.store.close()
+    assert verify(tmp_path / "a.db", keys=ledger.keys, high_water=ledger.mark).entries == 5
