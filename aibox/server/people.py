@@ -126,18 +126,17 @@ class People:
             _INSERT + ' ON CONFLICT (tenant, "user") DO UPDATE SET state = excluded.state, since = excluded.since, '
             "note = CASE WHEN excluded.note = '' THEN people.note ELSE excluded.note END"
             # In the statement itself: somebody else may be at it in this moment.
-            f" WHERE people.state NOT IN ({stay}) RETURNING tenant"
+            f" WHERE people.state NOT IN ({stay}){_RETURNING}"
         )
         kept = BY_TENANT if own and state == "suspended" else state
-        if not await self._run(tenant, sql, tenant, user, kept, note, "", now, None):
+        rows = await self._run(tenant, sql, tenant, user, kept, note, "", now, None)
+        if not rows:
             if not user:
                 why = "is not suspended" if state == "deleted" else "was deleted, and stays so"
                 raise ConfigError(f"the tenant {tenant} {why}", hint="GET /v1/admin/tenants tells the state of each")
             raise AccessError("a platform_admin shut them out, and only one lets them in again")
         self._forget(tenant, user)
-        found = await self.find(tenant, user)
-        assert found is not None
-        return found
+        return _known(rows[0])
 
     async def shut_out(self, users: Mapping[str, Collection[str]]) -> dict[tuple[str, str], str]:
         """Who of these users, by tenant, is let in no more, and why: (tenant, user), or (tenant, "") for all of one.
@@ -247,6 +246,7 @@ _PEOPLE = (
 )
 _SELECT = 'SELECT tenant, "user", state, note, roles, since, seen FROM people'
 _INSERT = 'INSERT INTO people (tenant, "user", state, note, roles, since, seen) VALUES (?, ?, ?, ?, ?, ?, ?)'
+_RETURNING = ' RETURNING tenant, "user", state, note, roles, since, seen'
 
 
 def refusal(said: str) -> AccessError:

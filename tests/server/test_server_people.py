@@ -306,6 +306,33 @@ async def test_tokens_and_keys_of_a_user_are_refused_at_once(w: World) -> None:
     assert begun == ["users.suspend", "users.resume"]
 
 
+@pytest.mark.parametrize("act", ["suspend", "resume"])
+async def test_what_was_done_is_said_to_be_also_when_the_store_goes_right_after(
+    w: World, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    """The answer is what the statement itself gave back: there is no second question that could fail."""
+    put, away = People.put, False
+
+    async def puts(self: People, *what: Any, **more: Any) -> Any:
+        nonlocal away
+        transaction = self._tables.transaction
+
+        def once_only(*who_: Any, **how: Any) -> Any:
+            nonlocal away
+            if away:
+                raise StoreError("gone")
+            away = True
+            return transaction(*who_, **how)
+
+        monkeypatch.setattr(self._tables, "transaction", once_only)
+        return await put(self, *what, **more)
+
+    monkeypatch.setattr(People, "put", puts)
+    answer = await told(w, "post", f"/v1/admin/users/{act}", BOSS, body={"user": "eva", "note": "n"})
+    state = "suspended" if act == "suspend" else "active"
+    assert (answer.status_code, answer.json()["state"], answer.json()["note"], away) == (200, state, "n", True)
+
+
 async def test_what_breaks_on_the_way_has_an_end_on_record_too(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """An act that was begun and met a bug is not left open, and the answer is a problem like any other."""
 
