@@ -10,7 +10,11 @@ import aibox
 from aibox.box import Box
 from aibox.chat import Usage
 from aibox.cli.app import run
+from aibox.errors import AccessError
 from aibox.inference.accounts import Call
+from aibox.server import stores
+from aibox.server.api_keys import ApiKeys
+from aibox.settings import Settings
 from aibox.testing import ScriptedBackend
 from aibox.types import Scope
 
@@ -102,3 +106,52 @@ def test_the_command_says_what_went_where(
     assert run(["audit", "erase", "eva", "--tenant", "acme", "--reason", "art. 17"]) == 0
     said = capsys.readouterr().out
     assert all(part in said for part in ("1 from pseudonyms", "1 from conversations", "3 from usage", "1 from memory"))
+
+
+async def test_a_tenant_goes_from_a_database_that_servers_share(postgres_url: str, tmp_path: Path) -> None:
+    """Once and for all, from every store that a server has, under row-level security; another tenant keeps its own."""
+    keys = ApiKeys(postgres_url)
+    async with Box(Settings(home=tmp_path / "home", database=postgres_url, policy="permissive")) as box:
+        kept = stores.keep(box)
+        box.audit.register("keys", keys)
+
+        async def left(tenant: str) -> list[int]:
+            scope = Scope(tenant=tenant, user="eva", agent="default", session="s")
+            found = (
+                await box.memory.list(scope=scope), await box.memory.documents(scope=scope),
+                await box.state.sessions.list(scope=scope), await keys.list(tenant),
+                await kept.policies.newest(tenant), await kept.people.users(tenant),
+            )  # fmt: skip
+            return [len(one) for one in found]
+
+        for tenant in ("acme", "rival"):
+            scope = Scope(tenant=tenant, user="eva", agent="default", session="s")
+            await aibox.Agent("x", router=ScriptedBackend("noted"), state=box.state, audit=box.audit).run(
+                "hi", scope=scope
+            )
+            await box.memory.remember("eva likes tea", scope=scope)
+            await box.memory.add(b"# Tea\n\nis served at four", name="tea.md", scope=scope)
+            await box.pseudonyms.tokens([("EMAIL", "eva@acme.example")], scope=scope)
+            await keys.create(scope=scope, scopes=["inference"])
+            await kept.policies.write(tenant, "own", text="{}", digest="d", author="eva", match=None)
+            await kept.people.put(tenant, "tom", state="suspended")
+            assert await left(tenant) == [1] * 6
+        for state in ("suspended", "deleted"):
+            await kept.people.put("acme", state=state)  # type: ignore[arg-type]
+        operator = Scope(tenant="acme", user="aibox")
+        hold = await box.audit.hold(scope=operator, subject="eva", reason="a case")
+        with pytest.raises(AccessError, match="legal hold"):
+            await box.audit.empty(scope=operator)
+        await box.audit.release(hold.seq, scope=operator, reason="over")
+        for _ in range(2):
+            await box.audit.empty(scope=operator)
+            assert (await left("acme"), await left("rival")) == ([0] * 6, [1] * 6)
+        first, again = [e.detail["stores"] async for e in box.audit.entries("acme") if e.kind == "tenant.emptied"]
+        assert first == {
+            "pseudonyms": 1, "conversations": 1, "usage": 0, "memory": 2, "people": 1, "answers": 0, "policies": 1,
+            "keys": 1,
+        }  # fmt: skip
+        assert not any(again.values())
+        assert (await box.audit.verify()).ok
+        await box.audit.may_empty("never-heard-of")
+    await keys.close()
