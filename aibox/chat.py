@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -328,41 +328,46 @@ def _encoded(body: dict[str, Any], came: tuple[dict[str, Any], bytes] | None) ->
     return came[1] if came is not None and came[0] is body else msgspec.json.encode(body)
 
 
-async def each(batches: AsyncGenerator[list[Chunk], None]) -> AsyncIterator[Chunk]:
-    """One chunk after the other of those that came together. Leaving closes the stream."""
-    try:
-        async for batch in batches:
-            for chunk in batch:
-                yield chunk
-    finally:
-        await batches.aclose()
-
-
 def assemble(chunks: Iterable[Chunk]) -> Completion:
     """The whole answer that a finished stream amounts to. Raises ValueError for a stream without a chunk."""
-    content: list[str] = []
-    calls: dict[int, dict[str, Any]] = {}
-    last: Chunk | None = None
-    finish_reason, usage = "", None
+    assembly = Assembly()
     for chunk in chunks:
-        last = chunk
-        usage = chunk.body.get("usage") or usage
-        choice = (chunk.body.get("choices") or _SAYS_NOTHING)[0]
+        assembly.add(chunk)
+    return assembly.whole()
+
+
+class Assembly:
+    """As `assemble`, while the chunks come: of each only its words are kept."""
+
+    def __init__(self) -> None:
+        self._content: list[str] = []
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._last: Chunk | None = None
+        self._finish_reason, self._usage = "", None
+
+    def add(self, chunk: Chunk) -> None:
+        self._last, body = chunk, chunk.body
+        self._usage = body.get("usage") or self._usage
+        choice = (body.get("choices") or _SAYS_NOTHING)[0]
         delta = choice.get("delta")
         if delta:
-            content.append(plain(delta.get("content")))
+            self._content.append(plain(delta.get("content")))
             for part in delta.get("tool_calls") or ():
-                _merge_call(calls, part)
-        finish_reason = choice.get("finish_reason") or finish_reason
-    if last is None:
-        raise ValueError("a stream without a chunk is not an answer")
-    message: dict[str, Any] = {"role": "assistant", "content": "".join(content) or None}
-    if calls:
-        message["tool_calls"] = [calls[index] for index in sorted(calls)]
-    body: dict[str, Any] = {key: last.body[key] for key in ("id", "created", "model") if key in last.body}
-    body |= {"object": "chat.completion", "usage": usage}
-    body["choices"] = [{"index": 0, "message": message, "finish_reason": finish_reason or "stop"}]
-    return Completion(body, last.backend, last.weights)
+                _merge_call(self._calls, part)
+        self._finish_reason = choice.get("finish_reason") or self._finish_reason
+
+    def whole(self) -> Completion:
+        """Raises ValueError where there was no chunk."""
+        last, calls = self._last, self._calls
+        if last is None:
+            raise ValueError("a stream without a chunk is not an answer")
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(self._content) or None}
+        if calls:
+            message["tool_calls"] = [calls[index] for index in sorted(calls)]
+        body: dict[str, Any] = {key: last.body[key] for key in ("id", "created", "model") if key in last.body}
+        body |= {"object": "chat.completion", "usage": self._usage}
+        body["choices"] = [{"index": 0, "message": message, "finish_reason": self._finish_reason or "stop"}]
+        return Completion(body, last.backend, last.weights)
 
 
 def _merge_call(calls: dict[int, dict[str, Any]], part: Mapping[str, Any]) -> None:

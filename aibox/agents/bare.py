@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import Awaitable
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from aibox.agents import bodies
 from aibox.agents.evidence import TurnRecord
 from aibox.agents.written import Choices, Response
 from aibox.audit.chain import AuditChain
-from aibox.chat import ChatRequest, Chunk, Completion, assemble, plain
+from aibox.chat import Assembly, ChatRequest, Chunk, Completion, plain
 from aibox.errors import AIBoxError, BackendError, GuardrailError
 from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.marks import json_might_hold_tokens
@@ -24,6 +24,7 @@ from aibox.guardrails.stream import OutputFilter
 from aibox.inference.capabilities import Api
 from aibox.inference.readable import ENDS
 from aibox.inference.router import Router
+from aibox.inference.streams import Take, waited
 from aibox.leaving import reason
 from aibox.types import PLACES, Decision, Scope, Verdict, Where
 
@@ -79,46 +80,55 @@ class BareCall:
         # What was looked at is what is shown, and not the bytes: a name may stand in them twice.
         return replace(completion, body=body, came=None) if self._shows else completion
 
-    async def stream(self) -> AsyncGenerator[list[Chunk], None]:
-        """Chunks as they come, text held back only as far as the output check needs. Leaving early is recorded.
+    async def stream(self, take: Take) -> None:
+        """Chunks to `take` as they come, text held back only as far as the output check needs. Leaving is recorded.
 
         The end of the answer comes when the entry that ends the call is durable.
         """
+        came = _Came(self._api)
+        ending: list[Chunk] = []
         try:
-            chunks: list[Chunk] = []
-            ending: list[Chunk] = []
             request = await self._prepare()
-            batches = self._router.batches(self._api, request, scope=self._called_under)
-            shows = self._shows
-            through = (
-                Response(self._filter, self._call)
-                if self._api == "responses"
-                else Choices(self._api, self._filter, self._call)
+            through = self._looked_through() if self._shows else None
+
+            def plainly(batch: list[Chunk]) -> Awaitable[None] | None:
+                if not came.add(batch) and not ending:
+                    return take(batch)
+                ending.extend(batch)
+                return None
+
+            async def looked(batch: list[Chunk]) -> None:
+                assert through is not None
+                over = came.add(batch)
+                made = [new for one in batch for new in await self._through(through, one)]
+                if over or ending:
+                    ending.extend(made)
+                elif made:
+                    await waited(take(made))
+
+            await self._router.stream_to(
+                self._api, request, plainly if through is None else looked, scope=self._called_under
             )
-            try:
-                async for batch in batches:
-                    chunks += batch
-                    shown = [new for one in batch for new in await self._through(through, one)] if shows else batch
-                    if ending or any(_ends(chunk) for chunk in batch):
-                        ending += shown
-                    elif shown:
-                        yield shown
-            finally:
-                await batches.aclose()
-            if shows and chunks:
-                ending += [replace(chunks[-1], body=body) for body in await through.rest()]
-            await self._end(_assembled(self._api, chunks))
-            if ending:
-                yield ending
+            if through is not None and came.last is not None:
+                ending += [replace(came.last, body=body) for body in await through.rest()]
+            await self._end(came.whole())
         except AIBoxError as error:
             await self._record.fail(error, label=self._label)
             raise
-        except (asyncio.CancelledError, GeneratorExit) as left:
+        except asyncio.CancelledError as left:
             await asyncio.shield(self._record.fail(reason(left, "the caller has gone"), label=self._label))
             raise
         except Exception:
             await self._record.fail(AIBoxError("this went wrong"), label=self._label)
             raise
+        if ending:
+            # The call has ended: whoever leaves now does not give it a second end.
+            await waited(take(ending))
+
+    def _looked_through(self) -> Response | Choices:
+        if self._api == "responses":
+            return Response(self._filter, self._call)
+        return Choices(self._api, self._filter, self._call)
 
     async def _prepare(self) -> ChatRequest:
         request = self._request
@@ -215,26 +225,45 @@ class _Held:
         return shown
 
 
-def _ends(chunk: Chunk) -> bool:
-    choices = chunk.body.get("choices")
-    return bool(choices[0].get("finish_reason")) if choices else chunk.body.get("type") in ENDS
+class _Came:
+    """What a stream has said so far, as far as its record needs it."""
 
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._chat = Assembly()
+        self._text: list[str] = []
+        self._reason: Any = None
+        self._usage: Any = None
+        self.last: Chunk | None = None
 
-def _assembled(api: Api, chunks: list[Chunk]) -> Completion:
-    """The whole answer that a stream amounts to, as far as its record needs it."""
-    if not chunks:
-        raise BackendError("the model's server sent nothing", retryable=True)
-    if api == "chat":
-        return assemble(chunks)
-    last = chunks[-1]
-    if api == "responses":
-        return Completion(last.body.get("response") or {}, last.backend, last.weights)
-    first = [(chunk.body.get("choices") or [{}])[0] for chunk in chunks]
-    text = "".join(plain(choice.get("text")) for choice in first)
-    reason = next((choice["finish_reason"] for choice in first if choice.get("finish_reason")), None)
-    usage = next((chunk.body["usage"] for chunk in reversed(chunks) if chunk.body.get("usage")), None)
-    choices = [{"index": 0, "text": text, "finish_reason": reason}]
-    return Completion({**last.body, "choices": choices, "usage": usage}, last.backend, last.weights)
+    def add(self, batch: list[Chunk]) -> bool:
+        """Whether the answer comes to its end with it."""
+        ends = False
+        for chunk in batch:
+            body = chunk.body
+            choices = body.get("choices")
+            if self._api == "chat":
+                self._chat.add(chunk)
+            elif choices:
+                self._text.append(plain(choices[0].get("text")))
+                self._reason = self._reason or choices[0].get("finish_reason")
+            if self._api == "completions":
+                self._usage = body.get("usage") or self._usage
+            ends = ends or (bool(choices[0].get("finish_reason")) if choices else body.get("type") in ENDS)
+            self.last = chunk
+        return ends
+
+    def whole(self) -> Completion:
+        """The answer that it amounts to."""
+        last = self.last
+        if last is None:
+            raise BackendError("the model's server sent nothing", retryable=True)
+        if self._api == "chat":
+            return self._chat.whole()
+        if self._api == "responses":
+            return Completion(last.body.get("response") or {}, last.backend, last.weights)
+        choices = [{"index": 0, "text": "".join(self._text), "finish_reason": self._reason}]
+        return Completion({**last.body, "choices": choices, "usage": self._usage}, last.backend, last.weights)
 
 
 def _said(api: Api, completion: Completion) -> Any:

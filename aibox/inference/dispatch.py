@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from aibox.chat import ChatRequest, Chunk, Completion
@@ -20,19 +20,16 @@ from aibox.inference.background import Background
 from aibox.inference.balance import prefix_key
 from aibox.inference.capabilities import Api
 from aibox.inference.chunks import chunks_of, wants_usage
-from aibox.inference.disguise import Disguise
 from aibox.inference.egress import Egress, Passage
+from aibox.inference.head import Head
 from aibox.inference.meter import Meter
 from aibox.inference.registry import MAX_LISTED, Inside, Outside, Registry
+from aibox.inference.streams import Left, Take, apart, iterated, pushed, waited
 from aibox.policy.policy import Policy
 from aibox.types import Scope
 
 T = TypeVar("T")
 Target = Inside | Passage
-Batches = AsyncGenerator[list[Chunk], None]
-"""The chunks of a stream; those that arrived together come together, so that many cost little more than one."""
-Head = tuple[list[list[Chunk]], Batches]
-"""What a stream began with, up to its first word, and the rest of it."""
 
 
 def allowed(routes: Sequence[Inside | Outside], name: str, policy: Policy) -> Sequence[Inside | Outside]:
@@ -79,35 +76,41 @@ class Dispatch:
         return await (answer if deadline_s is None else _within(deadline_s, answer))
 
     async def stream(
-        self, api: Api, request: ChatRequest, *, scope: Scope, policy: Policy | None, deadline_s: float | None = None
-    ) -> Batches:
-        """The answer as it comes. Leaving the iteration closes it upstream."""
-        ends = None if deadline_s is None else time.monotonic() + deadline_s
+        self,
+        api: Api,
+        request: ChatRequest,
+        take: Take,
+        *,
+        scope: Scope,
+        policy: Policy | None,
+        deadline_s: float | None = None,
+    ) -> None:
+        """The answer as it comes. Cancelling it, and an error of `take`, closes it upstream."""
+        usage = api != "chat" or wants_usage(request)
+        head = Head(apart(take if usage else _but_usage(take)))
 
-        async def attempt(target: Target, sent: ChatRequest, emulates: ChatRequest | None) -> Head:
-            if emulates is not None:
-                completion = await self._whole(api, target, sent, scope, emulates)
-                return [list(chunks_of(completion, usage=True))], _nothing()
-            batches = self._batches(api, target, sent, scope)
+        async def attempt(target: Target, sent: ChatRequest, emulates: ChatRequest | None) -> None:
             try:
-                return await _head(batches), batches
-            except BaseException:
-                await batches.aclose()
+                if emulates is None:
+                    await self._stream(api, target, sent, head.take, scope)
+                else:
+                    completion = await self._whole(api, target, sent, scope, emulates)
+                    await waited(head.take(list(chunks_of(completion, usage=True))))
+                await waited(head.end())
+            except Exception as error:
+                head.clear()
+                if head.spoken:
+                    # Nobody may take over in the middle of an answer.
+                    raise Left(error) from None
                 raise
 
-        usage = api != "chat" or wants_usage(request)
-        begun = self._somewhere(api, request, attempt, scope=scope, policy=policy, deadline_s=deadline_s, streamed=True)
-        head, rest = await (begun if deadline_s is None else _within(deadline_s, begun))
+        work = self._somewhere(
+            api, request, attempt, scope=scope, policy=policy, deadline_s=deadline_s, streamed=True, head=head
+        )
         try:
-            for batch in head:
-                if shown := batch if usage else _without_usage(batch):
-                    yield shown
-            async for batch in rest if ends is None else _timed(rest, ends):
-                if shown := batch if usage else _without_usage(batch):
-                    yield shown
-        finally:
-            # A generator that nobody closes would hold its connection until it is collected.
-            await rest.aclose()
+            await (work if deadline_s is None else _within(deadline_s, work))
+        except Left as left:
+            raise left.error from None
 
     def use(self, registry: Registry, fallbacks: Mapping[str, Sequence[str]]) -> None:
         """Other models and routes, for all calls that begin from now on; those under way go on where they are."""
@@ -128,6 +131,7 @@ class Dispatch:
         policy: Policy | None,
         deadline_s: float | None,
         streamed: bool = False,
+        head: Head | None = None,
     ) -> T:
         """Where the model is; when all of its replicas fail, where the operator said that it may go instead."""
         if policy is not None:
@@ -148,13 +152,13 @@ class Dispatch:
             try:
                 routes: Sequence[Inside | Outside] = await self._routes(name, api, request, scope, policy)
                 key = prefix_key(request.body, tenant=scope.tenant) if len(routes) > 1 else None
-                for route in routes:
-                    route.replica.wanted += 1
+                wanted = _Wanted(routes)
+                if head is not None:
+                    head.heard = wanted.over
                 try:
                     return await over(routes, one, key=key, retries=self._retries, ends=ends)
                 finally:
-                    for route in routes:
-                        route.replica.wanted -= 1
+                    wanted.over()
             except (AccessError, EgressError) as error:
                 # Where a person may say that it goes outside instead, that is asked and not passed over.
                 if first is None or isinstance(error, ApprovalError):
@@ -226,27 +230,22 @@ class Dispatch:
             completion = await target.disguise.inward(completion)
         return completion if emulates is None else envelope.unwrap(completion, emulates)
 
-    def _batches(self, api: Api, target: Target, request: ChatRequest, scope: Scope) -> Batches:
-        batches = self._raw_batches(api, target, request, scope)
-        if isinstance(target, Passage) and target.disguise is not None:
-            return _restored(batches, target.disguise)
-        return batches
+    async def _stream(self, api: Api, target: Target, request: ChatRequest, take: Take, scope: Scope) -> None:
+        if not isinstance(target, Passage) or target.disguise is None:
+            await self._raw_stream(api, target, request, take, scope)
+            return
+        chunks = iterated(lambda raw: self._raw_stream(api, target, request, raw, scope))
+        await pushed(target.disguise.inward_stream(chunks), lambda chunk: take([chunk]))
 
-    async def _raw_batches(self, api: Api, target: Target, request: ChatRequest, scope: Scope) -> Batches:
+    async def _raw_stream(self, api: Api, target: Target, request: ChatRequest, take: Take, scope: Scope) -> None:
         meter = Meter(target.model, request, digest=isinstance(target, Passage))
-        backend = target.replica.backend
         outcome: Any = "failed"
         await target.replica.queue.take(scope.tenant)
         try:
             with target.replica.call():
-                batches = _sent(backend, api, request, scope)
-                try:
-                    async for batch in batches:
-                        yield [meter.chunk(chunk) for chunk in batch]
-                finally:
-                    await batches.aclose()
+                await _sent(target.replica.backend, api, request, lambda batch: take(meter.batch(batch)), scope)
             outcome = "answered"
-        except (asyncio.CancelledError, GeneratorExit):
+        except (asyncio.CancelledError, Left):
             outcome = "left"
             raise
         finally:
@@ -325,69 +324,37 @@ def _posts(backend: Any, api: Api) -> Any:
     return backend
 
 
-_WORDS = ("content", "tool_calls", "reasoning", "reasoning_content", "refusal", "audio")
-"""What a delta says something with; anything else may be thrown away when another backend takes over."""
+class _Wanted:
+    """Backends that a call has found: none of them may be closed before it has an answer, or its first word."""
+
+    def __init__(self, routes: Sequence[Inside | Outside]) -> None:
+        self._replicas = [route.replica for route in routes]
+        for replica in self._replicas:
+            replica.wanted += 1
+
+    def over(self) -> None:
+        while self._replicas:
+            self._replicas.pop().wanted -= 1
 
 
-async def _head(batches: Batches) -> list[list[Chunk]]:
-    head: list[list[Chunk]] = []
-    async for batch in batches:
-        head.append(batch)
-        if any(_speaks(chunk) for chunk in batch):
-            break
-    return head
+def _but_usage(take: Take) -> Take:
+    """For those who did not ask what was used."""
+
+    def taken(batch: list[Chunk]) -> Awaitable[None] | None:
+        shown = [chunk for chunk in batch if chunk.body.get("choices") or "usage" not in chunk.body]
+        return take(shown) if shown else None
+
+    return taken
 
 
-def _speaks(chunk: Chunk) -> bool:
-    delta = chunk.delta
-    if chunk.finish_reason or any(delta.get(key) for key in _WORDS):
-        return True
-    # What is not a chat: its first event is its first word.
-    return "choices" not in chunk.body or "delta" not in (chunk.body["choices"] or [{}])[0]
-
-
-def _without_usage(batch: list[Chunk]) -> list[Chunk]:
-    return [chunk for chunk in batch if chunk.body.get("choices") or "usage" not in chunk.body]
-
-
-async def _timed(batches: Batches, ends: float) -> Batches:
-    while True:
-        following = await _within(ends - time.monotonic(), anext(batches, None))
-        if following is None:
-            return
-        yield following
-
-
-def _sent(backend: Any, api: Api, request: ChatRequest, scope: Scope) -> Batches:
-    """The stream of a backend, in batches where it has them."""
-    if hasattr(backend, "batches"):
-        batches: Batches = backend.batches(api, request, scope=scope)
-        return batches
-    if api == "chat":
-        return _one_by_one(backend.stream(request, scope=scope))
-    return _one_by_one(_posts(backend, api).events(api, request, scope=scope))
-
-
-async def _one_by_one(chunks: AsyncIterator[Chunk]) -> Batches:
-    try:
-        async for chunk in chunks:
-            yield [chunk]
-    finally:
-        if (close := getattr(chunks, "aclose", None)) is not None:
-            await close()
-
-
-async def _restored(batches: Batches, disguise: Disguise) -> Batches:
-    try:
-        async for chunk in disguise.inward_stream(chunk async for batch in batches for chunk in batch):
-            yield [chunk]
-    finally:
-        await batches.aclose()
-
-
-async def _nothing() -> Batches:
-    return
-    yield
+async def _sent(backend: Any, api: Api, request: ChatRequest, take: Take, scope: Scope) -> None:
+    """The stream of a backend, those that arrive together together where it has them so."""
+    if hasattr(backend, "stream_to"):
+        await backend.stream_to(api, request, take, scope=scope)
+    elif api == "chat":
+        await pushed(backend.stream(request, scope=scope), lambda chunk: take([chunk]))
+    else:
+        await pushed(_posts(backend, api).events(api, request, scope=scope), lambda chunk: take([chunk]))
 
 
 async def _within(deadline_s: float, work: Awaitable[T]) -> T:

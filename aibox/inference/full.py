@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from aibox.inference.plain import BrokenError, Resolve, UnreachableError, waiting
+from aibox.inference.connection import BrokenError, Reader, UnreachableError, waiting
+from aibox.inference.plain import Resolve
 from aibox.inference.transport import Transport
 
 _NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
@@ -87,6 +88,11 @@ class Response:
         with _translated():
             async with asyncio.timeout(self._silence_s):
                 return await self._response.content.readany()
+
+    async def each(self, reader: Reader) -> None:
+        while not reader.ended and (data := await self.readany()):
+            if (busy := reader.feed(data)) is not None:
+                await busy
 
     def close(self) -> None:
         if self._response.content.at_eof():

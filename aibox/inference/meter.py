@@ -46,12 +46,20 @@ class Meter:
         body = self._with_cost(completion.body, usage)
         return completion if body is completion.body else replace(completion, body=body)
 
-    def chunk(self, chunk: Chunk) -> Chunk:
-        """Count a piece of a stream."""
-        self._hashed(chunk)
+    def batch(self, batch: list[Chunk]) -> list[Chunk]:
+        """Count pieces of a stream that came together."""
         if self._first is None:
             self._first = time.monotonic()
-        self._pieces += 1
+        self._pieces += len(batch)
+        if self._hash is not None:
+            for chunk in batch:
+                self._hashed(chunk)
+        for chunk in batch:
+            if chunk.body.get("usage") or "response" in chunk.body:
+                return [self._counted(chunk) for chunk in batch]
+        return batch
+
+    def _counted(self, chunk: Chunk) -> Chunk:
         body = chunk.body
         usage = body.get("usage")
         if not usage and isinstance(response := body.get("response"), Mapping):

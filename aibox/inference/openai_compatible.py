@@ -6,15 +6,16 @@ An address of this machine or of a private network, and a name that only a priva
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from aibox.chat import Capability, ChatRequest, Chunk, Completion, Health, ModelInfo, Price, Weights, each
+from aibox.chat import Capability, ChatRequest, Chunk, Completion, Health, ModelInfo, Price, Weights
 from aibox.errors import AIBoxError, ConfigError
 from aibox.inference.addresses import is_inside
 from aibox.inference.capabilities import Api
 from aibox.inference.readable import CHAT
+from aibox.inference.streams import Take, iterated
 from aibox.inference.transport import Transport
 from aibox.inference.wire import TOTAL_S, Wire
 from aibox.types import Scope
@@ -105,14 +106,9 @@ class OpenAICompatible:
         """One whole answer. Raises BackendError."""
         return await self.post("chat", request, scope=scope)
 
-    async def stream(self, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:
+    def stream(self, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:
         """The answer in chunks as they arrive; leaving the iteration tells the server to stop. Raises BackendError."""
-        chunks: Any = self.events("chat", request, scope=scope)
-        try:
-            async for chunk in chunks:
-                yield chunk
-        finally:
-            await chunks.aclose()
+        return self.events("chat", request, scope=scope)
 
     async def post(self, api: Api, request: ChatRequest, *, scope: Scope) -> Completion:
         """One whole answer of any of the server's APIs. Raises BackendError."""
@@ -124,20 +120,15 @@ class OpenAICompatible:
 
     def events(self, api: Api, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:
         """As `post`, streamed."""
-        return each(self.batches(api, request, scope=scope))
+        return iterated(lambda take: self.stream_to(api, request, take, scope=scope))
 
-    async def batches(self, api: Api, request: ChatRequest, *, scope: Scope) -> AsyncGenerator[list[Chunk], None]:
-        """As `events`: those that arrived together, together."""
+    async def stream_to(self, api: Api, request: ChatRequest, take: Take, *, scope: Scope) -> None:
+        """As `events`, given to `take`: those that arrived together, together."""
         sent = self.outgoing(api, request, scope=scope)
         if sent.body.get("stream") is not True:
             sent = sent.with_fields(stream=True)
-        name, weights = self.name, self._weights()
-        reads = self._wire.stream(sent.encoded(), path=PATHS[api], **self._ids(scope))
-        try:
-            async for read in reads:
-                yield [Chunk(came[0], name, weights, came) for came in read]
-        finally:
-            await reads.aclose()
+        path, weights = PATHS[api], self._weights()
+        await self._wire.stream(sent.encoded(), take, path=path, weights=weights, **self._ids(scope))
 
     async def health(self) -> Health:
         """Whether the server answers now. Never raises."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo, each
+from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo
 from aibox.errors import BackendError, ConfigError
 from aibox.inference.accounts import Accounts, Call
 from aibox.inference.capabilities import Api
@@ -20,6 +20,7 @@ from aibox.inference.egress import Egress
 from aibox.inference.leaving import Leaving
 from aibox.inference.registry import DEFAULT, Registry
 from aibox.inference.replica import CHECK_S, Replica
+from aibox.inference.streams import Take, iterated
 from aibox.policy.policy import Policy
 from aibox.protocols import Backend, Recorder
 from aibox.types import Label, Scope
@@ -163,7 +164,7 @@ class Router:
         Until the first word another backend may take over; after it, what fails is raised in the middle.
         """
         asked = _request(messages_or_request, model=model, label=label, fields=openai_fields)
-        return each(self.batches("chat", asked, scope=scope, policy=policy, deadline_s=deadline_s))
+        return self.events("chat", asked, scope=scope, policy=policy, deadline_s=deadline_s)
 
     async def post(
         self,
@@ -189,23 +190,25 @@ class Router:
         deadline_s: float | None = None,
     ) -> AsyncIterator[Chunk]:
         """As `post`, streamed: the events of completions or responses, each as a Chunk."""
-        return each(self.batches(api, request, scope=scope, policy=policy, deadline_s=deadline_s))
+        options: Any = {"scope": scope, "policy": policy, "deadline_s": deadline_s}
+        return iterated(lambda take: self.stream_to(api, request, take, **options))
 
-    def batches(
+    async def stream_to(
         self,
         api: Api,
         request: ChatRequest,
+        take: Take,
         *,
         scope: Scope,
         policy: Policy | None = None,
         deadline_s: float | None = None,
-    ) -> AsyncGenerator[list[Chunk], None]:
-        """As `stream` and `events`: what arrived together comes together, for whoever sends it on as it came."""
+    ) -> None:
+        """As `stream` and `events`, given to `take`: what arrived together comes together."""
         if api not in ("chat", "completions", "responses"):
             raise ConfigError(f"/{api} has no stream")
         asked = _request(request, model=DEFAULT, label=None, fields={}) if api == "chat" else _other(api, request)
         rules = self._rules(scope, policy)
-        return self._dispatch.stream(api, asked, scope=scope, policy=rules, deadline_s=deadline_s)
+        await self._dispatch.stream(api, asked, take, scope=scope, policy=rules, deadline_s=deadline_s)
 
     async def embed(
         self, texts: Sequence[str], *, model: str = "embedding", scope: Scope, label: Label | str | None = None

@@ -8,18 +8,21 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
 
+from aibox.chat import Chunk, Weights
 from aibox.errors import BackendError, ConfigError, EgressError
 from aibox.inference.addresses import literal
+from aibox.inference.connection import Reader, UnreachableError
 from aibox.inference.full import Session
-from aibox.inference.plain import Address, Pool, UnreachableError, serves
+from aibox.inference.plain import Address, Pool, serves
 from aibox.inference.readable import CHAT, CHOOSES, ends, is_answer
 from aibox.inference.sse import Events
+from aibox.inference.streams import Take, waited
 from aibox.inference.transport import Rule, Transport
 
 CONNECT_S = 5.0
@@ -32,6 +35,7 @@ MAX_STREAM_BYTES = 128 << 20
 MAX_ERROR_BYTES = 64 << 10
 MAX_MESSAGE_CHARS = 300
 
+_UNKNOWN = Weights()
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 _HINTS = {
     401: "the server wants another api_key",
@@ -55,6 +59,8 @@ class Answer(Protocol):
     headers: Mapping[str, str]
 
     async def readany(self) -> bytes: ...
+
+    async def each(self, reader: Reader) -> None: ...
 
     def close(self) -> None: ...
 
@@ -84,11 +90,11 @@ class Wire:
         self._origin, self._path = f"{parts.scheme}://{parts.netloc}", parts.path
         self._transport = transport or Transport()
         self._rule = rule
-        self._name = name
+        self.name = name
         self._headers = dict(headers)
         self._secrets = [text for text in (*self._transport.secrets, secret) if text]
         self._timeout_s = timeout_s
-        self._total_s = total_s
+        self.total_s = total_s
         self._clients: dict[asyncio.AbstractEventLoop, Pool | Session] = {}
 
     async def complete(self, body: bytes, *, path: str = CHAT, correlation: str = "", trace: str = "") -> Read:
@@ -97,55 +103,38 @@ class Wire:
             data = await self._read(response, MAX_BODY_BYTES)
             answer = self._decode(data)
         if path in CHOOSES and not answer.get("choices"):
-            raise BackendError(f"{self._name} answered without a choice", hint=_NOT_OPENAI)
+            raise BackendError(f"{self.name} answered without a choice", hint=_NOT_OPENAI)
         if not is_answer(path, answer):
             raise self._misshapen()
         return answer, data
 
     async def stream(
-        self, body: bytes, *, path: str = CHAT, correlation: str = "", trace: str = ""
-    ) -> AsyncGenerator[list[Read], None]:
+        self,
+        body: bytes,
+        take: Take,
+        *,
+        path: str = CHAT,
+        weights: Weights = _UNKNOWN,
+        correlation: str = "",
+        trace: str = "",
+    ) -> None:
         """POST of a body that asks for a stream; the events that became whole with one read, as soon as they are.
 
-        Leaving the iteration closes the connection, and so tells the server to stop.
+        Cancelling it, and an error of `take`, closes the connection, and so tells the server to stop.
         """
-        events, received, finished, ended = Events(), 0, False, False
-        over_at = time.monotonic() + self._total_s
+        reading = _Reading(self, path, weights, take)
         async with self._open("POST", path, data=body, correlation=correlation, trace=trace) as response:
-            while data := await response.readany():
-                received += len(data)
-                if received > MAX_STREAM_BYTES:
-                    raise BackendError(f"{self._name} sent more than {MAX_STREAM_BYTES >> 20} MiB")
-                if time.monotonic() > over_at:
-                    raise self._late()
-                whole: list[Read] = []
-                for event in events.feed(data):
-                    if event == b"[DONE]":
-                        ended = True
-                        break
-                    try:
-                        chunk, last = self._chunk(event, path)
-                    except BackendError:
-                        # What came before it in the same read was said.
-                        if whole:
-                            yield whole
-                        raise
-                    finished = finished or last
-                    whole.append((chunk, event))
-                if whole:
-                    yield whole
-                if ended:
-                    return
+            await response.each(reading)
         # Some servers end without [DONE]; then what was said must at least have come to its end.
-        if not finished:
-            raise BackendError(f"{self._name} broke off in the middle of its answer", retryable=True)
+        if not reading.ended and not reading.finished:
+            raise BackendError(f"{self.name} broke off in the middle of its answer", retryable=True)
 
     async def models(self) -> list[dict[str, Any]]:
         """GET /models; the entries that have an id."""
         async with self._open("GET", "/models") as response:
             data = self._decode(await self._read(response, MAX_BODY_BYTES)).get("data")
         if not isinstance(data, list):
-            raise BackendError(f"{self._name} does not list its models", hint=_NOT_OPENAI)
+            raise BackendError(f"{self.name} does not list its models", hint=_NOT_OPENAI)
         return [entry for entry in data if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
 
     async def ask(self, url: str) -> str:
@@ -195,7 +184,7 @@ class Wire:
             # What is written as an address was looked at when the backend was made.
             if rule is not None and literal(host) is None and (address is None or not rule(address)):
                 raise EgressError(
-                    f"{host}, the host of {self._name}, is {place[0]} now, where it must not be; nothing was sent",
+                    f"{host}, the host of {self.name}, is {place[0]} now, where it must not be; nothing was sent",
                     hint="if that is right, list its network in `networks` of the backend's transport",
                 )
         return [(family, str(place[0])) for family, _, _, _, place in found]
@@ -215,13 +204,13 @@ class Wire:
         return _Opened(self, self._client().ask(method, target, more, data))
 
     async def _read(self, response: Answer, limit: int) -> bytes:
-        parts, size, over_at = [], 0, time.monotonic() + self._total_s
+        parts, size, over_at = [], 0, time.monotonic() + self.total_s
         while data := await response.readany():
             size += len(data)
             if size > limit:
-                raise BackendError(f"{self._name} sent more than {limit >> 10} KiB")
+                raise BackendError(f"{self.name} sent more than {limit >> 10} KiB")
             if time.monotonic() > over_at:
-                raise self._late()
+                raise self.late()
             parts.append(data)
         return b"".join(parts)
 
@@ -232,13 +221,13 @@ class Wire:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             body = None
         if not isinstance(body, dict):
-            raise BackendError(f"{self._name} did not answer in JSON", hint=_NOT_OPENAI, retryable=True)
+            raise BackendError(f"{self.name} did not answer in JSON", hint=_NOT_OPENAI, retryable=True)
         if body.get("error"):
             # Some servers begin with 200 and find out later; what they would have answered is then the error's code.
             code = body["error"].get("code") if isinstance(body["error"], dict) else None
             status = code if isinstance(code, int) and 400 <= code < 600 else None
             raise BackendError(
-                f"{self._name} failed: {self._short(_message(body))}",
+                f"{self.name} failed: {self._short(_message(body))}",
                 hint=_HINTS.get(status or 0, ""),
                 retryable=status is None or status in _RETRYABLE,
                 timeout=status in (408, 504),
@@ -249,7 +238,7 @@ class Wire:
     async def refusal(self, response: Answer) -> BackendError:
         status = response.status
         if 300 <= status < 400:
-            return BackendError(f"{self._name} wants to redirect, which is refused", hint="give the final base URL")
+            return BackendError(f"{self.name} wants to redirect, which is refused", hint="give the final base URL")
         try:
             data = await self._read(response, MAX_ERROR_BYTES)
         except BackendError:
@@ -259,7 +248,7 @@ class Wire:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             said = data.decode("utf-8", "replace")
         return BackendError(
-            f"{self._name} answered {status}: {self._short(said) or response.reason}",
+            f"{self.name} answered {status}: {self._short(said) or response.reason}",
             hint=_HINTS.get(status, ""),
             retryable=status in _RETRYABLE,
             timeout=status in (408, 504),
@@ -267,7 +256,7 @@ class Wire:
             retry_after_s=_retry_after(response.headers.get("retry-after", "")),
         )
 
-    def _chunk(self, event: bytes, path: str) -> tuple[dict[str, Any], bool]:
+    def chunk(self, event: bytes, path: str) -> tuple[dict[str, Any], bool]:
         """An event that can be read, and whether it says that the answer has come to its end."""
         chunk = self._decode(event)
         if (last := ends(path, chunk)) is None:
@@ -275,11 +264,11 @@ class Wire:
         return chunk, last
 
     def _misshapen(self) -> BackendError:
-        return BackendError(f"{self._name} answered in a form that cannot be read", hint=_NOT_OPENAI)
+        return BackendError(f"{self.name} answered in a form that cannot be read", hint=_NOT_OPENAI)
 
-    def _late(self) -> BackendError:
+    def late(self) -> BackendError:
         return BackendError(
-            f"{self._name} took longer than {self._total_s:g} s over one answer",
+            f"{self.name} took longer than {self.total_s:g} s over one answer",
             hint="ask for less, or set total_s, which is how long a whole answer may take",
             retryable=True,
             timeout=True,
@@ -293,7 +282,7 @@ class Wire:
 
     def told(self, error: OSError) -> BackendError:
         """What a failed connection means. A TimeoutError is one."""
-        name, reason = self._name, self._short(str(error)) or type(error).__name__
+        name, reason = self.name, self._short(str(error)) or type(error).__name__
         if isinstance(error, TimeoutError):
             return BackendError(
                 f"{name} was silent for too long ({self._timeout_s:g} s, {CONNECT_S:g} s to connect)",
@@ -305,6 +294,49 @@ class Wire:
             told = f"{name} cannot be reached at {self.base_url}: {reason}"
             return BackendError(told, hint="is the server running?", retryable=True)
         return BackendError(f"the connection to {name} broke: {reason}", retryable=True)
+
+
+class _Reading:
+    """The events of one stream, from its bytes to chunks."""
+
+    def __init__(self, wire: Wire, path: str, weights: Weights, take: Take) -> None:
+        self.finished = self.ended = False
+        """Whether what was said has come to its end, and whether the server has said that it was all."""
+        self._wire = wire
+        self._path = path
+        self._weights = weights
+        self._take = take
+        self._events = Events()
+        self._received = 0
+        self._over_at = time.monotonic() + wire.total_s
+
+    def feed(self, data: bytes) -> Awaitable[None] | None:
+        wire = self._wire
+        self._received += len(data)
+        if self._received > MAX_STREAM_BYTES:
+            raise BackendError(f"{wire.name} sent more than {MAX_STREAM_BYTES >> 20} MiB")
+        if time.monotonic() > self._over_at:
+            raise wire.late()
+        whole: list[Chunk] = []
+        error: BackendError | None = None
+        try:
+            for event in self._events.feed(data):
+                if event == b"[DONE]":
+                    self.ended = True
+                    break
+                body, last = wire.chunk(event, self._path)
+                self.finished = self.finished or last
+                whole.append(Chunk(body, wire.name, self._weights, (body, event)))
+        except BackendError as broken:
+            error = broken
+        busy = self._take(whole) if whole else None
+        return busy if error is None else _after(busy, error)
+
+
+async def _after(busy: Awaitable[None] | None, error: BackendError) -> None:
+    """What came before an error with the same read was said."""
+    await waited(busy)
+    raise error
 
 
 class _Opened:

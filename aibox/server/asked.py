@@ -30,6 +30,16 @@ OTHER = "other"
 _SAFE = re.compile(rb"[A-Za-z0-9_-]{8,64}")
 
 
+def piecemeal(send: Send) -> Callable[[bytes], Awaitable[None] | None]:
+    """How a piece of a body leaves that goes on after it: None, it has been sent; else what is to be waited for.
+
+    Where `send` is a method of what has a `piece` itself, as a connection has, no task is needed; else by `send`.
+    """
+    at_once: Callable[[bytes], Awaitable[None] | None] | None
+    at_once = getattr(getattr(send, "__self__", None), "piece", None)
+    return at_once or (lambda body: send({"type": "http.response.body", "body": body, "more_body": True}))
+
+
 class Asked:
     """A request under way. `headers` are added to its answer; `ending` words the event that cuts its stream off."""
 

@@ -16,7 +16,7 @@ from aibox.errors import AIBoxError, LimitError, UpstreamError
 from aibox.inference.accounts import Call
 from aibox.outbound.traces import Traces
 from aibox.policy.policy import Policy
-from aibox.server.asked import KEY, App, Asked, Message, Receive, Scope, Send, proved
+from aibox.server.asked import KEY, App, Asked, Message, Receive, Scope, Send, piecemeal, proved
 from aibox.server.auth import Callers
 from aibox.server.hot import ROUTES, HotPath, too_long
 from aibox.server.log import Log, failure
@@ -79,7 +79,7 @@ class Gate:
         request.task = asyncio.current_task()
         if self._traces is not None:
             request.place = self._traces.begin(request.traceparent, request.correlation)
-        tell = _tells(request, send)
+        tell = _Telling(request, send).send
         self._live.add(request)
         try:
             await self._pass(request, scope, receive, tell)
@@ -254,18 +254,24 @@ def _name(scope: Whose) -> tuple[str, str, str]:
     return scope.tenant, scope.user, scope.correlation
 
 
-def _tells(request: Asked, send: Send) -> Send:
-    """`send`, with the headers that every answer has."""
+class _Telling:
+    """What a request is answered, with the headers that every answer has."""
 
-    def tell(message: Message) -> Awaitable[None]:
+    __slots__ = ("_request", "_send", "piece")
+
+    def __init__(self, request: Asked, send: Send) -> None:
+        self._request = request
+        self._send = send
+        self.piece = piecemeal(send)
+
+    def send(self, message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
+            request = self._request
             request.status = message["status"]
             message["headers"] = headers = [*message["headers"], *request.headers]
             if request.ending is None and _STREAM in headers[0][1]:
                 request.ending = _ending
-        return send(message)
-
-    return tell
+        return self._send(message)
 
 
 def _ending(error: AIBoxError) -> bytes:

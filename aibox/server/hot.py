@@ -6,7 +6,7 @@ A stream is sent on in the pieces in which it arrives. A caller who goes away en
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 import msgspec
@@ -14,8 +14,8 @@ import msgspec
 from aibox.chat import Chunk
 from aibox.errors import AccessError, AIBoxError, LimitError
 from aibox.inference.capabilities import Api
-from aibox.leaving import leave
-from aibox.server.asked import App, Asked, Receive, Scope, Send, asked, proved
+from aibox.inference.streams import Take
+from aibox.server.asked import App, Asked, Receive, Scope, Send, asked, piecemeal, proved
 from aibox.server.auth import ANSWERS, Callers
 from aibox.server.inference_api import AGENT, InferenceAPI, read_request
 from aibox.server.problem import openai_error, refusal
@@ -80,35 +80,42 @@ class HotPath:
         async with while_there(receive):
             if request.body.get("stream"):
                 under_way.ending = partial(_failure, api)
-                await _stream(api, self._api.stream(api, request, scope=who), send)
+                await _stream(api, partial(self._api.stream, api, request, scope=who), send)
                 return
             answer = await self._api.complete(api, request, scope=who)
         data = answer.encoded()
         await _whole(200, data, send, headers=[_JSON, (b"content-length", str(len(data)).encode())])
 
 
-async def _stream(api: Api, batches: AsyncGenerator[list[Chunk], None], send: Send) -> None:
+async def _stream(api: Api, stream_to: Callable[[Take], Awaitable[None]], send: Send) -> None:
     """What fails before the first chunk is an HTTP error; after it an event, and then the stream ends.
 
     What has arrived together is sent together. While the reader takes nothing, nothing is read upstream either.
     """
     event = _response_event if api == "responses" else _event
-    try:
-        first: list[Chunk] = await anext(batches, [])
+    piece = piecemeal(send)
+    begun = False
+
+    async def begin(body: bytes) -> None:
+        nonlocal begun
+        begun = True
         await send({"type": "http.response.start", "status": 200, "headers": _SSE})
-        await send({"type": "http.response.body", "body": b"".join(map(event, first)), "more_body": True})
-        try:
-            async for batch in batches:
-                await send({"type": "http.response.body", "body": b"".join(map(event, batch)), "more_body": True})
-            end = b"" if api == "responses" else b"data: [DONE]\n\n"
-        except AIBoxError as error:
-            end = _failure(api, error)
-        await send({"type": "http.response.body", "body": end})
-    except asyncio.CancelledError as left:
-        await leave(batches, left)
-        raise
-    finally:
-        await batches.aclose()
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    def take(batch: list[Chunk]) -> Awaitable[None] | None:
+        body = event(batch[0]) if len(batch) == 1 else b"".join(map(event, batch))
+        return piece(body) if begun else begin(body)
+
+    try:
+        await stream_to(take)
+        end = b"" if api == "responses" else b"data: [DONE]\n\n"
+    except AIBoxError as error:
+        if not begun:
+            raise
+        end = _failure(api, error)
+    if not begun:
+        await begin(b"")
+    await send({"type": "http.response.body", "body": end})
 
 
 class while_there:  # noqa: N801 - used as a statement

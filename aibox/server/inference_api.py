@@ -15,6 +15,7 @@ from aibox.box import Box
 from aibox.chat import ChatRequest, Chunk, Completion
 from aibox.errors import NO_MODEL, AccessError, ConfigError
 from aibox.inference.capabilities import Api
+from aibox.inference.streams import Take, pushed
 from aibox.leaving import leave
 from aibox.server.acts import ENDED
 from aibox.server.principal import Principal
@@ -58,14 +59,15 @@ class InferenceAPI:
         history, message = conversation(request.body)
         return Completion(completion(request.model, await agent.run(message, scope=scope, history=history)))
 
-    def stream(self, api: Api, request: ChatRequest, *, scope: Scope) -> AsyncGenerator[list[Chunk], None]:
-        """The answer in chunks; those that came together are together. Raises also after the first."""
+    async def stream(self, api: Api, request: ChatRequest, take: Take, *, scope: Scope) -> None:
+        """The answer in chunks, given to `take`: those that came together are together. Raises also after the first."""
         if api not in ("chat", "completions", "responses"):
             raise ConfigError(f"/v1/{api} has no stream", hint="leave `stream` out")
         agent = self._agent(api, request.body)
         if agent is None:
-            return self._bare(api, request, scope=scope).stream()
-        return _told(agent, request, scope=scope)
+            await self._bare(api, request, scope=scope).stream(take)
+        else:
+            await pushed(_told(agent, request, scope=scope), take)
 
     async def refused(self, api: Api, who: Principal, error: AccessError) -> None:
         """Record, durably, that somebody asked for what they, or their key, may not: as every other route does."""

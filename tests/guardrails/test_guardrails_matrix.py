@@ -12,6 +12,7 @@ from aibox.agents.bare import BareCall
 from aibox.chat import ChatRequest, assemble
 from aibox.errors import GuardrailError
 from aibox.guardrails.guardrail import Guardrail
+from aibox.inference.streams import iterated
 from aibox.policy.policy import Policy
 from aibox.testing import ScriptedBackend, call
 from aibox.types import Scope
@@ -66,7 +67,7 @@ async def test_a_stream_is_checked_before_it_is_shown(api: str) -> None:
     key = {"chat": "messages", "completions": "prompt"}.get(api, "input")
     text = [{"role": "user", "content": "Who?"}] if api == "chat" else "Who?"
     model = Server(f"It is {MAIL}. Bye.", calls=False)
-    shown = [chunk.body async for batch in bare({key: text}, model, policy, api=api).stream() for chunk in batch]
+    shown = [chunk.body async for chunk in iterated(bare({key: text}, model, policy, api=api).stream)]
     said = "".join(
         str(b.get("delta") or [c.get("text") or (c.get("delta") or {}).get("content") for c in b.get("choices") or ()])
         for b in shown
@@ -88,7 +89,7 @@ async def test_arguments_are_unmasked(stream: bool) -> None:
     }
     one = bare(body, ScriptedBackend(repeat), BALANCED)
     if stream:
-        message = assemble([chunk async for batch in one.stream() for chunk in batch]).message
+        message = assemble([chunk async for chunk in iterated(one.stream)]).message
     else:
         message = (await one.complete()).message
     assert MAIL in message["tool_calls"][0]["function"]["arguments"]

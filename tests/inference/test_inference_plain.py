@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waiting import until
 
+from aibox.inference.connection import MAX_HEAD_BYTES, BrokenError, UnreachableError
 from aibox.inference.full import Session
-from aibox.inference.plain import MAX_HEAD_BYTES, BrokenError, Pool, UnreachableError, serves
+from aibox.inference.plain import Pool, serves
 from aibox.inference.transport import Transport
 
 pytestmark = pytest.mark.loopback

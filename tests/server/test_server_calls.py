@@ -17,6 +17,7 @@ from aibox.chat import ChatRequest, Chunk, Completion, assemble
 from aibox.errors import GuardrailError
 from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.stream import OutputFilter
+from aibox.inference.streams import iterated
 from aibox.policy.policy import Policy
 from aibox.testing import ScriptedBackend, call
 from aibox.types import Scope
@@ -44,7 +45,7 @@ async def arguments(model: ScriptedBackend, policy: Policy, scope: Scope, *, str
     bare_call = bare(model, policy, ASK, scope)
     if not stream:
         return str((await bare_call.complete()).message["tool_calls"][0]["function"]["arguments"])
-    chunks = [chunk async for batch in bare_call.stream() for chunk in batch]
+    chunks = [chunk async for chunk in iterated(bare_call.stream)]
     return str(assemble(chunks).message["tool_calls"][0]["function"]["arguments"])
 
 
@@ -200,7 +201,7 @@ async def test_the_responses_api_hides_no_call(scope: Scope, stream: bool) -> No
     router = aibox.Router(Responding(json.dumps({"to": KEY})))
     bare_call = BareCall(request, api="responses", router=router, guardrail=Guardrail(policy), audit=None, scope=scope)
     if stream:
-        said = str([chunk.body async for batch in bare_call.stream() for chunk in batch])
+        said = str([chunk.body async for chunk in iterated(bare_call.stream)])
     else:
         said = str((await bare_call.complete()).body)
     assert KEY not in said
@@ -241,7 +242,7 @@ async def test_what_no_check_can_read_is_not_shown(scope: Scope, said: dict[str,
     policy = Policy.read({"checks": {"secrets": {"output": "redact", "tool_arguments": "redact"}}})
     bare_call = bare(Odd(said), policy, ASK, scope)
     if stream:
-        shown = str([chunk.body async for batch in bare_call.stream() for chunk in batch])
+        shown = str([chunk.body async for chunk in iterated(bare_call.stream)])
     else:
         shown = str((await bare_call.complete()).body)
     assert KEY not in shown

@@ -13,6 +13,7 @@ import pytest
 
 import aibox
 from aibox.chat import ChatRequest, Chunk, Completion
+from aibox.inference.streams import Take, waited
 from aibox.server.app import create_app
 from aibox.server.auth import Callers, LocalKey
 from aibox.server.hot import while_there
@@ -59,8 +60,8 @@ class Model(ScriptedBackend):
 class Together(Model):
     """Its pieces arrive with one read."""
 
-    async def batches(self, api: str, request: ChatRequest, *, scope: Scope) -> AsyncIterator[list[Chunk]]:
-        yield [chunk async for chunk in self.stream(request, scope=scope)]
+    async def stream_to(self, api: str, request: ChatRequest, take: Take, *, scope: Scope) -> None:
+        await waited(take([chunk async for chunk in self.stream(request, scope=scope)]))
 
 
 class Caller:

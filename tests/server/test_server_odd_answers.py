@@ -21,6 +21,7 @@ from aibox.errors import BackendError
 from aibox.guardrails.guardrail import Guardrail
 from aibox.inference.capabilities import Api
 from aibox.inference.openai_compatible import OpenAICompatible
+from aibox.inference.streams import iterated
 from aibox.policy.policy import Policy
 from aibox.types import Scope
 
@@ -121,7 +122,7 @@ async def test_each_call_ends_once_however_odd_the_answer_is(api: Api, tmp_path:
                 scope=scope.under(f"call-{number:04d}"),
             )  # fmt: skip
             try:
-                _ = [chunk async for chunk in call.stream()] if stream else (await call.complete()).encoded()
+                _ = [chunk async for chunk in iterated(call.stream)] if stream else (await call.complete()).encoded()
             except BackendError:
                 failed += 1
         async for entry in chain.entries(scope.tenant):

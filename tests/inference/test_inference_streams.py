@@ -1,0 +1,229 @@
+"""Chunks that are given from below: at once, no faster than they are taken, and each error to whom it belongs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any
+
+import pytest
+from inference_parts import Upstream
+from waiting import until
+
+import aibox
+from aibox.chat import ChatRequest, Chunk
+from aibox.errors import BackendError, LimitError
+from aibox.inference.openai_compatible import OpenAICompatible
+from aibox.inference.replica import Circuit
+from aibox.inference.streams import Take, iterated, pushed
+from aibox.testing import ScriptedBackend
+from aibox.types import Scope
+
+pytestmark = pytest.mark.anyio
+
+REQUEST = ChatRequest({"model": "m", "messages": [{"role": "user", "content": "Hi"}]})
+CHUNK = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
+LAST = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+
+
+def chunk(number: int) -> Chunk:
+    return Chunk({"choices": [{"index": 0, "delta": {"content": str(number)}}]})
+
+
+@pytest.fixture
+async def server(upstream: Upstream) -> AsyncIterator[OpenAICompatible]:
+    backend = OpenAICompatible(upstream.url, name="server", models=["m"])
+    yield backend
+    await backend.close()
+
+
+async def test_an_iterator_is_given_nothing_while_it_is_at_a_chunk() -> None:
+    """Who pushes waits for who reads: one read upstream for one time that the reader comes back."""
+    given: list[int] = []
+
+    async def stream_to(take: Take) -> None:
+        for number in range(3):
+            given.append(number)
+            busy = take([chunk(number), chunk(number)])
+            assert busy is not None
+            await busy
+
+    read = iterated(stream_to)
+    for number in range(3):
+        for _ in range(2):
+            assert (await anext(read)).text == str(number)
+            await asyncio.sleep(0)
+            assert given == list(range(number + 1))
+    assert await anext(read, None) is None
+
+
+async def test_an_iterator_raises_what_ended_it_after_what_was_said() -> None:
+    """The chunks first, then the error, which is the one that was raised."""
+
+    async def stream_to(take: Take) -> None:
+        busy = take([chunk(1)])
+        assert busy is not None
+        await busy
+        raise LimitError("enough")
+
+    read = iterated(stream_to)
+    assert (await anext(read)).text == "1"
+    with pytest.raises(LimitError, match="enough"):
+        await anext(read)
+
+
+@pytest.mark.parametrize("how", ["closed", "cancelled"])
+async def test_leaving_an_iterator_ends_what_it_is_given_by(how: str) -> None:
+    """It has ended when the reader goes on, and has heard why the reader was cancelled."""
+    heard: list[tuple[Any, ...]] = []
+
+    async def stream_to(take: Take) -> None:
+        take([chunk(1)])
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as left:
+            await asyncio.sleep(0)
+            heard.append(left.args)
+            raise
+
+    read = iterated(stream_to)
+    assert await anext(read)
+    if how == "closed":
+        await read.aclose()
+        assert heard == [()]
+        return
+    why = LimitError("suspended")
+    reading = asyncio.ensure_future(anext(read))
+    await asyncio.sleep(0)
+    reading.cancel(why)
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert heard == [(why,)]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_an_iterator_that_is_pushed_is_closed(fails: bool) -> None:
+    """Also when whoever takes what it gives fails."""
+    closed = False
+
+    async def chunks() -> AsyncIterator[int]:
+        nonlocal closed
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed = True
+
+    def take(number: int) -> None:
+        if fails:
+            raise LimitError("enough")
+
+    if fails:
+        with pytest.raises(LimitError):
+            await pushed(chunks(), take)
+    else:
+        await pushed(chunks(), take)
+    assert closed
+
+
+@pytest.mark.loopback
+async def test_a_piece_is_taken_when_it_comes_and_no_task_has_to_run(
+    upstream: Upstream, server: OpenAICompatible, scope: Scope
+) -> None:
+    """The task that asked waits for the end alone: what takes the pieces runs outside of it."""
+    upstream.answer = upstream.sends(CHUNK, CHUNK, LAST)
+    tasks: list[asyncio.Task[Any] | None] = []
+    texts: list[str] = []
+
+    def take(batch: list[Chunk]) -> None:
+        texts.extend(one.text for one in batch)
+        try:
+            tasks.append(asyncio.current_task())
+        except RuntimeError:
+            tasks.append(None)
+
+    await server.stream_to("chat", REQUEST, take, scope=scope)
+    assert "".join(texts) == "aa"
+    assert None in tasks
+
+
+@pytest.mark.loopback
+async def test_an_error_of_who_takes_the_pieces_ends_the_call_upstream(
+    upstream: Upstream, server: OpenAICompatible, scope: Scope
+) -> None:
+    """It comes out as it is, also one that looks like the server's own, and the server is no worse for it."""
+    for error in (BackendError("mine", retryable=True), OSError("mine"), ValueError("mine")):
+        upstream.answer = upstream.sends(CHUNK, *[CHUNK] * 20, then="wait")
+        router = aibox.Router(server)
+        taken = 0
+
+        def take(_: list[Chunk], error: Exception = error) -> None:
+            nonlocal taken
+            taken += 1
+            raise error
+
+        with pytest.raises(type(error), match="mine") as caught:
+            await router.stream_to("chat", REQUEST, take, scope=scope)
+        assert caught.value is error
+        assert taken == 1
+        assert router._registry.replicas[0].circuit is Circuit.CLOSED
+        assert not router._registry.replicas[0].outstanding
+
+
+@pytest.mark.loopback
+async def test_what_is_waited_for_holds_the_next_piece_back(
+    upstream: Upstream, server: OpenAICompatible, scope: Scope
+) -> None:
+    """While a reader is busy it is given nothing more, and then all that has come, in order."""
+    pieces = [CHUNK.replace(b'"a"', b'"%d "' % number) for number in range(50)]
+    upstream.answer = upstream.sends(*pieces, LAST)
+    ready = asyncio.Event()
+    texts: list[str] = []
+    inside = 0
+
+    async def wait() -> None:
+        nonlocal inside
+        assert not inside
+        inside += 1
+        await ready.wait()
+        inside -= 1
+
+    def take(batch: list[Chunk]) -> Awaitable[None]:
+        assert not inside
+        texts.extend(one.text for one in batch)
+        return wait()
+
+    running = asyncio.ensure_future(server.stream_to("chat", REQUEST, take, scope=scope))
+    await until(lambda: inside)
+    before = list(texts)
+    await asyncio.sleep(0.05)
+    assert texts == before
+    ready.set()
+    await running
+    assert "".join(texts) == "".join(f"{number} " for number in range(50))
+
+
+async def test_a_stream_that_has_spoken_keeps_no_other_backend_from_being_closed(scope: Scope) -> None:
+    """Up to its first word a call wants all that it has found; from then on the one that answers."""
+    held, spoken = asyncio.Event(), asyncio.Event()
+
+    class Slow(ScriptedBackend):
+        async def stream(self, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:
+            await held.wait()
+            yield chunk(1)
+            await asyncio.Event().wait()
+
+    router = aibox.Router(Slow(name="a"), Slow(name="b"))
+    running = asyncio.ensure_future(
+        router.stream_to("chat", REQUEST.with_fields(model="default"), lambda _: spoken.set(), scope=scope)
+    )
+    replicas = router._registry.replicas
+    await until(lambda: any(replica.wanted for replica in replicas))
+    held.set()
+    await spoken.wait()
+    assert [replica.wanted for replica in replicas] == [0, 0]
+    assert sorted(replica.outstanding for replica in replicas) == [0, 1]
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert all(replica.idle for replica in replicas)
