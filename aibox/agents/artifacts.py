@@ -6,6 +6,7 @@ guest's word: they are checked as well, and cut down to what a terminal and a fi
 
 from __future__ import annotations
 
+import functools
 import mimetypes
 import re
 from collections.abc import Sequence
@@ -32,7 +33,6 @@ _MAGIC = (
     (b"%PDF-", "application/pdf"),
 )
 _TEXTS = ("application/json", "application/xml", "image/svg+xml")
-_TYPES = mimetypes.MimeTypes()
 _NAME_CHARS = 200
 _ODD = re.compile(r"[^\w.,()+ /-]")
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
@@ -161,12 +161,18 @@ def _text(data: bytes) -> str | None:
         return None
 
 
+@functools.cache
+def _types() -> mimetypes.MimeTypes:
+    """Those that Python knows, whatever the machine has been told. Half a megabyte: made when there is a file."""
+    return mimetypes.MimeTypes()
+
+
 def media_type_of(name: str, data: bytes) -> str:
     """By its first bytes where they are known, else by its name, where what is in it does not belie that."""
     for magic, known in _MAGIC:
         if data.startswith(magic):
             return known
-    told = _TYPES.guess_type(PurePosixPath(name).name)[0] or ""
+    told = _types().guess_type(PurePosixPath(name).name)[0] or ""
     readable = told.startswith("text/") or told in _TEXTS
     if _text(data) is not None:
         return told if readable else "text/plain"

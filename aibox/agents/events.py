@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -229,7 +228,9 @@ class Reply:
         if self.stopped:
             notes.append(self.stopped)
         notes.append("recorded" if self.receipt else "unrecorded")
-        return f"{self.text}\n\n<sub>{html.escape(' · '.join(notes))}</sub>"
+        from html import escape  # its table of entities is large, and a server shows no notebook
+
+        return f"{self.text}\n\n<sub>{escape(' · '.join(notes))}</sub>"
 
 
 Event = (

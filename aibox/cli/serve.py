@@ -57,7 +57,7 @@ def serve(
     changes = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     server = settings.server.model_copy(update=changes)
     guards.refuse_unguarded(server, dev=dev)
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, emoji=False)
 
     async def main() -> None:
         try:

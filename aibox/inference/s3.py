@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
-from xml.etree import ElementTree as ET
 
 from aibox.errors import BackendError, ConfigError
 
@@ -64,6 +63,8 @@ class Bucket:
 
     def objects(self, prefix: str) -> Iterator[tuple[str, int, str]]:
         """Key, size and entity tag of each object under a prefix."""
+        from xml.etree import ElementTree as ET
+
         token = ""
         while True:
             query = {"list-type": "2", "prefix": prefix, **({"continuation-token": token} if token else {})}

@@ -9,8 +9,7 @@ from typing import Any
 
 from aibox.audit.keys import Keyring
 from aibox.errors import ConfigError
-from aibox.inference.configured import hold_files, make_backend
-from aibox.inference.embedded import Embedded
+from aibox.inference.configured import embedded, hold_files, make_backend
 from aibox.inference.staging import ModelStore
 from aibox.protocols import Backend
 from aibox.settings import BackendSettings, Settings
@@ -54,7 +53,7 @@ class Wiring:
             if found is None:
                 if before is not None and table is not None:
                     hold_files(table)
-                found = Embedded() if table is None else make_backend(table, salt_secret=secret, store=store)
+                found = embedded() if table is None else make_backend(table, salt_secret=secret, store=store)
                 fresh.append(found)
             made.append((marks, found))
         routing = settings.routing

@@ -10,9 +10,6 @@ from aibox.memory import accept
 from aibox.memory.embedded_documents import EmbeddedDocuments
 from aibox.memory.embedded_store import EmbeddedStore
 from aibox.memory.folder import Folder
-from aibox.memory.qdrant_documents import QdrantDocuments
-from aibox.memory.qdrant_server import QdrantServer
-from aibox.memory.qdrant_store import QdrantStore
 from aibox.memory.store import DocumentStore, MemoryStore
 from aibox.postgres import is_postgres
 from aibox.protocols import Embedder
@@ -24,6 +21,11 @@ def stores(
     """Where memories go, and documents; `folder` is for indexes of a database. Raises ConfigError for any other url."""
     made_for: dict[str, Any] = {"embedder": embedder.name, "dimensions": embedder.dimensions}
     if isinstance(url, str) and url.startswith(("qdrant://", "qdrant+https://")):
+        # Who keeps memories in a folder has no use for them.
+        from aibox.memory.qdrant_documents import QdrantDocuments
+        from aibox.memory.qdrant_server import QdrantServer
+        from aibox.memory.qdrant_store import QdrantStore
+
         if key is None:
             raise ConfigError("a memory on a server needs a key of 32 bytes", hint="key=...; a box has one")
         server = QdrantServer(url, api_key=api_key)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import linecache
 import math
 import resource
 import signal
@@ -65,6 +66,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         # What is there by now stays: looking through all of it for garbage again and again costs a fifth of a request.
+        # The sources that settings were explained from are needed no more.
+        linecache.clearcache()
         gc.collect()
         gc.freeze()
         gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
