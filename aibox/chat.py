@@ -241,15 +241,25 @@ class Completion:
         return Usage.read(self.body.get("usage"))
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True, eq=False):
     """One `chat.completion.chunk` of a stream, in the order in which the server sent them."""
 
+    # No dataclass: one that is frozen takes four times as long to be made, for each piece of each stream.
     body: dict[str, Any]
     backend: str = ""
-    weights: Weights = field(default_factory=Weights)
-    came: tuple[dict[str, Any], bytes] | None = field(default=None, repr=False, compare=False)
-    """The body as the server sent it, and its bytes."""
+    weights: Weights = Weights()
+    came: tuple[dict[str, Any], bytes] | None = None
+    """The body as the server sent it, and its bytes. No part of what it is compared by."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Chunk):
+            return NotImplemented
+        return (self.body, self.backend, self.weights) == (other.body, other.backend, other.weights)
+
+    __hash__ = None  # type: ignore[assignment]  # as what it holds
+
+    def __repr__(self) -> str:
+        return f"Chunk(body={self.body!r}, backend={self.backend!r}, weights={self.weights!r})"
 
     def encoded(self) -> bytes:
         """The bytes of the body: those that the server sent, while nobody has replaced it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from html import escape
 
 from aibox.errors import ConfigError
 
@@ -48,6 +47,8 @@ class Table:
         return "\n".join([*lines, *([f"({more} more rows)"] if more > 0 else [])])
 
     def _repr_html_(self) -> str:
+        from html import escape  # its table of entities is large, and a server shows no notebook
+
         head = "".join(f"<th>{escape(name)}</th>" for name in self.columns)
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
         return f"<table><tr>{head}</tr>{body}</table>"

@@ -7,6 +7,7 @@ are not at its end when the fastest of those measured is at its own.
 from __future__ import annotations
 
 import asyncio
+import compileall
 import json
 import os
 import re
@@ -365,6 +366,8 @@ def aibox(place: Path, behind: int, *, checks: str = "", keys: str = "", key: st
         f'url = "http://127.0.0.1:{behind}/v1"\nmodels = ["m", "paced"]\n[server]\nport = {port}\n{keys}'
     )
     log = place / "serve"
+    # Compiled beforehand, as it is where it is installed, and as the peers are.
+    compileall.compile_dir(HERE.parent / "aibox", quiet=2)
     command = [sys.executable, "-m", "aibox", "serve", "--config", str(config)]
     with running(command, port, core=0, log=log) as pid:
         if keys:

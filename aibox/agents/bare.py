@@ -110,7 +110,7 @@ class BareCall:
                 self._api, request, plainly if through is None else looked, scope=self._called_under
             )
             if through is not None and came.last is not None:
-                ending += [replace(came.last, body=body) for body in await through.rest()]
+                ending += [Chunk(body, came.last.backend, came.last.weights) for body in await through.rest()]
             await self._end(came.whole())
         except AIBoxError as error:
             await self._record.fail(error, label=self._label)

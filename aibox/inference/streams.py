@@ -7,7 +7,7 @@ and a step of every generator in between. Who would rather iterate has `iterated
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
 from aibox.chat import Chunk
@@ -37,15 +37,32 @@ def apart(take: Take) -> Take:
             busy = take(batch)
         except Exception as error:  # noqa: BLE001 - whichever: raised again as itself, behind the backend
             raise Left(error) from None
-        return None if busy is None else wait(busy)
+        return None if busy is None else _Apart(busy)
 
-    async def wait(busy: Awaitable[None]) -> None:
+    return taken
+
+
+class _Apart:
+    # A class: a coroutine that is never begun could not end the one that it is around.
+    __slots__ = ("_busy",)
+
+    def __init__(self, busy: Awaitable[None]) -> None:
+        self._busy = busy
+
+    def __await__(self) -> Generator[Any, Any, None]:
         try:
-            await busy
+            yield from self._busy.__await__()
         except Exception as error:  # noqa: BLE001 - likewise
             raise Left(error) from None
 
-    return taken
+    def close(self) -> None:
+        forgo(self._busy)
+
+
+def forgo(busy: Awaitable[None] | None) -> None:
+    """Nobody will wait for what `take` has returned: what is a coroutine ends before it has begun."""
+    if (close := getattr(busy, "close", None)) is not None:
+        close()
 
 
 async def waited(busy: Awaitable[None] | None) -> None:

@@ -5,17 +5,19 @@ What it prints is not kept here: it waits in the pipes until somebody reads it, 
 
 from __future__ import annotations
 
-import tarfile
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import anyio.to_thread
 
 from aibox.errors import ConfigError, LimitError, SandboxError
 from aibox.sandbox.answer import Answer
 from aibox.sandbox.line import Frames
+
+if TYPE_CHECKING:
+    import tarfile
 
 _PIECE = 256 * 1024
 _MIB = 1024 * 1024
@@ -96,6 +98,8 @@ async def unpack(folder: Path, talk: Talk, *, limit_mib: float) -> None:
 
 
 def _pack(folder: Path, archive: IO[bytes], limit_mib: float) -> None:
+    import tarfile  # not small, and seldom needed
+
     if not folder.is_dir():
         raise ConfigError(f"there is no folder {folder}")
     left = limit_mib * _MIB

@@ -186,7 +186,7 @@ async def _whole(status: int, body: bytes, send: Send, *, headers: list[tuple[by
 def _event(chunk: Chunk) -> bytes:
     # JSON has no raw line ends, so that no text of a model can end an event. What came in several lines is one.
     data = chunk.encoded()
-    return b"data: " + (data if b"\n" not in data else msgspec.json.encode(chunk.body)) + b"\n\n"
+    return b"data: %b\n\n" % (data if data.find(b"\n") < 0 else msgspec.json.encode(chunk.body))
 
 
 def _response_event(chunk: Chunk) -> bytes:

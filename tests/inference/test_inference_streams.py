@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import warnings
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
@@ -137,10 +139,7 @@ async def test_a_piece_is_taken_when_it_comes_and_no_task_has_to_run(
 
     def take(batch: list[Chunk]) -> None:
         texts.extend(one.text for one in batch)
-        try:
-            tasks.append(asyncio.current_task())
-        except RuntimeError:
-            tasks.append(None)
+        tasks.append(asyncio.current_task())
 
     await server.stream_to("chat", REQUEST, take, scope=scope)
     assert "".join(texts) == "aa"
@@ -227,3 +226,36 @@ async def test_a_stream_that_has_spoken_keeps_no_other_backend_from_being_closed
     with pytest.raises(asyncio.CancelledError):
         await running
     assert all(replica.idle for replica in replicas)
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("when", ["while it takes", "just after"])
+async def test_a_reader_that_is_left_in_the_moment_of_a_piece_leaves_nothing_undone(
+    upstream: Upstream, server: OpenAICompatible, scope: Scope, when: str
+) -> None:
+    """What was to be waited for is ended too: no coroutine is forgotten, which Python would complain of."""
+    upstream.answer = upstream.sends(CHUNK, CHUNK, then="wait")
+    router = aibox.Router(server)
+    begun = False
+
+    async def wait() -> None:
+        nonlocal begun
+        begun = True
+
+    def take(_: list[Chunk]) -> Awaitable[None] | None:
+        if asyncio.current_task() is not None:
+            return None  # came with the head
+        if when == "just after":
+            asyncio.get_running_loop().call_soon(running.cancel)
+        else:
+            running.cancel()
+        return wait()
+
+    running = asyncio.ensure_future(router.stream_to("chat", REQUEST, take, scope=scope))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        gc.collect()
+    assert not begun
+    await until(upstream.gone.is_set)
