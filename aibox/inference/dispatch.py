@@ -235,7 +235,11 @@ class Dispatch:
             await self._raw_stream(api, target, request, take, scope)
             return
         chunks = iterated(lambda raw: self._raw_stream(api, target, request, raw, scope))
-        await pushed(target.disguise.inward_stream(chunks), lambda chunk: take([chunk]))
+        try:
+            await pushed(target.disguise.inward_stream(chunks), lambda chunk: take([chunk]))
+        finally:
+            # A generator that nobody closes would hold its connection until it is collected.
+            await chunks.aclose()
 
     async def _raw_stream(self, api: Api, target: Target, request: ChatRequest, take: Take, scope: Scope) -> None:
         meter = Meter(target.model, request, digest=isinstance(target, Passage))

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE_S = 120.0
+FLOOD_MIB = 48
+"""More than two connections of this machine hold by themselves, whose buffers may grow to 10 MiB."""
 
 
 class _Threads(ThreadingHTTPServer):
@@ -26,13 +28,18 @@ class _Threads(ThreadingHTTPServer):
 
 
 class Upstream:
-    """An OpenAI-compatible server. A message that holds the word HOLD is answered when `release` is set."""
+    """An OpenAI-compatible server. A message that holds the word HOLD is answered when `release` is set.
+
+    One that holds FLOOD is answered with FLOOD_MIB of text, as fast as it is taken.
+    """
 
     def __init__(self) -> None:
         self.headers: list[dict[str, str]] = []
         self.asked: list[str] = []
         self.release = threading.Event()
         self.begun = 0
+        self.written = 0
+        """MiB of a flood that somebody has taken."""
         upstream = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -55,6 +62,9 @@ class Upstream:
                 self.end_headers()
                 self._event(_chunk({"role": "assistant", "content": "One. "}))
                 self._hold(text)
+                while "FLOOD" in text and upstream.written < FLOOD_MIB:
+                    self._event(_chunk({"content": "x" * 2**20}))
+                    upstream.written += 1
                 self._event(_chunk({"content": "Two."}, "stop"))
                 self._event({"id": "x", "choices": [], "usage": _USAGE})
                 self.wfile.write(b"data: [DONE]\n\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_parts import Running, Upstream, serving
+from server_parts import FLOOD_MIB, Running, Upstream, serving
 from waiting import until
 
 import aibox
@@ -144,3 +144,23 @@ async def test_a_caller_who_goes_leaves_one_end(tmp_path: Path, upstream: Upstre
     turns, named = await ends(server.home)
     assert set(turns.values()) == {1}
     assert named == {f"goes-{n:04}": "turn.failed" for n in range(5)}
+
+
+async def test_a_caller_who_reads_nothing_stops_the_model_server(tmp_path: Path, upstream: Upstream) -> None:
+    """While nothing is read nothing is taken in upstream; then all of it comes, and the call ends well."""
+    with serving(tmp_path, upstream) as server:
+        answer = server.ask("FLOOD", stream=True, headers={"x-correlation-id": "reads-nothing"})
+        await until(lambda: upstream.written)
+        before = 0
+        while before != upstream.written:
+            before = upstream.written
+            await asyncio.sleep(0.5)
+        assert 0 < upstream.written < FLOOD_MIB - 16
+        size = 0
+        while data := answer.read(2**20):
+            size += data.count(b"x")
+        assert size >= FLOOD_MIB * 2**20
+        server.until(lambda: len(server.lines("request")) == 1)
+    turns, named = await ends(server.home)
+    assert set(turns.values()) == {1}
+    assert named == {"reads-nothing": "turn.sealed"}
