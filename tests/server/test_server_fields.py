@@ -16,6 +16,7 @@ from aibox.errors import ConfigError, GuardrailError, LimitError
 from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.reading import AT_ONCE, MOST_TEXTS
 from aibox.inference.capabilities import Api
+from aibox.inference.streams import iterated
 from aibox.policy.policy import Policy
 from aibox.testing import ScriptedBackend
 from aibox.types import PLACES, Scope
@@ -225,8 +226,8 @@ async def test_no_field_of_a_response_is_passed_by(item: dict[str, Any], scope: 
               {"type": "response.completed", "response": body})  # fmt: skip
     server = Server(body, *events)
     whole = (await bare(server, "responses", {"input": "Hi"}, WRITES, scope).complete()).body
-    stream = bare(server, "responses", {"input": "Hi"}, WRITES, scope).stream()
-    streamed = [chunk.body async for batch in stream for chunk in batch]
+    stream = bare(server, "responses", {"input": "Hi"}, WRITES, scope).stream
+    streamed = [chunk.body async for chunk in iterated(stream)]
     assert KEY not in f"{whole}{streamed}"
     assert streamed[-1]["type"] == "response.completed"
 
@@ -247,8 +248,8 @@ async def test_no_field_of_a_choice_is_passed_by(api: Api, choice: dict[str, Any
     server = Server(body, body)
     whole = (await bare(server, api, asked, WRITES, scope).complete()).body
     if api == "completions":
-        stream = bare(server, api, asked, WRITES, scope).stream()
-        whole["streamed"] = [chunk.body async for batch in stream for chunk in batch]
+        stream = bare(server, api, asked, WRITES, scope).stream
+        whole["streamed"] = [chunk.body async for chunk in iterated(stream)]
     assert KEY not in str(whole)
     assert "[7]" not in str(whole)
     assert "Yes." in str(whole) or "removed: a secret" in str(whole)
