@@ -1,8 +1,9 @@
 """Attacks and harmless texts of the project's own, intent by intent and language by language.
 
 `attacks/LANGUAGE.toml` holds patterns: `<one|another>` stands for either. `attacks/texts/LANGUAGE.toml` holds texts
-written whole, one line or a page, that are taken as they stand. Harmless texts use the words of the attacks, so that
-neither a word nor a language is suspicious by itself. No sentence is from any data set.
+written whole, one line or a page, that are taken as they stand, and `attacks/texts/LANGUAGE_AUTHOR.toml` those of
+another author. Harmless texts use the words of the attacks, so that neither a word nor a language is suspicious by
+itself. No sentence is from any data set.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Made:
     language: str
     pattern: str = ""
     """What it was filled from, so that whoever weighs or samples may count a pattern once; a whole text is its own."""
+    author: str = "own"
+    """Of the patterns `own`, of texts written whole `whole`, and who else wrote some is named behind that."""
 
 
 def files() -> dict[str, dict[str, Any]]:
@@ -37,8 +40,13 @@ def files() -> dict[str, dict[str, Any]]:
 
 
 def whole() -> dict[str, dict[str, dict[str, list[str]]]]:
-    """Language to `attack` or `harmless`, to intent, to texts; nothing in them stands for anything else."""
+    """Name of a file to `attack` or `harmless`, to intent, to texts; nothing in them stands for anything else."""
     return {path.stem: tomllib.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("texts/*.toml"))}
+
+
+def languages() -> list[str]:
+    """All of them, sorted: some have no patterns, only whole texts."""
+    return sorted({*files(), *(name.partition("_")[0] for name in whole())})
 
 
 def filled(pattern: str, most: int = PER_PATTERN) -> list[str]:
@@ -53,11 +61,8 @@ def filled(pattern: str, most: int = PER_PATTERN) -> list[str]:
 def direct() -> Iterator[Made]:
     """Texts of patterns, each by itself and once more among harmless sentences of its language; whole texts."""
     by_language, written = files(), whole()
-    if unknown := written.keys() - by_language.keys():
-        raise ValueError(
-            f"attacks/texts has {', '.join(sorted(unknown))}, attacks has not: add a file of patterns there"
-        )
-    for language, parts in by_language.items():
+    for language in languages():
+        parts = by_language.get(language, {})
         chance = random.Random(language)
         own = {
             label: [
@@ -74,9 +79,12 @@ def direct() -> Iterator[Made]:
                 around = [chance.choice(own[0]).text for _ in range(chance.choice((1, 1, 2, 3)))] if own[0] else []
                 around.insert(chance.randrange(len(around) + 1), made.text)
                 yield Made(chance.choice((" ", "\n", "\n\n")).join(around), label, made.intent, language, made.pattern)
-        for label, key in enumerate(("harmless", "attack")):
-            for intent, texts in written.get(language, {}).get(key, {}).items():
-                yield from (Made(text, label, intent, language, text) for text in texts)
+        for name, texts_of in written.items():
+            if name.partition("_")[0] == language:
+                author = " ".join(["whole", *name.split("_")[1:]])
+                for label, key in enumerate(("harmless", "attack")):
+                    for intent, texts in texts_of.get(key, {}).items():
+                        yield from (Made(text, label, intent, language, text, author) for text in texts)
 
 
 _WRAPPED = (

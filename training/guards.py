@@ -69,19 +69,15 @@ def parts_of(sources: list[Source]) -> Iterator[Part]:
     held_out.refuse((each.text for each in made), "training/attacks")
     for each in made:
         for words in windows_of(each.text):
-            yield Part(words, each.label, origin_of(each), each.language, each.intent)
-
-
-def origin_of(made: attacks.Made) -> str:
-    """Two authors: of the patterns, and of the texts that were written whole."""
-    return "whole" if made.text == made.pattern else "own"
+            yield Part(words, each.label, each.author, each.language, each.intent)
 
 
 def windows_of(text: str) -> list[list[str]]:
     return [words for _, _, words in windows(folded(text))]
 
 
-OURS = ("own", "whole")
+OURS = ("own", "whole", "whole b")
+"""Our authors: of the patterns, and of texts that were written whole."""
 FOLDS = 4
 
 
@@ -112,7 +108,7 @@ def calm_texts(sources: list[Source]) -> Iterator[Calm]:
 def folds_of_ours() -> dict[str, str]:
     """A language, or the name of a family, to its fold."""
     of_families = [f"family {number}" for number, _ in enumerate(families())]
-    return {name: fold_of(number) for names in (attacks.files(), of_families) for number, name in enumerate(names)}
+    return {name: fold_of(number) for names in (attacks.languages(), of_families) for number, name in enumerate(names)}
 
 
 def fold_of(number: int) -> str:

@@ -31,6 +31,7 @@ AUTHORS = {
     "garak, GPTFuzz, PyRIT": LONG,
     "our patterns": ("own",),
     "our whole texts": ("whole",),
+    "our whole texts, b": ("whole b",),
 }
 
 Mask = np.ndarray[Any, Any]
