@@ -28,9 +28,10 @@ from aibox.guardrails.heads import standing_out
 from aibox.guardrails.normalise import normalise
 
 STRENGTH = 4.0
-EMPHASIS = {"request": 0.3, "pair": 3.0}
+EMPHASIS = {"request": 0.3, "pair": 2.5}
 """What people ask of an assistant is an order to a model, and most of it could as well be said to a person: at 1, ever
-more twins are taken for planted orders, and at 0 the plain tasks that BIPIA plants are not found."""
+more twins are taken for planted orders, and at 0 the plain tasks that BIPIA plants are not found. With pairs at 3
+BIPIA's kinds of attack that are left out lose (AUC 0.951), at 2 an author's pairs that are (42 % found for 45 %)."""
 FOLDS = 5
 
 Words = list[str]
