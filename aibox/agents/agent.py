@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from operator import and_
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,8 @@ _FREE = ToolRules(lethal_three=Decision.ALLOW)
 class Agent:
     """Runs turns: check, recall, answer with tools, check, remember, seal.
 
-    `router` is any Backend. Without a `guardrail` nothing is checked, without `memory` nothing is kept, without
-    `audit` nothing is recorded; a `sandbox` gives the agent the tools `python`, `bash`, `read_file` and
+    `router` is any Backend. Without a `guardrail` texts are checked as `policy` says, without `memory` nothing is kept,
+    without `audit` nothing is recorded; a `sandbox` gives the agent the tools `python`, `bash`, `read_file` and
     `write_file`. `skills` are skills or their folders, `subagents` are names of shipped ones, files, or folders of
     them. The policies of the guardrail and of `policy`, and `limits`, are joined. A `state` keeps conversations,
     and runs that wait for people, over a restart; an `approver` answers at once instead. A conversation longer than
@@ -75,6 +75,26 @@ class Agent:
         history_chars: int = 48_000,
         settings: dict[str, Any] | None = None,
     ) -> None:
+        self._policy = policy
+        self._made = partial(
+            Agent,
+            instructions,
+            router=router,
+            name=name,
+            model=model,
+            tools=tools,
+            skills=skills,
+            subagents=subagents,
+            guardrail=guardrail,
+            memory=memory,
+            sandbox=sandbox,
+            audit=audit,
+            limits=limits,
+            approver=approver,
+            state=state,
+            history_chars=history_chars,
+            settings=settings,
+        )
         restrictions = [
             *([guardrail.policy] if guardrail is not None else []),
             *([policy] if policy is not None else []),
@@ -82,8 +102,8 @@ class Agent:
         ]
         # All that restrict are joined, never chosen between: giving one more cannot relax another.
         joined = reduce(and_, restrictions) if restrictions else Policy()
-        if guardrail is not None and policy is not None:
-            guardrail = guardrail.under(policy)
+        if policy is not None and (guardrail is not None or policy.checks or policy.judge.places):
+            guardrail = Guardrail(policy) if guardrail is None else guardrail.under(policy)
         if audit is not None and policy is not None:
             _refuse_shorter_evidence(name, policy, audit)
         every = [skill if isinstance(skill, Skill) else load(skill) for skill in skills]
@@ -132,6 +152,13 @@ class Agent:
     def parts(self) -> Parts:
         """What the agent is made of, for whoever has to say which agent it was."""
         return self._parts
+
+    def under(self, policy: Policy) -> Agent:
+        """The same agent under the join with another policy, such as a request's: never weaker than itself.
+
+        A run that waits there goes on under the same policy only.
+        """
+        return self._made(policy=policy if self._policy is None else self._policy & policy)
 
     async def run(
         self,
