@@ -23,7 +23,7 @@ GOOD = json.dumps({"keys": []}).encode()
 class Issuer(ThreadingHTTPServer):
     """Answers each path in its own way, and remembers what was asked."""
 
-    daemon_threads = True
+    daemon_threads = False  # closing it waits for each answer, so that no connection is left to the collector
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answers)
