@@ -32,6 +32,7 @@ _MAYBE = re.compile(rf"_[0-9]{{{min(STEM_DIGITS)}}}", re.ASCII)
 """In every token: most texts hold none, and this says so some fifty times faster."""
 _MAYBE_BYTES = re.compile(rb"_[0-9]{%d}" % min(STEM_DIGITS))
 _MAYBE_JSON = re.compile(rb"(?:_|\\u005[fF])(?:[0-9]|\\u003[0-9]){%d}" % min(STEM_DIGITS))
+_HINTS = re.compile(rb"%b|%b" % (_MAYBE_BYTES.pattern, shapes.JSON_HINTS))
 _TAIL = re.compile(rf"[<\[]?{_WORD}{{0,{_IN_BRACKETS - 2}}}\Z", re.ASCII)
 
 
@@ -55,6 +56,9 @@ def might_hold_tokens(text: str) -> bool:
 
 def json_might_hold_tokens(data: bytes) -> bool:
     """As `might_hold_tokens` of all texts of a JSON text, however their characters are written in it."""
+    # Of nearly all texts one search says that there is nothing, at a third of the cost of all that follows.
+    if _HINTS.search(data) is None:
+        return False
     # Where no character stands as its number the simple pattern says as much, and is ten times as fast.
     by_number = b"\\" in data and rb"\u00" in data
     return (_MAYBE_JSON if by_number else _MAYBE_BYTES).search(data) is not None or shapes.json_maybe(data)

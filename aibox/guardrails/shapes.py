@@ -306,6 +306,10 @@ def maybe(text: str) -> bool:
     )
 
 
+JSON_HINTS = rb"mail-|@|:(?://|\\/\\/)|999|250\.|2001:|\\u00"
+"""A JSON text without any of these holds no shape: what `json_maybe` looks for one after the other."""
+
+
 def json_maybe(data: bytes) -> bool:
     """As `maybe` of all texts of a JSON text, however their characters are written in it."""
     return bool(
