@@ -353,7 +353,7 @@ async def _every(value: Any, where: Where, change: Change, depth: int = 0) -> An
 
 
 def _same(old: Any, new: list[Any]) -> Any:
-    """The old list while its members are what they were: then it goes on in the bytes in which it came."""
+    """The old list while its members are what they were."""
     return old if old is not None and len(old) == len(new) and all(map(_unchanged, old, new)) else new
 
 

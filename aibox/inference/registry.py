@@ -100,10 +100,10 @@ class Registry:
 
         Raises ConfigError for a model that nobody offers, BackendError when a backend that might could not be asked.
         """
-        found = self._found.get((tenant, name))
+        kept = self._found
+        found = kept.get((tenant, name))
         if found is not None and time.monotonic() < found[1]:
             return found[0]
-        kept = self._found
         routes = await self._find(name, tenant)
         # Whatever is heard of a backend, also meanwhile, all is looked up anew. One never asked was not looked at.
         if kept is self._found:
@@ -232,10 +232,10 @@ class Registry:
         try:
             models = await replica.backend.models()
         except AIBoxError as error:
-            self._found = {}
             listing.error, listing.fresh_until = error, time.monotonic() + RETRY_S
             return
-        self._found = {}
+        finally:
+            self._found = {}
         listing.models, listing.known, listing.error = {info.id: info for info in models}, True, None
         listing.fresh_until = time.monotonic() + TTL_S
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
-import sys
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,21 +23,6 @@ BENIGN = {"benign", "trigger_en", "trigger", "over_refusal"}
 
 def rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (FOLDER / name).read_text("utf-8").split("\n") if line]
-
-
-@pytest.fixture(scope="module")
-def programs() -> Iterator[Callable[[str, str], ModuleType]]:
-    """A module of a program in a folder, found as that program finds it. Afterwards none of them is left."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-
-        def load(folder: str, name: str) -> ModuleType:
-            monkeypatch.syspath_prepend(str(ROOT / folder))
-            return importlib.import_module(name)
-
-        yield load
-    for name, loaded in list(sys.modules.items()):
-        if Path(getattr(loaded, "__file__", None) or "/").parent in (ROOT / "bench", ROOT / "training"):
-            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-TRAINING = Path(__file__).parents[2] / "training"
-
 
 @pytest.fixture(scope="module")
-def documents():
-    sys.path.insert(0, str(TRAINING))
-    import documents as module
-
-    yield module
-    sys.path.remove(str(TRAINING))
+def documents(programs):
+    return programs("training", "documents")
 
 
 @pytest.fixture(scope="module")

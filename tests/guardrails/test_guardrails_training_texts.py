@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,12 +12,8 @@ TRAINING = Path(__file__).parents[2] / "training"
 
 
 @pytest.fixture(scope="module")
-def attacks():
-    sys.path.insert(0, str(TRAINING))
-    import attacks as module
-
-    yield module
-    sys.path.remove(str(TRAINING))
+def attacks(programs):
+    return programs("training", "attacks")
 
 
 @pytest.fixture(scope="module")

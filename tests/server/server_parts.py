@@ -27,6 +27,19 @@ class _Threads(ThreadingHTTPServer):
     request_queue_size = 1024
 
 
+class Quiet(BaseHTTPRequestHandler):
+    """Says nothing of what it is asked, nor of who goes before the answer."""
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except OSError:
+            return  # the one who asked has gone
+
+    def log_message(self, *_: Any) -> None:
+        """Nobody wants to read it."""
+
+
 class Upstream:
     """An OpenAI-compatible server. A message that holds the word HOLD is answered when `release` is set.
 
@@ -42,7 +55,7 @@ class Upstream:
         """MiB of a flood that somebody has taken."""
         upstream = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Quiet):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
@@ -84,15 +97,6 @@ class Upstream:
                 self.send_header("content-length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
-
-            def handle(self) -> None:
-                try:
-                    super().handle()
-                except OSError:
-                    return  # the one who asked has gone
-
-            def log_message(self, *_: Any) -> None:
-                """Nobody wants to read it."""
 
         self._server = _Threads(("127.0.0.1", 0), Handler)
         self.port: int = self._server.server_address[1]

@@ -7,10 +7,10 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from http.server import ThreadingHTTPServer
 
 import pytest
+from server_parts import Quiet
 
 from aibox.errors import ConfigError, UpstreamError
 from aibox.http import JsonClient
@@ -33,7 +33,7 @@ class Issuer(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
 
-class Answers(BaseHTTPRequestHandler):
+class Answers(Quiet):
     server: Issuer
 
     def do_GET(self) -> None:
@@ -79,15 +79,6 @@ class Answers(BaseHTTPRequestHandler):
         while not self.server.over.wait(0.02):
             self.wfile.write(b" ")
             self.wfile.flush()
-
-    def handle(self) -> None:
-        try:
-            super().handle()
-        except OSError:
-            return  # the one who asked has gone
-
-    def log_message(self, *_: Any) -> None:
-        """Nobody wants to read it."""
 
 
 @pytest.fixture
