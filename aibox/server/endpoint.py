@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import nullcontext
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -47,9 +47,7 @@ class Served:
             await self._allow(who)
         try:
             given = await self._given(request)
-            async with AsyncExitStack() as stack:
-                if route.watched:
-                    await stack.enter_async_context(while_there(receive))
+            with while_there(receive) if route.watched else nullcontext():
                 answer = await self._recorded(who, given)
                 if route.streams:
                     asked(scope).ending = self._cut

@@ -77,7 +77,7 @@ class HotPath:
         except AccessError as error:
             await self._api.refused(api, principal, error)
             raise
-        async with while_there(receive):
+        with while_there(receive):
             if request.body.get("stream"):
                 under_way.ending = partial(_failure, api)
                 await _stream(api, partial(self._api.stream, api, request, scope=who), send)
@@ -129,14 +129,14 @@ class while_there:  # noqa: N801 - used as a statement
         self._gone = False
         self._leaving: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> None:
+    def __enter__(self) -> None:
         working = asyncio.current_task()
         assert working is not None
         self._working = working
         # Most calls have ended by then, and whoever has left before is noticed then.
         self._later = working.get_loop().call_later(WATCH_S, self._watch)
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._later.cancel()
         if (leaving := self._leaving) is not None:
             # It knows this object, and a ring of them would wait for the collector after each request.

@@ -144,7 +144,7 @@ async def test_a_call_that_took_long_leaves_no_ring_behind() -> None:
     gc.disable()
     try:
         watched = while_there(asyncio.Event().wait)  # type: ignore[arg-type]  # a caller who says nothing, and stays
-        async with watched:
+        with watched:
             while watched._leaving is None:
                 await asyncio.sleep(0.001)
             leaving = watched._leaving
