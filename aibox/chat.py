@@ -6,7 +6,6 @@ The bodies are passed through: fields that aibox does not know are kept as they 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -313,22 +312,6 @@ def json_text(arguments: object) -> str:
     if arguments is None or isinstance(arguments, str):
         return arguments or ""
     return msgspec.json.encode(arguments).decode()
-
-
-_NAMED = frozenset({"type", "role", "id", "name", "call_id", "tool_call_id", "status", "detail", "format", "phase"})
-_NAME = re.compile(r"(?![\d.:/-]*\Z)[\w.:/-]{1,128}", re.ASCII)
-DEEP = 32
-"""How deep a text may stand in a field of a request that is not known."""
-
-
-def is_name(text: str) -> bool:
-    """Whether it can be the name of something, or a word of the API; a number of somebody's is neither."""
-    return _NAME.fullmatch(text) is not None
-
-
-def names(field: str, value: object) -> bool:
-    """Whether a field is one of those that hold a name, and this holds one: no text, and nobody's data."""
-    return field in _NAMED and isinstance(value, str) and is_name(value)
 
 
 _SAYS_NOTHING: tuple[dict[str, Any], ...] = ({},)

@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from itertools import groupby
 from typing import Any, Literal
 
-from aibox.chat import DEEP, is_name, json_text, names, plain
+from aibox.chat import json_text, plain
 from aibox.errors import ConfigError
+from aibox.fields import each_text, is_name, names
 from aibox.inference.capabilities import Api
 from aibox.types import Where
 
@@ -47,7 +48,7 @@ _SAYS = ("text", "refusal", "thinking")
 
 
 async def asked(api: Api, body: Mapping[str, Any], change: Change, *, checked: bool) -> dict[str, Any]:
-    """The request with its texts changed; what did not change is the same object.
+    """The request with its texts changed.
 
     `checked` False: nothing looks at the texts, and what could not be read may pass. Raises ConfigError.
     """
@@ -58,9 +59,9 @@ async def asked(api: Api, body: Mapping[str, Any], change: Change, *, checked: b
     elif not isinstance(value, list) or not value:
         raise ConfigError(f"the body needs `{key}`")
     elif api in ("chat", "responses"):
-        made = _same(value, [await _item(item, change, checked=checked) for item in value])
+        made = [await _item(item, change, checked=checked) for item in value]
     elif all(isinstance(text, str) for text in value):
-        made = _same(value, [await change(text, "input") for text in value])
+        made = [await change(text, "input") for text in value]
     elif checked:
         raise ConfigError("token ids cannot be checked, as the policy asks", hint="send the text itself")
     else:
@@ -98,7 +99,7 @@ def _text(content: Any) -> str:
 
 
 def readable(api: Api, body: dict[str, Any], key: Literal["message", "delta"]) -> dict[str, Any]:
-    """An answer of `SAID`'s APIs, or a piece of one, without what no check can read; the same object when that is all.
+    """An answer of `SAID`'s APIs, or a piece of one, without what no check can read.
 
     A content in parts becomes the text of them, arguments that are an object become its text; any other field that says
     something (`reasoning_details`, `audio`, `annotations`) is left out.
@@ -106,23 +107,20 @@ def readable(api: Api, body: dict[str, Any], key: Literal["message", "delta"]) -
     choices = body.get("choices")
     if api not in SAID or not choices:
         return body
-    made = [_readable_choice(api, choice, key) for choice in choices]
-    return body if all(map(_unchanged, choices, made)) else {**body, "choices": made}
+    return {**body, "choices": [_readable_choice(api, choice, key) for choice in choices]}
 
 
 def _readable_choice(api: Api, choice: dict[str, Any], key: str) -> dict[str, Any]:
-    made = {name: value for name, value in choice.items() if not value or name in _CHOICE}
-    if api == "chat":
-        told = choice.get(key) or {}
-        said = {name: text for name, value in told.items() if (text := _readable(name, value)) is not _UNREAD}
-        made |= {key: told if _alike(said, told) else said} if key in choice else {}
-    elif "text" in choice:
-        made["text"] = plain(choice["text"])
-    return choice if _alike(made, choice) else made
-
-
-def _alike(made: dict[str, Any], told: dict[str, Any]) -> bool:
-    return made.keys() == told.keys() and all(made[name] is told[name] for name in told)
+    made: dict[str, Any] = {}
+    for field, value in choice.items():
+        if api == "chat" and field == key:
+            said = {name: _readable(name, told) for name, told in (value or {}).items()}
+            made[field] = {name: told for name, told in said.items() if told is not _UNREAD}
+        elif api == "completions" and field == "text":
+            made[field] = plain(value)
+        elif not value or field in _CHOICE:
+            made[field] = value
+    return made
 
 
 def _readable(name: str, value: Any) -> Any:
@@ -133,16 +131,13 @@ def _readable(name: str, value: Any) -> Any:
     if name == "function_call" and isinstance(value, dict):
         return _with_text(value)
     if name == "tool_calls" and isinstance(value, list):
-        made = [_readable_call(call) for call in value]
-        return value if all(map(_unchanged, value, made)) else made
+        return [_readable_call(call) for call in value]
     return _UNREAD
 
 
 def _readable_call(call: dict[str, Any]) -> dict[str, Any]:
     told = call.get("function")
-    if not isinstance(told, dict) or (made := _with_text(told)) is told:
-        return call
-    return {**call, "function": made}
+    return {**call, "function": _with_text(told)} if isinstance(told, dict) else call
 
 
 def _with_text(called: dict[str, Any]) -> dict[str, Any]:
@@ -158,23 +153,20 @@ _ROLES = ("assistant", "tool", "function", "user", "system", "developer")
 
 
 async def answered(api: Api, body: dict[str, Any], change: Change) -> dict[str, Any]:
-    """The whole answer with its texts changed; the same object when nothing did."""
+    """The whole answer with its texts changed."""
     if api == "responses":
         return await output(body, change)
-    if api not in SAID:
+    if api not in SAID or not body.get("choices"):
         return body
-    choices = [await _choice(api, choice, change) for choice in body.get("choices") or ()]
-    return body if _same(body.get("choices"), choices) is body.get("choices") else {**body, "choices": choices}
+    return {**body, "choices": [await _choice(api, choice, change) for choice in body["choices"]]}
 
 
 async def output(response: dict[str, Any], change: Change) -> dict[str, Any]:
     """An answer of the Responses API, likewise, without items that are not known."""
-    items = response.get("output") or []
-    shown = [made for item in items if (made := await output_item(item, change)) is not None]
-    made = _same(items, shown)
-    if made is items and "output_text" not in response:
-        return response
-    return {key: value for key, value in response.items() if key != "output_text"} | {"output": made}
+    made = {key: value for key, value in response.items() if key != "output_text"}
+    if items := response.get("output"):
+        made["output"] = [shown for item in items if (shown := await output_item(item, change)) is not None]
+    return made
 
 
 async def output_item(item: dict[str, Any], change: Change) -> dict[str, Any] | None:
@@ -182,16 +174,17 @@ async def output_item(item: dict[str, Any], change: Change) -> dict[str, Any] | 
     kind = str(item.get("type"))
     if kind not in ("message", "reasoning", *CALLS):
         return None
-    made = {name: value for name, value in item.items() if not value or name in _ITEM}
-    if (field := CALLS.get(kind)) and item.get(field):
-        text = json_text(item[field])
-        shown = await change(text, "tool_arguments")
-        made[field] = item[field] if shown == text else shown
-    for key in ("content", "summary"):
-        if item.get(key) and not field:
-            parts = item[key] if isinstance(item[key], list) else [{"type": "output_text", "text": plain(item[key])}]
-            made[key] = _same(item[key], [await output_part(part, change) for part in parts])
-    return item if _alike(made, item) else made
+    says = (CALLS[kind],) if kind in CALLS else ("content", "summary")
+    made = {name: value for name, value in item.items() if not value or name in _ITEM or name in says}
+    for name in says:
+        if not (told := item.get(name)):
+            continue
+        if kind in CALLS:
+            made[name] = await _arguments(told, "tool_arguments", change)
+        else:
+            parts = told if isinstance(told, list) else [{"type": "output_text", "text": plain(told)}]
+            made[name] = [await output_part(part, change) for part in parts]
+    return made
 
 
 async def output_part(part: dict[str, Any], change: Change) -> dict[str, Any]:
@@ -200,22 +193,22 @@ async def output_part(part: dict[str, Any], change: Change) -> dict[str, Any]:
     for key in ("text", "refusal"):
         if part.get(key):
             made[key] = await change(plain(part[key]), "output")
-    return part if made == part else without_tokens(made)
+    return made if made == part else without_tokens(made)
 
 
 async def _choice(api: Api, choice: dict[str, Any], change: Change) -> dict[str, Any]:
     told = choice.get("message") or {} if api == "chat" else choice
     made = {key: await change(told[key], "output") for key in SAID[api] if isinstance(told.get(key), str) and told[key]}
     for key in ("tool_calls", "function_call") if api == "chat" else ():
-        if (old := told.get(key)) and (new := await _calls(old, "tool_arguments", change)) is not old:
-            made[key] = new
+        if calls := told.get(key):
+            made[key] = await _calls(calls, "tool_arguments", change)
     if all(told[key] == text for key, text in made.items()):
         return choice
     return without_tokens({**choice, "message": {**told, **made}} if api == "chat" else {**choice, **made})
 
 
 async def _calls(calls: Any, where: Where, change: Change) -> Any:
-    """The calls of a message, or the one of the old form; the same object when no arguments changed."""
+    """The calls of a message, or the one of the old form."""
     if isinstance(calls, Mapping):
         return await _called(calls, "arguments", where, change)
     if not isinstance(calls, list):
@@ -225,21 +218,24 @@ async def _calls(calls: Any, where: Where, change: Change) -> Any:
         if not isinstance(call, Mapping):
             raise ConfigError("each call of a tool is an object")
         key = "custom" if call.get("type") == "custom" else "function"
-        told = call.get(key)
-        field = "input" if key == "custom" else "arguments"
-        shown = await _called(told, field, where, change) if isinstance(told, Mapping) else told
-        rest = await _rest(call, (key,), where, change)
-        made.append(call if shown is told and not rest else {**call, **rest, key: shown})
-    return _same(calls, made)
+        fields = {}
+        if isinstance(told := call.get(key), Mapping):
+            fields[key] = await _called(told, "input" if key == "custom" else "arguments", where, change)
+        made.append({**call, **fields, **await _rest(call, (key,), where, change)})
+    return made
 
 
 async def _called(told: Mapping[str, Any], field: str, where: Where, change: Change) -> Mapping[str, Any]:
-    """A call with what it is called with, which may be an object instead of its text, and all else that it says."""
-    given = told.get(field)
-    text = given if isinstance(given, str | None) else json_text(given)
+    """A call with what it is called with, and all else that it says."""
+    given = {field: await _arguments(told[field], where, change)} if field in told else {}
+    return {**told, **given, **await _rest(told, (field,), where, change)}
+
+
+async def _arguments(given: Any, where: Where, change: Change) -> Any:
+    """What a tool is called with: an object instead of its text stays one while nothing in it changes."""
+    text = json_text(given)
     shown = await change(text, where) if text else text
-    rest = await _rest(told, (field,), where, change)
-    return told if shown == text and not rest else {**told, **rest, field: given if shown == text else shown}
+    return given if shown == text else shown
 
 
 def without_tokens(choice: dict[str, Any]) -> dict[str, Any]:
@@ -276,13 +272,14 @@ async def _holding(
     item: Mapping[str, Any], key: str, where: Where, change: Change, *, checked: bool
 ) -> Mapping[str, Any]:
     """An item with a content of that place in one field, calls in others, and what else it says."""
-    made = await _content(item.get(key), where, change, checked=checked)
-    fields = {key: made} if made is not item.get(key) else {}
+    made = {**item}
+    if key in item:
+        made[key] = await _content(item[key], where, change, checked=checked)
     for calls in ("tool_calls", "function_call"):
-        if (old := item.get(calls)) and (new := await _calls(old, _EARLIER, change)) is not old:
-            fields[calls] = new
-    fields |= await _rest(item, (key, "tool_calls", "function_call"), where, change)
-    return {**item, **fields} if fields else item
+        if calls in item:
+            made[calls] = await _calls(item[calls], _EARLIER, change)
+    made |= await _rest(item, (key, "tool_calls", "function_call"), where, change)
+    return made
 
 
 async def _content(content: Any, where: Where, change: Change, *, checked: bool) -> Any:
@@ -299,7 +296,7 @@ async def _content(content: Any, where: Where, change: Change, *, checked: bool)
         texts += [text] if text else []
     if len(texts) > 1:
         await change("\n".join(texts), where)  # with an image between them: only a refusal counts
-    return _same(content, parts)
+    return parts
 
 
 def _said_in(part: Any) -> str:
@@ -317,45 +314,21 @@ async def _part(
     kind = str(part.get("type"))
     if checked and (kind in _FILES or "file" in part):
         raise ConfigError("a file cannot be checked, as the policy asks", hint="send its text")
-    fields = await _rest(part, (said, _SEEN.get(kind, "")), where, change)
-    return {**part, **fields} if fields else part
+    return {**part, **await _rest(part, (said, _SEEN.get(kind, "")), where, change)}
 
 
-async def _rest(
-    told: Mapping[str, Any], seen: Collection[str], where: Where, change: Change, depth: int = 0
-) -> dict[str, Any]:
-    """Of the fields that nobody has looked at, those that change."""
-    made: dict[str, Any] = {}
-    for name, value in told.items():
-        if name in seen or names(name, value):
-            continue
-        if (shown := await _every(value, where, change, depth)) is not value:
-            made[name] = shown
-    return made
+async def _rest(told: Mapping[str, Any], seen: Collection[str], where: Where, change: Change) -> dict[str, Any]:
+    """The fields that nobody has looked at, changed; without those that hold a name."""
+    return {
+        name: await _every(value, where, change)
+        for name, value in told.items()
+        if name not in seen and not names(name, value)
+    }
 
 
-async def _every(value: Any, where: Where, change: Change, depth: int = 0) -> Any:
-    """A value with each text in it changed; the same object when none is. Raises ConfigError for one beyond `DEEP`."""
-    if isinstance(value, str):
-        shown = await change(value, where) if value else value
-        return value if shown == value else shown
-    if not value or not isinstance(value, list | dict):
-        return value
-    if depth == DEEP:
-        raise ConfigError(f"a field is nested more than {DEEP} deep, and cannot be checked")
-    if isinstance(value, list):
-        return _same(value, [await _every(one, where, change, depth + 1) for one in value])
-    fields = await _rest(value, (), where, change, depth + 1)
-    named = {name: name if is_name(name) else await change(name, where) for name in value}
-    if not fields and all(name == shown for name, shown in named.items()):
-        return value
-    return {named[name]: fields.get(name, one) for name, one in value.items()}
+def _every(value: Any, where: Where, change: Change) -> Awaitable[Any]:
+    return each_text(value, lambda text: change(text, where), _unread)
 
 
-def _same(old: Any, new: list[Any]) -> Any:
-    """The old list while its members are what they were."""
-    return old if old is not None and len(old) == len(new) and all(map(_unchanged, old, new)) else new
-
-
-def _unchanged(old: Any, new: Any) -> bool:
-    return old is new or (isinstance(old, str) and old == new)
+def _unread(what: str) -> ConfigError:
+    return ConfigError(f"{what} cannot be checked")

@@ -44,15 +44,12 @@ class Choices:
         self._last: Body = {}
 
     async def take(self, body: Body) -> list[Body]:
-        """The events to show for one that came, in order: itself when nothing has changed."""
+        """The events to show for one that came, in order."""
         choices = body.get("choices")
         if not choices:
             return [body]
         self._last = body
-        made = [await self._choice(choice) for choice in choices]
-        if all(new is old for new, old in zip(made, choices, strict=True)):
-            return [body]
-        shown = [choice for choice in made if choice is not None]
+        shown = [made for choice in choices if (made := await self._choice(choice)) is not None]
         return [{**body, "choices": shown}] if shown else []
 
     async def rest(self) -> list[Body]:
@@ -194,15 +191,13 @@ class Response:
         if kind in _TEXTS and step in ("delta", "done"):
             return await self._text(kind, step, body)
         if "part" in body:
-            part = await bodies.output_part(body["part"], self._shown)
-            return [body if part is body["part"] else {**body, "part": part}]
+            return [{**body, "part": await bodies.output_part(body["part"], self._shown)}]
         if "item" in body:
             item = await bodies.output_item(body["item"], self._shown)
-            return [] if item is None else [body if item is body["item"] else {**body, "item": item}]
+            return [] if item is None else [{**body, "item": item}]
         if isinstance(body.get("response"), dict):
             late = await self._late() if kind == "response" and step in _ENDS else []
-            response = await bodies.output(body["response"], self._shown)
-            return [*late, body if response is body["response"] else {**body, "response": response}]
+            return [*late, {**body, "response": await bodies.output(body["response"], self._shown)}]
         if kind in _CALLS:
             return await self._call(kind, step, body)
         if body.get("type") == "error":

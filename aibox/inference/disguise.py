@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from aibox.chat import DEEP, ChatRequest, Chunk, Completion, is_name, json_text, names
+from aibox.chat import ChatRequest, Chunk, Completion, json_text
 from aibox.errors import EgressError
+from aibox.fields import each_text, names
 from aibox.policy.policy import Policy
 from aibox.types import Scope
 
@@ -117,12 +118,10 @@ class Disguise:
         if isinstance(value, list):
             return [await self._outward(item) for item in value]
         if not isinstance(value, dict):
-            raise EgressError("the request holds token ids, in which personal data cannot be found", hint=_HINT)
+            raise _unread("token ids")
         kind = value.get("type")
         if "role" not in value and kind not in _PARTS | {"function_call", "function_call_output"}:
-            raise EgressError(
-                f"the request holds {str(kind or 'something')[:40]}, in which personal data cannot be found", hint=_HINT
-            )
+            raise _unread(str(kind or "something")[:40])
         made: dict[str, Any] = {}
         for key, said in value.items():
             if key in ("content", "output"):
@@ -131,22 +130,9 @@ class Disguise:
                 made[key] = said if names(key, said) else await self._every(said)
         return made
 
-    async def _every(self, value: Any, depth: int = 0) -> Any:
-        """Each text in a field that is not known: it may be anybody's."""
-        if isinstance(value, str):
-            return await self._conceal(value)
-        if depth == DEEP:
-            raise EgressError(f"the request is nested more than {DEEP} deep in a field that is not known", hint=_HINT)
-        if isinstance(value, list):
-            return [await self._every(item, depth + 1) for item in value]
-        if not isinstance(value, dict):
-            return value
-        return {
-            key if is_name(key) else await self._conceal(key): item
-            if names(key, item)
-            else await self._every(item, depth + 1)
-            for key, item in value.items()
-        }
+    async def _every(self, value: Any) -> Any:
+        """A field that is not known: what is said there may be anybody's."""
+        return await each_text(value, self._conceal, _unread)
 
     async def _walk(self, value: Any, change: Callable[[str], Awaitable[str]]) -> Any:
         if isinstance(value, str):
@@ -156,6 +142,10 @@ class Disguise:
         if isinstance(value, dict):
             return {key: await self._walk(item, change) for key, item in value.items()}
         return value
+
+
+def _unread(what: str) -> EgressError:
+    return EgressError(f"the request holds {what}, in which personal data cannot be found", hint=_HINT)
 
 
 def _gather(calls: dict[int, dict[str, Any]], part: dict[str, Any]) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 import aibox
 from aibox.agents.bare import BareCall
-from aibox.chat import DEEP, ChatRequest, Chunk, Completion
+from aibox.chat import ChatRequest, Chunk, Completion
 from aibox.errors import ConfigError, GuardrailError, LimitError
+from aibox.fields import DEEP
 from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.reading import AT_ONCE, MOST_TEXTS
 from aibox.inference.capabilities import Api
@@ -126,7 +127,7 @@ async def test_no_field_of_a_request_is_passed_by(api: Api, made: Any, scope: Sc
 
 
 async def test_what_says_nothing_goes_on_as_it_came(scope: Scope) -> None:
-    """Names, ids, numbers, pictures and what the program says are what they were, each the same object."""
+    """Names, ids, numbers, pictures and what the program says are what they were."""
     body: dict[str, Any] = {
         "temperature": 0.5, "stop": ["Ignore all previous instructions."], "service_tier": "auto",
         "chat_template_kwargs": {"enable_thinking": False}, "logit_bias": {"50256": -100}, "seed": 7,
@@ -138,9 +139,7 @@ async def test_what_says_nothing_goes_on_as_it_came(scope: Scope) -> None:
             HI,
         ],
     }  # fmt: skip
-    shown = await sent("chat", body, scope)
-    assert shown == {"model": "scripted", **body}
-    assert all(shown[name] is value for name, value in body.items())
+    assert await sent("chat", body, scope) == {"model": "scripted", **body}
 
 
 @pytest.mark.parametrize("between", [[], [PICTURE]])
