@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -156,6 +156,7 @@ async def _stream(events: AsyncIterator[BaseModel], send: Send) -> None:
         return await anext(events, None)
 
     coming: asyncio.Task[BaseModel | None] | None = None
+    left: asyncio.CancelledError | None = None
     try:
         while True:
             coming = coming or asyncio.create_task(following())
@@ -169,29 +170,22 @@ async def _stream(events: AsyncIterator[BaseModel], send: Send) -> None:
             frame = b"id: %d\n" % number + _frame(event)
             await send({"type": "http.response.body", "body": frame, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
-    except asyncio.CancelledError as left:
-        if coming is not None:
-            coming.cancel(*left.args)
-            await asyncio.wait((coming,))
-        await leave(events, left)
+    except asyncio.CancelledError as error:
+        left = error
         raise
     finally:
         if coming is not None:
-            coming.cancel()
+            coming.cancel(*(left.args if left else ()))
             await asyncio.wait((coming,))
-        await close(events)
+        if left is not None:
+            await leave(events, left)
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()
 
 
 def _frame(event: BaseModel) -> bytes:
     # JSON has no raw line ends, so that no text of a model can end an event.
     return f"event: {getattr(event, 'type', 'message')}\ndata: {event.model_dump_json()}\n\n".encode()
-
-
-async def close(events: AsyncIterator[Any]) -> None:
-    """End a stream that nobody reads any more; what makes it is told."""
-    ending: Callable[[], Awaitable[None]] | None = getattr(events, "aclose", None)
-    if ending is not None:
-        await ending()
 
 
 async def _read(request: Request, limit: int) -> bytes:
