@@ -124,7 +124,7 @@ class Client:
         return await self._to.ask("GET", "/healthz", Health)
 
     async def ready(self) -> Readiness:
-        """Whether requests may be sent there, and which part is missing; one that is not ready is UpstreamError."""
+        """Whether requests may be sent there, and which part is missing; where they may not, UpstreamError says it."""
         return await self._to.ask("GET", "/readyz", Readiness)
 
     async def metrics(self) -> str:

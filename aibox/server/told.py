@@ -29,17 +29,24 @@ _KINDS: dict[str, type[AIBoxError]] = {
 def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> AIBoxError:
     """What an answer that is no good one says, of the nearest class; UpstreamError where aibox did not say it."""
     try:
-        told: Any = json.loads(body)
+        read: Any = json.loads(body)
     except ValueError:
-        told = None
-    if isinstance(told, dict) and isinstance(told.get("error"), dict):  # OpenAI's shape
+        read = None
+    told: dict[str, Any] = read if isinstance(read, dict) else {}
+    if isinstance(told.get("error"), dict):  # OpenAI's shape
         code = told["error"].get("code")
         title = next((ours for ours, theirs in OPENAI_CODES.items() if theirs == code), code)
         return told_error({"title": title, "detail": told["error"].get("message")}, status, headers)
-    if not isinstance(told, dict) or not str(told.get("type", "")).startswith("urn:aibox:"):
-        said = told.get("detail", "") if isinstance(told, dict) else ""
+    if not str(told.get("type", "")).startswith("urn:aibox:"):
+        said = told.get("detail") or _missing(told.get("parts"))
         return UpstreamError(f"the server answered {status} {said}".rstrip(), retryable=status in (502, 503, 504))
     return told_error(told, status, headers)
+
+
+def _missing(parts: object) -> str:
+    """The parts that `/readyz` misses; nothing where this is no answer of it."""
+    missing = [name for name, how in parts.items() if how != "ok"] if isinstance(parts, dict) else []
+    return f"missing: {', '.join(missing)}" if missing else ""
 
 
 def told_error(problem: Mapping[str, Any], status: int, headers: Mapping[str, str]) -> AIBoxError:

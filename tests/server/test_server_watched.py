@@ -14,7 +14,7 @@ import pytest
 import aibox
 from aibox.box import Box
 from aibox.chat import Health
-from aibox.errors import StoreError
+from aibox.errors import StoreError, UpstreamError
 from aibox.server import metrics
 from aibox.server.api_keys import ApiKeys
 from aibox.server.app import create_app
@@ -42,6 +42,9 @@ class Served:
     async def ready(self) -> tuple[int, dict[str, Any]]:
         answer = await self.http.get("/readyz")
         return answer.status_code, answer.json()
+
+    def client(self) -> aibox.Client:
+        return aibox.Client("http://localhost", self.program, transport=httpx2.ASGITransport(app=self.gate))
 
     async def metrics(self, key: str) -> httpx2.Response:
         return await self.http.get("/metrics", headers={"authorization": f"Bearer {key}"})
@@ -81,6 +84,10 @@ async def test_without_a_model_the_server_is_not_ready(served: Served) -> None:
     answer = await served.http.get("/readyz")
     assert (answer.status_code, answer.json()["parts"]["models"]) == (503, "missing")
     assert "CANARY" not in answer.text
+    async with served.client() as ask:
+        with pytest.raises(UpstreamError, match="503 missing: models") as missing:
+            await ask.ready()
+    assert "audit" not in str(missing.value)
 
 
 async def test_without_the_log_the_server_is_not_ready(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
