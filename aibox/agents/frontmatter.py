@@ -1,16 +1,12 @@
-"""YAML between two lines of `---` at the top of a Markdown file, read so that nothing in it can surprise.
-
-Every scalar is text: `no`, `1.0` and `2026-01-01` mean what was typed. A key that comes twice, an alias and a tag are
-errors. The only file that imports `yaml`.
-"""
+"""YAML between two lines of `---` at the top of a Markdown file, in which every scalar is text."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from aibox import plain_yaml
 from aibox.errors import ConfigError
 
 MAX_CHARS = 64 * 1024
@@ -29,7 +25,10 @@ def split(text: str) -> tuple[dict[str, Any], str]:
     head = "\n".join(lines[1:end])
     if len(head) > MAX_CHARS:
         raise ConfigError(f"the head has {len(head)} characters; at most {MAX_CHARS} are read")
-    return _read(head), "\n".join(lines[end + 1 :]).strip()
+    value = plain_yaml.read(head, source="the head", first_line=2)
+    if not isinstance(value, Mapping):
+        raise ConfigError("the head must be fields with values, such as `name: my-skill`")
+    return dict(value), "\n".join(lines[end + 1 :]).strip()
 
 
 def unknown(keys: Sequence[str], known: Sequence[str]) -> str:
@@ -40,49 +39,3 @@ def unknown(keys: Sequence[str], known: Sequence[str]) -> str:
             close = get_close_matches(key, known, n=1, cutoff=0.5)
             said.append(f"unknown field {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
     return "; ".join(said)
-
-
-def _read(head: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        value = yaml.load(head, Loader=_loader())  # noqa: S506 - a loader that makes text, lists and mappings only
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 2}" if mark is not None else ""
-        raise ConfigError(f"the head is not YAML{where}: {getattr(error, 'problem', None) or error}") from None
-    except RecursionError:
-        raise ConfigError("the head is nested too deeply") from None
-    if not isinstance(value, Mapping):
-        raise ConfigError("the head must be fields with values, such as `name: my-skill`")
-    return dict(value)
-
-
-@functools.cache
-def _loader() -> Any:
-    import yaml
-
-    class Loader(yaml.BaseLoader):
-        """Text, lists and mappings; nothing else can be made of a document."""
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # not in the stubs
-            if isinstance(event, yaml.AliasEvent):
-                mark: Any = event.start_mark
-                raise yaml.composer.ComposerError(None, None, "aliases are not read", mark)
-            if getattr(event, "tag", None) is not None:
-                raise yaml.composer.ComposerError(None, None, "tags are not read", event.start_mark)
-            return super().compose_node(parent, index)
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            seen = set()
-            for key_node, _ in node.value:
-                key = self.construct_object(key_node, deep=True)
-                if not isinstance(key, str):
-                    raise yaml.constructor.ConstructorError(None, None, "a key must be text", key_node.start_mark)
-                if key in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key} comes twice", key_node.start_mark)
-                seen.add(key)
-            return super().construct_mapping(node, deep=deep)
-
-    return Loader
