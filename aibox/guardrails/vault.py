@@ -100,27 +100,18 @@ class Vault:
 
     def everyones(self, tenant: str, tokens: Sequence[str]) -> dict[str, str]:
         """What the tokens of a tenant stand for, whoever gave the values."""
-        found: dict[str, str] = {}
-        with self._rows(tenant, reads=True) as db:
-            for token in dict.fromkeys(tokens):
-                row = db.execute(
-                    "SELECT sealed FROM pseudonyms WHERE tenant = ? AND token = ?", (tenant, token)
-                ).fetchone()
-                if row:
-                    found[token] = self._open(tenant, token, row[0])
-        return found
+        return self._meant(tenant, tokens, "pseudonyms WHERE tenant = ?", tenant)
 
     def values(self, tenant: str, user: str, tokens: Sequence[str]) -> dict[str, str]:
         """What the tokens stand for; those that the user does not own are left out."""
-        owner = self._digest(tenant, "user", user)
+        return self._meant(tenant, tokens, _OWNED, tenant, self._digest(tenant, "user", user))
+
+    def _meant(self, tenant: str, tokens: Sequence[str], whose: str, *values: str | bytes) -> dict[str, str]:
         found: dict[str, str] = {}
         with self._rows(tenant, reads=True) as db:
             for token in dict.fromkeys(tokens):
-                row = db.execute(
-                    f"SELECT sealed FROM {_OWNED} AND token = ?",  # noqa: S608 - a constant
-                    (tenant, owner, token),
-                ).fetchone()
-                if row:
+                sql = f"SELECT sealed FROM {whose} AND token = ?"  # noqa: S608 - one of two constants
+                if row := db.execute(sql, (*values, token)).fetchone():
                     found[token] = self._open(tenant, token, row[0])
         return found
 
