@@ -1,7 +1,7 @@
 """MCP servers as tools: over stdio, SSE and streamable HTTP, under names of their own, their descriptions held to.
 
 What a server says of a tool goes into a prompt, so a description that changed is held back until somebody looked. All
-that a server returns is a stranger's, and what it gets has left. The only file that imports `mcp`.
+that a server returns is a stranger's, and what it gets has left.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import anyio
 import msgspec
 
+from aibox.agents import mcp_streams
 from aibox.agents.boxed import started
 from aibox.agents.dispatch import Refused
 from aibox.agents.evidence import digest
@@ -88,6 +87,16 @@ class McpServer:
     def lets_out(self) -> bool:
         """Whether what it is told may leave the box."""
         return not self.boxed if self.sends is None else self.sends
+
+    def streams(self) -> AbstractAsyncContextManager[Any]:
+        """The way to it, where it does not run inside the sandbox."""
+        if self.command:
+            return mcp_streams.process(self.command, self.args, self.env)
+        headers = {
+            name: value.resolve(scope=Scope.local()).reveal() if isinstance(value, Secret) else value
+            for name, value in self.headers.items()
+        }
+        return mcp_streams.remote(self.url, sse=self.transport == "sse", headers=headers, timeout_s=self.timeout_s)
 
 
 class McpTool:
@@ -259,9 +268,9 @@ class McpConnection:
         talk: Talk | None = None
         if self._sandbox is not None and self.server.boxed:
             talk = await stack.enter_async_context(started(self.server, sandbox=self._sandbox, scope=self._scope))
-            streams = await stack.enter_async_context(_spoken(talk))
+            streams = await stack.enter_async_context(mcp_streams.spoken(talk))
         else:
-            streams = await stack.enter_async_context(_transport(self.server, stack))
+            streams = await stack.enter_async_context(self.server.streams())
         self._session = await stack.enter_async_context(
             ClientSession(
                 streams[0],
@@ -337,64 +346,3 @@ def _first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and error.exceptions:
         error = error.exceptions[0]
     return error
-
-
-@asynccontextmanager
-async def _transport(server: McpServer, stack: AsyncExitStack) -> AsyncIterator[Any]:
-    headers = {
-        name: value.resolve(scope=Scope.local()).reveal() if isinstance(value, Secret) else value
-        for name, value in server.headers.items()
-    }
-    if server.command:
-        from mcp.client.stdio import StdioServerParameters, stdio_client
-
-        told = StdioServerParameters(command=server.command, args=list(server.args), env=dict(server.env))
-        # What a server says on its standard error is nobody's log line here.
-        with open(os.devnull, "w") as quiet:  # noqa: ASYNC230, PTH123 - a device, not a file
-            async with stdio_client(told, errlog=quiet) as streams:
-                yield streams
-    elif server.transport == "sse":
-        from mcp.client.sse import sse_client
-
-        async with sse_client(server.url, headers=headers, timeout=server.timeout_s) as streams:
-            yield streams
-    else:
-        import httpx2
-        from mcp.client.streamable_http import streamable_http_client
-
-        limit = httpx2.Timeout(server.timeout_s, read=300.0)
-        client = await stack.enter_async_context(httpx2.AsyncClient(headers=headers, trust_env=False, timeout=limit))
-        async with streamable_http_client(server.url, http_client=client) as streams:
-            yield streams
-
-
-@asynccontextmanager
-async def _spoken(talk: Talk) -> AsyncIterator[Any]:
-    """The client's two streams over a server that is spoken with: a message a line, as over stdio."""
-    from mcp.shared.message import SessionMessage
-    from mcp.types import jsonrpc_message_adapter
-
-    heard, read = anyio.create_memory_object_stream[Any](0)
-    write, said = anyio.create_memory_object_stream[Any](0)
-
-    async def hear() -> None:
-        # At the end of the line the client's waiting calls fail, and do not hang.
-        async with heard:
-            async for line in talk.lines():
-                try:
-                    message: Any = SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
-                except ValueError as error:
-                    message = error
-                await heard.send(message)
-
-    async def say() -> None:
-        async with said:
-            async for message in said:
-                body = message.message.model_dump_json(by_alias=True, exclude_unset=True)
-                await talk.send(body.encode() + b"\n")
-
-    async with read, write, anyio.create_task_group() as group:
-        group.start_soon(hear)
-        group.start_soon(say)
-        yield read, write
-        group.cancel_scope.cancel()
