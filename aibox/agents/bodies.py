@@ -212,16 +212,16 @@ async def _calls(calls: Any, where: Where, change: Change) -> Any:
     if isinstance(calls, Mapping):
         return await _called(calls, "arguments", where, change)
     if not isinstance(calls, list):
-        return calls
+        return await _every(calls, where, change)
     made: list[Any] = []
     for call in calls:
         if not isinstance(call, Mapping):
             raise ConfigError("each call of a tool is an object")
         key = "custom" if call.get("type") == "custom" else "function"
-        fields = {}
+        fields: dict[str, Any] = {}
         if isinstance(told := call.get(key), Mapping):
             fields[key] = await _called(told, "input" if key == "custom" else "arguments", where, change)
-        made.append({**call, **fields, **await _rest(call, (key,), where, change)})
+        made.append({**call, **fields, **await _rest(call, fields, where, change)})
     return made
 
 

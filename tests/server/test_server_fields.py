@@ -82,7 +82,7 @@ def earlier(**fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "assistant", "content": "Yes.", **fields}, HI]}
 
 
-def called(function: dict[str, Any], **fields: Any) -> dict[str, Any]:
+def called(function: Any, **fields: Any) -> dict[str, Any]:
     return earlier(tool_calls=[{"id": "c1", "type": "function", "function": function, **fields}])
 
 
@@ -98,6 +98,9 @@ REQUESTS: dict[str, tuple[Api, Any]] = {
     "a field of a message": ("chat", lambda text: earlier(reasoning_details=[{"text": text}])),
     "the name of a tool": ("chat", lambda text: called({"name": text, "arguments": "{}"})),
     "arguments that are an object": ("chat", lambda text: called({"name": "f", "arguments": {"a": text}})),
+    "calls that are a text": ("chat", lambda text: earlier(tool_calls=text)),
+    "a call of the old form that is a text": ("chat", lambda text: earlier(function_call=text)),
+    "a call of a text": ("chat", called),
     "a field of a call": ("chat", lambda text: called({"name": "f", "arguments": "{}"}, note=text)),
     "documents": ("chat", lambda text: {"messages": [HI], "documents": [{"title": "A page", "text": text}]}),
     "a template": ("chat", lambda text: {"messages": [HI], "chat_template": text}),
