@@ -1,4 +1,4 @@
-"""One check asked about one text, within its time, and what a policy makes of what it says."""
+"""One check, or the judge, asked about one text, within its time, and what a policy makes of what it says."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from contextlib import nullcontext
 
 import anyio
 
-from aibox.errors import IntegrityError
+from aibox.errors import BackendError, IntegrityError, PolicyError
 from aibox.guardrails.catalogue import waits
+from aibox.guardrails.constitution import Constitution, attack_score
 from aibox.guardrails.stream import Decided
 from aibox.policy.policy import Policy
 from aibox.protocols import Check
@@ -67,3 +68,38 @@ def weighed(policy: Policy, name: str, seen: Verdict | Finding, text: str, where
         decision = max(policy.decide(name, where=where, score=finding.score), insisted)
         if decision > Decision.ALLOW:
             yield finding, decision
+
+
+async def judgement(
+    judge: Constitution | None,
+    text: str,
+    decided: tuple[Decided, ...],
+    *,
+    policy: Policy,
+    where: Where,
+    scope: Scope,
+    label: Label | None,
+) -> tuple[tuple[Decided, ...], str]:
+    """What the judge adds, in the grey band only, and its critique of what it found fault with.
+
+    It takes nothing away, and is not asked where all is said.
+    """
+    rules = policy.judge
+    score = attack_score(found for found, _ in decided)
+    strictest = max((what for _, what in decided), default=Decision.ALLOW)
+    if judge is None or not rules.grey(where, score) or strictest >= rules.decision:
+        return (), ""
+    try:
+        with anyio.fail_after(policy.limits.check_s):
+            said = await judge.judge(text, principles=rules.principles, scope=scope, label=label)
+    except TimeoutError:
+        rule, reason = "too-slow", "the judge took too long"
+    except (BackendError, PolicyError) as error:
+        rule, reason = "failed", f"the judge could not be asked: {error.message}"
+    else:
+        if not said.principle:
+            return (), ""
+        reason = f"breaks a principle: {said.principle}"
+        found = Finding("constitution", "principle", (0, len(text)), 1.0, reason)
+        return ((found, rules.decision),), said.critique or reason
+    return ((Finding("constitution", rule, (0, len(text)), 1.0, reason), policy.on_check_failure),), ""

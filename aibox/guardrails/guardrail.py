@@ -13,9 +13,9 @@ from typing import Any
 import anyio
 
 from aibox.errors import BackendError, ConfigError, GuardrailError, IntegrityError, PolicyError
-from aibox.guardrails.asking import look, weighed
+from aibox.guardrails.asking import judgement, look, weighed
 from aibox.guardrails.catalogue import OF_POLICY, checks_of, waits
-from aibox.guardrails.constitution import ATTACKS, Constitution, attack_score
+from aibox.guardrails.constitution import ATTACKS, Constitution
 from aibox.guardrails.grounding import Grounding, Sources
 from aibox.guardrails.leak import PromptLeak
 from aibox.guardrails.once import once
@@ -188,7 +188,8 @@ class Guardrail:
             text = await self.rewrite(text, (), where=where, scope=scope)
             return Verdict(Decision.ALLOW, text, (), self._policy.digest, where)
         judged = await self.judge(text, where=where, scope=scope, label=label)
-        added, critique = await self._judged(text, judged.decided, where=where, scope=scope, label=label)
+        under: dict[str, Any] = {"policy": self._policy, "where": where, "scope": scope, "label": label}
+        added, critique = await judgement(self._constitution, text, judged.decided, **under)
         decided = judged.decided + added
         decision = max((d for _, d in decided), default=Decision.ALLOW)
         rewritten = ""
@@ -202,32 +203,6 @@ class Guardrail:
             shadow = Verdict(would, "", tuple(finding for finding, _ in judged.shadow), self.shadow.digest, where)
         findings = tuple(finding for finding, _ in decided)
         return Verdict(decision, rewritten, findings, self._policy.digest, where, shadow)
-
-    async def _judged(
-        self, text: str, decided: tuple[Decided, ...], *, where: Where, scope: Scope, label: Label | None
-    ) -> tuple[tuple[Decided, ...], str]:
-        """What the judge adds, in the grey band only, and its critique of what it found fault with.
-
-        It takes nothing away, and is not asked where all is said.
-        """
-        rules = self._policy.judge
-        score = attack_score(found for found, _ in decided)
-        strictest = max((what for _, what in decided), default=Decision.ALLOW)
-        if self._constitution is None or not rules.grey(where, score) or strictest >= rules.decision:
-            return (), ""
-        whole = (0, len(text))
-        try:
-            with anyio.fail_after(self._policy.limits.check_s):
-                said = await self._constitution.judge(text, principles=rules.principles, scope=scope, label=label)
-        except TimeoutError:
-            return ((Finding("constitution", "too-slow", whole, 1.0, "the judge took too long"), self._failure),), ""
-        except (BackendError, PolicyError) as error:
-            reason = f"the judge could not be asked: {error.message}"
-            return ((Finding("constitution", "failed", whole, 1.0, reason), self._failure),), ""
-        if not said.principle:
-            return (), ""
-        reason = f"breaks a principle: {said.principle}"
-        return ((Finding("constitution", "principle", whole, 1.0, reason), rules.decision),), said.critique or reason
 
     async def _anew(self, text: str, critique: str, *, where: Where, scope: Scope, label: Label | None) -> str:
         """The text as the judge wrote it anew, checked as any text; empty where the old one is to be taken out."""
@@ -246,10 +221,6 @@ class Guardrail:
         if not better or attacks or max((what for _, what in again), default=Decision.ALLOW) > Decision.REDACT:
             return ""
         return await self.rewrite(better, again, where=where, scope=scope)
-
-    @property
-    def _failure(self) -> Decision:
-        return self._policy.on_check_failure
 
     async def together(self, texts: Sequence[str], *, scope: Scope, label: Label | None = None) -> Verdict:
         """The verdict about a user's last messages as one text: an attack may come in parts, each of them harmless.
