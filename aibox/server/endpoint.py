@@ -156,7 +156,6 @@ async def _stream(events: AsyncIterator[BaseModel], send: Send) -> None:
         return await anext(events, None)
 
     coming: asyncio.Task[BaseModel | None] | None = None
-    left: asyncio.CancelledError | None = None
     try:
         while True:
             coming = coming or asyncio.create_task(following())
@@ -170,15 +169,14 @@ async def _stream(events: AsyncIterator[BaseModel], send: Send) -> None:
             frame = b"id: %d\n" % number + _frame(event)
             await send({"type": "http.response.body", "body": frame, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
-    except asyncio.CancelledError as error:
-        left = error
+    except BaseException as error:
+        if coming is not None:
+            coming.cancel(*error.args[:1])
+            await asyncio.wait((coming,))
+        if isinstance(error, asyncio.CancelledError):
+            await leave(events, error)
         raise
     finally:
-        if coming is not None:
-            coming.cancel(*(left.args if left else ()))
-            await asyncio.wait((coming,))
-        if left is not None:
-            await leave(events, left)
         if isinstance(events, AsyncGenerator):
             await events.aclose()
 
