@@ -34,6 +34,8 @@ At 8 and 4 for the patterns too, the many groups of ours drown the sources: left
 NeurAlchemy and 65 % of the collected jailbreaks were found; at 1 and 1 57 %, 25 % and 71 %. With families at 1, 8 % of
 NotInject's trigger words were flagged, at 4 5.3 %. Whole texts are few beside what patterns make."""
 STRENGTH = 8.0
+RARE = 0.0
+"""At 1 as many attacks of the authors left out are found (32 of 100), at 2 fewer (27)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ def unseen(sources: list[Source], parts: list[Part], rows: Any) -> list[float]:
 
 def trained(rows: Any, parts: list[Part], some: Any) -> LogisticRegression:
     labels, groups = [parts[at].label for at in some], [parts[at].group for at in some]
-    return fit(rows[some], labels, groups, strength=STRENGTH, emphasis=EMPHASIS)
+    return fit(rows[some], labels, groups, strength=STRENGTH, emphasis=EMPHASIS, rare=RARE)
 
 
 def highest(model: LogisticRegression, text: str) -> float:

@@ -42,13 +42,31 @@ def matrix(texts: list[list[str]]) -> Any:
     return scipy.sparse.csr_matrix((np.array(values), places, ends), shape=(len(texts), 1 << BITS))
 
 
-def fit(rows: Any, labels: Any, groups: Any, *, strength: float, emphasis: dict[str, float]) -> LogisticRegression:
-    """`emphasis`: how much a group whose name begins so weighs beside others of its size."""
+def fit(
+    rows: Any, labels: Any, groups: Any, *, strength: float, emphasis: dict[str, float], rare: float
+) -> LogisticRegression:
+    """`emphasis`: how much a group whose name begins so weighs beside others of its size. `rare`: see `freedom`."""
     count = Counter(groups)
     more = {group: next((by for start, by in emphasis.items() if group.startswith(start)), 1.0) for group in count}
     weights = np.array([count[group] ** -EVENNESS * more[group] for group in groups])
     model = LogisticRegression(C=strength, solver="liblinear", random_state=0)
-    return model.fit(rows, labels, sample_weight=weights * len(weights) / weights.sum())
+    scale = freedom(rows, rare)
+    scaled = scipy.sparse.csr_matrix((rows.data * scale[rows.indices], rows.indices, rows.indptr), shape=rows.shape)
+    model.fit(scaled, labels, sample_weight=weights * len(weights) / weights.sum())
+    # Whoever weighs a text knows nothing of it: how rare a feature is, is in its weight.
+    model.coef_ = model.coef_ * scale
+    return model
+
+
+def freedom(rows: Any, power: float) -> Array:
+    """How freely each feature may be learned: its inverse document frequency to a power, 0 for all alike. At 2 a word
+    in one of 1,000 texts may weigh nine times what one in every tenth does for the same cost; rows keep their length.
+    """
+    known = np.bincount(rows.indices, minlength=rows.shape[1])
+    free = np.log((rows.shape[0] + 1) / (known + 1)) ** power
+    length = np.sqrt((rows.data**2 * free[rows.indices] ** 2).sum() / (rows.data**2).sum())
+    scale: Array = free / length
+    return scale
 
 
 def curve(benign: Array) -> list[tuple[float, float]]:

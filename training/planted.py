@@ -28,6 +28,9 @@ from aibox.guardrails.heads import standing_out
 from aibox.guardrails.normalise import normalise
 
 STRENGTH = 4.0
+RARE = 2.0
+"""At 0 the pairs of an author left out are parted worse (AUC 0.83 for 0.87), and BIPIA left out too (0.78 for 0.86);
+at 3 they are again (0.86 and 0.83)."""
 EMPHASIS = {"request": 0.3, "pair": 2.5}
 """What people ask of an assistant is an order to a model, and most of it could as well be said to a person: at 1, ever
 more twins are taken for planted orders, and at 0 the plain tasks that BIPIA plants are not found. With pairs at 3
@@ -81,13 +84,17 @@ def own() -> Iterator[Read]:
         sentences: list[Words] = []
         put = []
         for start, end in segments(normal.text):
-            first, last = normal.span(start, end)
-            shared = min(last, each.span[1]) - max(first, each.span[0])
-            if each.pair and shared >= min(12, (each.span[1] - each.span[0]) // 2):
+            if each.pair and within(normal.span(start, end), each.span):
                 put.append(len(sentences))
             sentences.append(words_of(normal.text[start:end]))
         fold = acts.index(each.act) if each.act else zlib.crc32(each.origin.encode())
         yield Read(sentences, each.label, fold % FOLDS, "own", each.version, tuple(put))
+
+
+def within(sentence: tuple[int, int], put: tuple[int, int]) -> bool:
+    """Whether a sentence holds enough of what a pair put into a text."""
+    shared = min(sentence[1], put[1]) - max(sentence[0], put[0])
+    return shared >= min(12, (put[1] - put[0]) // 2)
 
 
 def requests(sources: list[Source], templates: Path) -> tuple[list[Words], list[Words]]:
@@ -144,7 +151,7 @@ class Sentences:
         labels = [int(group[-1]) for group in groups]
         # Words hold no space.
         texts = [text.split(" ") for _, text in known]
-        return fit(matrix(texts), labels, groups, strength=STRENGTH, emphasis=EMPHASIS)
+        return fit(matrix(texts), labels, groups, strength=STRENGTH, emphasis=EMPHASIS, rare=RARE)
 
 
 def margin(model: LogisticRegression, read: Read) -> float:
