@@ -24,6 +24,7 @@ from benign import families
 from linear import OUT, ROLES_BENIGN, fit, folded, matrix, save
 from sklearn.linear_model import LogisticRegression
 from sources import Source, read
+from threadpoolctl import threadpool_limits
 
 from aibox.guardrails.features import windows
 
@@ -167,6 +168,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="a folder with sources.toml and the files it names")
     options = parser.parse_args()
     sources = read(options.data)
+    # Sums in several threads come out otherwise with another number of processors.
+    threadpool_limits(1)
     card: dict[str, Any] = {
         "made_by": f"training/guards.py with scikit-learn {sklearn.__version__}",
         "score": "5 in 100 benign texts lie above 0.5, 1 in 100 above 0.8, 1 in 1,000 above 0.95",

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse
 from sklearn.linear_model import LogisticRegression
 
+from aibox.guardrails.addressed import classes
 from aibox.guardrails.features import BITS, features
 from aibox.guardrails.normalise import normalise
 
@@ -29,13 +30,13 @@ def folded(text: str) -> str:
     return normalise(text).text
 
 
-def matrix(texts: list[list[str]]) -> Any:
-    """One row of features a text, of unit length."""
+def matrix(texts: list[list[str]], *, addressed: bool = False) -> Any:
+    """One row of features a text, of unit length. `addressed`: as the head for documents weighs a sentence."""
     places: list[int] = []
     values: list[float] = []
     ends = [0]
     for words in texts:
-        found = sorted(features(words, apart=True))
+        found = sorted(features(words, apart=True) | (classes(words) if addressed else set()))
         places += found
         values += [max(1, len(found)) ** -0.5] * len(found)
         ends.append(len(places))

@@ -6,6 +6,7 @@ order to a model or one to somebody else in the same place.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zlib
 from collections import Counter
@@ -18,7 +19,7 @@ import attacks
 import documents
 import held_out
 import numpy as np
-from linear import Array, fit, folded, matrix, save
+from linear import OUT, Array, fit, folded, matrix, save
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sources import Source
@@ -151,12 +152,12 @@ class Sentences:
         labels = [int(group[-1]) for group in groups]
         # Words hold no space.
         texts = [text.split(" ") for _, text in known]
-        return fit(matrix(texts), labels, groups, strength=STRENGTH, emphasis=EMPHASIS, rare=RARE)
+        return fit(matrix(texts, addressed=True), labels, groups, strength=STRENGTH, emphasis=EMPHASIS, rare=RARE)
 
 
 def margin(model: LogisticRegression, read: Read) -> float:
     """Of a document: that of the sentence which stands out most."""
-    return max(standing_out(list(model.decision_function(matrix(read.sentences)))))
+    return max(standing_out(list(model.decision_function(matrix(read.sentences, addressed=True)))))
 
 
 def unseen(sentences: Sentences, read: list[Read]) -> list[float]:
@@ -186,6 +187,7 @@ def indirect(sources: list[Source], card: dict[str, Any], templates: Path) -> No
         "texts": len(benign),
         "auc_of_unseen_attack_kinds": auc(read, margins, "bipia", ("plain",)),
         "auc_of_pairs_unseen_acts": auc(read, margins, "own", ("twin",)),
+        "addressed": hashlib.sha256((OUT.parent / "addressed.toml").read_bytes()).hexdigest(),
         "sentences_made": dict(sentences.made),
         "documents_made": dict(Counter(each.version for each in read if each.origin == "own")),
     }

@@ -18,6 +18,7 @@ from math import sqrt
 from typing import Any, Literal
 
 from aibox.errors import IntegrityError
+from aibox.guardrails.addressed import classes
 from aibox.guardrails.features import BITS, features
 
 APART = 0.3
@@ -37,10 +38,14 @@ class Head:
     scale: float
     bias: float
     curve: Curve
+    addressed: bool = False
+    """Whether the classes of `addressed` are features too."""
 
     def margin(self, words: list[str], parts: dict[bytes, list[int]] | None = None) -> float:
         """The raw decision value; 0 for no words."""
         found = features(words, parts, apart=True)
+        if self.addressed:
+            found |= classes(words)
         if not found:
             return self.curve[0][0]
         weights = self.weights
@@ -91,4 +96,4 @@ def head(name: HeadName) -> Head:
             f"the weights of the guardrail head {name} are not those on its card",
             hint="install aibox anew, or run make train-guards",
         )
-    return Head(name, array("b", data), card["scale"], card["bias"], curve_of(card))
+    return Head(name, array("b", data), card["scale"], card["bias"], curve_of(card), name == "indirect")
