@@ -28,10 +28,9 @@ def classes(words: list[str]) -> set[int]:
     """The places, below 2^BITS, of the classes of a sentence's words, in normal form."""
     known = _known()
     found = [number for number in map(known.get, words) if number is not None]
-    there = sorted(set(found))
-    places = {_place("there", number) for number in there}
-    places.update(_place("both", *pair) for pair in combinations(there, 2))
-    places.update(_place("behind", *pair) for pair in set(pairwise(found)))
+    if not found:
+        return set()
+    places = {*_together(frozenset(found)), *map(_behind, set(pairwise(found)))}
     first = next((word for word in words if word[:1].isalpha()), "")
     if first in known:
         places.add(_place("first", known[first]))
@@ -39,6 +38,16 @@ def classes(words: list[str]) -> set[int]:
 
 
 @cache
+def _together(there: frozenset[int]) -> frozenset[int]:
+    pairs = (_place("both", *pair) for pair in combinations(sorted(there), 2))
+    return frozenset((*(_place("there", number) for number in there), *pairs))
+
+
+@cache
+def _behind(pair: tuple[int, int]) -> int:
+    return _place("behind", *pair)
+
+
 def _place(kind: str, *numbers: int) -> int:
     # No word holds a space at its start, so none is hashed alike.
     return crc32(f" {kind} {numbers}".encode()) & ((1 << BITS) - 1)
