@@ -87,7 +87,7 @@ class Documents:
 
     def __init__(self, every: list[Told], known: dict[str, list[float]]) -> None:
         self.every = [each for each in every if each.sentences]
-        self._rows = [np.array(beside([known[text] for text in each.sentences])) for each in self.every]
+        self._rows = [np.array([*beside([known[text] for text in each.sentences])]) for each in self.every]
         self._words = [
             matrix([words_of(folded(text)) for text in each.sentences], addressed=True) for each in self.every
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -20,6 +20,7 @@ from aibox.guardrails.heads import Curve, curve_of, on_curve
 from aibox.guardrails.injection import in_words
 from aibox.guardrails.likeness import BATCH, sentences
 from aibox.guardrails.normalise import normalise
+from aibox.guardrails.reading import read
 from aibox.protocols import Embedder
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
 
@@ -52,11 +53,12 @@ def meaning_head(name: Literal["meaning", "meaning_documents"] = "meaning") -> M
     return MeaningHead(card["embedder"], tuple(card["weights"]), card["bias"], curve_of(card), card.get("words", 0.0))
 
 
-def beside(vectors: Sequence[Sequence[float]]) -> list[list[float]]:
+def beside(vectors: Sequence[Sequence[float]]) -> Iterator[list[float]]:
     """Each vector, and behind it the mean of all the others, zeros where there is no other."""
     total = [sum(values) for values in zip(*vectors, strict=True)]
     others = max(1, len(vectors) - 1)
-    return [[*vector, *((a - b) / others for a, b in zip(total, vector, strict=True))] for vector in vectors]
+    for vector in vectors:
+        yield [*vector, *((a - b) / others for a, b in zip(total, vector, strict=True))]
 
 
 def in_document(sentences: Sequence[str], vectors: Sequence[Sequence[float]]) -> list[float]:
@@ -103,7 +105,8 @@ class Meaning:
         for at in range(0, len(some), BATCH):
             vectors += await self._embedder.embed(some[at : at + BATCH], kind="query")
         if where in ("tool_result", "retrieved"):
-            rule, reason, scores = "planted", "means to give orders to whatever reads it", in_document(some, vectors)
+            rule, reason = "planted", "means to give orders to whatever reads it"
+            scores = await read(text, lambda _: in_document(some, vectors))
         else:
             rule, reason = "takeover", "means to take over the assistant"
             scores = [meaning_head().score(vector) for vector in vectors]

