@@ -169,16 +169,18 @@ class Agent:
         output_type: type[Any] | None = None,
         tool_choice: str | None = None,
         history: Sequence[Mapping[str, Any]] | None = None,
+        max_tokens: int | None = None,
     ) -> Reply:
         """One turn. `scope` None is `Scope.local()`; a scope with a session continues that conversation.
 
         `output_type` asks for an object of a pydantic type; `tool_choice` is `"auto"`, `"required"`, `"none"` or the
         name of a tool, for the first model call; `history` are earlier messages (`role`, `content`) that the caller
-        keeps, in place of the session's. A refusal by a check is a Reply with `blocked`, a limit that ended the turn
-        one with `stopped`, a call that waits for a person one with `pending`. Raises LimitError for a message that is
-        too large, EgressError, BackendError, StoreError.
+        keeps, in place of the session's; `max_tokens` is what each model call of it may write, above 0, and never more
+        than `limits.output_tokens` of the policy. A refusal by a check is a Reply with `blocked`, a limit that ended
+        the turn one with `stopped`, a call that waits for a person one with `pending`. Raises LimitError for a message
+        that is too large, EgressError, BackendError, StoreError.
         """
-        asked = {"tool_choice": tool_choice, "output_type": output_type, "history": history}
+        asked = {"tool_choice": tool_choice, "output_type": output_type, "history": history, "max_tokens": max_tokens}
         turn = self._turn(scope, label, lambda _: None, streaming=False, **asked)
         return await turn.run(input)
 
@@ -191,10 +193,11 @@ class Agent:
         output_type: type[Any] | None = None,
         tool_choice: str | None = None,
         history: Sequence[Mapping[str, Any]] | None = None,
+        max_tokens: int | None = None,
     ) -> AsyncIterator[Event]:
         """The events of one turn as they happen; the last is a Reply or a Failed. Leaving early cancels the turn."""
         events: asyncio.Queue[Event] = asyncio.Queue()
-        asked = {"tool_choice": tool_choice, "output_type": output_type, "history": history}
+        asked = {"tool_choice": tool_choice, "output_type": output_type, "history": history, "max_tokens": max_tokens}
         turn = self._turn(scope, label, events.put_nowait, streaming=True, **asked)
 
         async def work() -> None:

@@ -14,6 +14,7 @@ from aibox.agents.exposure import Exposure
 from aibox.agents.skills import Skill
 from aibox.agents.state import AgentState
 from aibox.audit.chain import AuditChain
+from aibox.errors import ConfigError
 from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.leak import canary
 from aibox.inference.router import Router
@@ -23,6 +24,8 @@ from aibox.protocols import Approver, Backend, Tool
 
 _KEPT = 1024
 """So many tenants' parts are kept made."""
+
+_BOUNDS = ("max_tokens", "max_completion_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,18 @@ class Parts:
         if like is None or own is None:
             self._under[key] = made
         return made
+
+    def bounded(self, max_tokens: int | None) -> Mapping[str, Any]:
+        """The settings of the calls of a turn that may write at most so many tokens in each. Raises ConfigError."""
+        if max_tokens is None:
+            return self.settings
+        if type(max_tokens) is not int or max_tokens < 1:
+            raise ConfigError("`max_tokens` is a whole number above 0")
+        bounds = {name: self.settings[name] for name in _BOUNDS if self.settings.get(name) is not None}
+        return {
+            **self.settings,
+            **{name: min(bound, max_tokens) for name, bound in (bounds or {"max_tokens": max_tokens}).items()},
+        }
 
     @cached_property
     def _under(self) -> dict[str, Parts]:

@@ -64,6 +64,7 @@ class Turn:
         history: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: str | None = None,
         output_type: type[Any] | None = None,
+        max_tokens: int | None = None,
         parent: Turn | None = None,
         inside: str = "",
         share: int = 0,
@@ -74,6 +75,7 @@ class Turn:
         self.streaming = streaming
         self.tool_choice = tool_choice
         self.output_type = output_type
+        self.settings: Mapping[str, Any] = parts.bounded(max_tokens)
         self.policy = parts.policy
         self.rules: ToolRules = parts.policy.tools
         # What an answer may rest on; it grows as the turn reads. A subagent's answer rests on what it has read itself.
@@ -289,7 +291,7 @@ class Turn:
             invoke=invoke,
             tool_choice=self.tool_choice,
             output_type=self.output_type,
-            settings=parts.settings,
+            settings=self.settings,
         )
 
     async def _output(self, text: str) -> tuple[str, str]:

@@ -57,7 +57,8 @@ class InferenceAPI:
         if agent is None:
             return await self._bare(api, request, scope=scope).complete()
         history, message = conversation(request.body)
-        return Completion(completion(request.model, await agent.run(message, scope=scope, history=history)))
+        reply = await agent.run(message, scope=scope, history=history, max_tokens=most(request.body))
+        return Completion(completion(request.model, reply))
 
     async def stream(self, api: Api, request: ChatRequest, take: Take, *, scope: Scope) -> None:
         """The answer in chunks, given to `take`: those that came together are together. Raises also after the first."""
@@ -122,7 +123,7 @@ async def _told(agent: Agent, request: ChatRequest, *, scope: Scope) -> AsyncGen
     frame = Frame(request.model)
     yield [Chunk(frame.chunk({"role": "assistant", "content": ""}))]
     history, message = conversation(request.body)
-    turn = agent.stream(message, scope=scope, history=history)
+    turn = agent.stream(message, scope=scope, history=history, max_tokens=most(request.body))
     silent = True
     try:
         async for event in turn:
@@ -154,6 +155,14 @@ def conversation(body: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
     if last["role"] != "user":
         raise ConfigError("an agent answers a user: the last message must have the role `user`")
     return [{"role": m["role"], "content": text_of(m)} for m in history], text_of(last)
+
+
+def most(body: Mapping[str, Any]) -> int | None:
+    """How many tokens a call may write, by either name of it; where both are said, the smaller. Raises ConfigError."""
+    said = [body[name] for name in ("max_tokens", "max_completion_tokens") if body.get(name) is not None]
+    if any(type(bound) is not int or bound < 1 for bound in said):
+        raise ConfigError("`max_tokens` is a whole number above 0")
+    return min(said, default=None)
 
 
 def text_of(message: Mapping[str, Any]) -> str:

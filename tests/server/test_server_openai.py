@@ -306,6 +306,29 @@ async def test_agents_chat_and_do_nothing_else(served: Served) -> None:
         await served.client.embeddings.create(model="m", input="x", extra_body={"stream": True})
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_agent_writes_no_more_than_its_caller_asked_for(served: Served, stream: bool) -> None:
+    """`max_tokens`, by either name, bounds each model call of an agent's turn, never above what the policy allows."""
+    policy = served.box.policy.limits.output_tokens
+    for fields, sent in (
+        ({}, policy),
+        ({"max_tokens": 7}, 7),
+        ({"max_completion_tokens": 6}, 6),
+        ({"max_tokens": 9, "max_completion_tokens": 8}, 8),
+        ({"max_tokens": policy + 1}, policy),
+    ):
+        made = await served.client.chat.completions.create(
+            model="agent:default", messages=[{"role": "user", "content": "hi"}], stream=stream, **fields
+        )
+        if stream:
+            assert [chunk async for chunk in made]
+        assert served.model.requests[-1].body["max_tokens"] == sent
+    asked = len(served.model.requests)
+    with pytest.raises(openai.BadRequestError, match="whole number above 0"):
+        await ask(served.client, "chat", "hi", model="agent:default", max_tokens=0)
+    assert len(served.model.requests) == asked
+
+
 async def test_what_nothing_changes_is_passed_on(tmp_path: Path) -> None:
     """Unknown fields and long numbers arrive as meant; the answer as the bytes in which the server sent it."""
     (tmp_path / "open.toml").write_text("version = 1\n")
