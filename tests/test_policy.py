@@ -162,7 +162,8 @@ def test_silence_shuts_the_door_and_leaves_tools_alone() -> None:
     [
         ("[toolz]\n", "did you mean 'tools'"),
         ("[tools]\nalow = []\n", "did you mean 'allow'"),
-        ('[checks.pii]\ninput = "maybe"\n', "not a decision"),
+        ('[checks.pii]\ninput = "maybe"\n', r"checks\.pii\.input: not a decision: 'maybe'; one of allow, flag, redact"),
+        ('[tools]\nlethal_three = "never"\n', r"tools\.lethal_three: not a decision"),
         ('[checks.pii]\ninput = { "2" = "flag" }\n', "from 0 to 1"),
         ("version = 2\n", "version"),
         ("[egress]\nceiling = 'secret'\n", "not a label"),

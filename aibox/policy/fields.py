@@ -7,11 +7,20 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
 
+from aibox.errors import ConfigError
 from aibox.types import Decision, Label
 
 
 def _decision(value: object) -> object:
-    return Decision.parse(value) if isinstance(value, str) else value
+    return _parsed(value) if isinstance(value, str) else value
+
+
+def _parsed(text: str) -> Decision:
+    """Raises ValueError, which the validation puts the place to: it says where in the file the word stands."""
+    try:
+        return Decision.parse(text)
+    except ConfigError as error:
+        raise ValueError(f"{error.message}; {error.hint}") from None
 
 
 DecisionField = Annotated[
@@ -39,7 +48,7 @@ def _ladder(value: object) -> object:
         value = {"0": value}
     if not isinstance(value, Mapping):
         return value
-    steps = tuple((_threshold(score), Decision.parse(str(decision))) for score, decision in value.items())
+    steps = tuple((_threshold(score), _parsed(str(decision))) for score, decision in value.items())
     return join_ladders(steps, ())
 
 
