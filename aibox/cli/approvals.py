@@ -22,7 +22,7 @@ from aibox.cli.target import agent
 from aibox.errors import ConfigError
 from aibox.types import LOCAL_TENANT, Scope
 
-app = typer.Typer(no_args_is_help=True, help="Calls of agents that wait for a person.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Calls of agents that wait for a person.")
 TenantOption = Annotated[str, typer.Option("--tenant", help="Whose agents.")]
 PersonOption = Annotated[
     str | None, typer.Option("--as", help="Who you are in the tenant, for the record; `me` in the local one.")

@@ -32,7 +32,9 @@ T = TypeVar("T")
 TenantOption = Annotated[str, typer.Option("--tenant", help="Whose log it is.")]
 ByOption = Annotated[str, typer.Option("--by", help="Who does it, for the record.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the record.")]
-app = typer.Typer(no_args_is_help=True, help="The evidence: read it, sign it out, and act on it, on the record.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="The evidence: read it, sign it out, and act on it, on the record."
+)
 app.command()(unmask)
 
 

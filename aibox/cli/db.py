@@ -15,7 +15,7 @@ from aibox.migrations import run
 from aibox.postgres import REVISION, host
 from aibox.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, help="The tables in PostgreSQL that replicas share.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="The tables in PostgreSQL that replicas share.")
 OwnerOption = Annotated[
     str, typer.Option(help="postgresql://... of who owns the tables. Its password comes from PGPASSFILE or PGPASSWORD.")
 ]

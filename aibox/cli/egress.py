@@ -20,7 +20,7 @@ from aibox.cli.say import plain, visible
 from aibox.errors import IntegrityError
 from aibox.inference.egress_report import Attempt, flows
 
-app = typer.Typer(no_args_is_help=True, help="The door: what has left, and what was refused.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="The door: what has left, and what was refused.")
 
 
 @app.callback()

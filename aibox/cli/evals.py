@@ -31,7 +31,9 @@ from aibox.evals.report import Report
 from aibox.types import Scope
 
 app = typer.Typer(
-    help="Agents under test: run cases, compare reports, check them, make cases of receipts.", no_args_is_help=True
+    add_completion=False,
+    help="Agents under test: run cases, compare reports, check them, make cases of receipts.",
+    no_args_is_help=True,
 )
 SCORERS: dict[str, Callable[[], scorers.Scorer]] = {
     "exact": scorers.Exact,

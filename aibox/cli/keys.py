@@ -21,7 +21,7 @@ from aibox.types import Scope
 
 T = TypeVar("T")
 TenantOption = Annotated[str, typer.Option("--tenant", help="Whose key it is.")]
-app = typer.Typer(no_args_is_help=True, help="API keys for programs that use `aibox serve`.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="API keys for programs that use `aibox serve`.")
 
 
 @app.command()

@@ -24,7 +24,10 @@ from aibox.types import LOCAL_TENANT, Scope
 T = TypeVar("T")
 
 app = typer.Typer(
-    name="memory", no_args_is_help=True, help="What is remembered: show it, forget it, move it, add documents."
+    add_completion=False,
+    name="memory",
+    no_args_is_help=True,
+    help="What is remembered: show it, forget it, move it, add documents.",
 )
 
 TenantOption = Annotated[str, typer.Option("--tenant", help="Whose memory; the laptop's own by default.")]

@@ -12,7 +12,9 @@ from aibox.cli import interrupt, staging
 from aibox.cli.options import ConfigOption, ModelOption, load_settings
 from aibox.cli.say import plain
 
-app = typer.Typer(help="Models: those that the configured backends offer, and those staged on this disk.")
+app = typer.Typer(
+    add_completion=False, help="Models: those that the configured backends offer, and those staged on this disk."
+)
 staging.add_to(app)
 
 

@@ -31,7 +31,7 @@ from aibox.policy.policy import SHIPPED, Policy
 from aibox.settings import read_secret
 from aibox.types import PLACES, Decision, Scope, Where
 
-app = typer.Typer(no_args_is_help=True, help="Policies: check them, and ask what they decide.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Policies: check them, and ask what they decide.")
 
 FilesArgument = Annotated[list[str], typer.Argument(help=f"TOML or YAML files, or one of {', '.join(SHIPPED)}.")]
 

@@ -11,7 +11,7 @@ from aibox.cli.options import ConfigOption, load_settings
 from aibox.sandbox.engine import Engine
 from aibox.sandbox.image import build as build_image
 
-app = typer.Typer(no_args_is_help=True, help="The sandbox that runs agents' code.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="The sandbox that runs agents' code.")
 
 
 @app.callback()

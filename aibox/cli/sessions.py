@@ -26,7 +26,9 @@ from aibox.cli.say import lines, plain, visible
 from aibox.errors import AccessError, ConfigError
 from aibox.types import LOCAL_TENANT, Scope
 
-app = typer.Typer(no_args_is_help=True, help="Conversations that are kept: list, show, title, export, delete.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Conversations that are kept: list, show, title, export, delete."
+)
 TenantOption = Annotated[str, typer.Option("--tenant", help="Whose; the laptop's own by default.")]
 UserOption = Annotated[str, typer.Option("--user", help="Which user of the tenant.")]
 AgentOption = Annotated[

@@ -21,7 +21,11 @@ from aibox.errors import ConfigError
 from aibox.settings import Settings
 from aibox.types import LOCAL_TENANT, Scope
 
-app = typer.Typer(no_args_is_help=True, help="Skills: folders with a SKILL.md, by the Agent Skills specification.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Skills: folders with a SKILL.md, by the Agent Skills specification.",
+)
 TenantOption = Annotated[str, typer.Option("--tenant", help="Whose skills.")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
 
 from aibox.box import Box
+from aibox.cli.app import COMMANDS
 from aibox.cli.demo import Demo, Step
 from aibox.inference import demo_model
 from aibox.settings import Settings
@@ -43,6 +46,16 @@ def test_help_names_every_command() -> None:
     for command in ("demo", "run", "chat", "serve", "verify", "why", "doctor", "models", "new"):
         assert command in done.stdout
         assert aibox(command, "--help").returncode == 0
+
+
+def test_no_command_offers_a_completion_that_the_whole_does_not() -> None:
+    """A group's help lists what the group does: completion can be installed for a whole program only."""
+    for name, where in COMMANDS.items():
+        module, _, attribute = where.partition(":")
+        found = getattr(importlib.import_module(module), attribute)
+        if isinstance(found, typer.Typer):
+            offered = {option for param in typer.main.get_command(found).params for option in param.opts}
+            assert "--install-completion" not in offered, name
 
 
 def test_version() -> None:
