@@ -19,6 +19,9 @@ from aibox.guardrails.stream import OutputFilter
 from aibox.protocols import Backend
 from aibox.types import Label, Scope, Verdict
 
+CUT = "the answer was cut off: one model call may write no more (max_tokens, limits.output_tokens, or the model's own)"
+"""Why a turn stopped whose model was not done."""
+
 
 class Blocked(Stop):
     """A check refused; the turn ends with a reply that says so."""
@@ -38,6 +41,7 @@ class Caller(Protocol):
     filter: OutputFilter | None
     streaming: bool
     reached: str
+    cut: bool
     model: str
     call_ids: set[str]
     agreed: Agreements
@@ -90,6 +94,7 @@ class TurnModel:
         turn.emit(UsageReported(completion.model, completion.backend, completion.usage, turn.budget.usage))
         turn.model = completion.model
         turn.reached = completion.text or turn.reached
+        turn.cut = completion.finish_reason == "length"
         whole = [*_kept(request), dict(completion.message)]
         turn.frame.messages, turn.frame.results, turn.frame.children = whole, {}, {}
         return completion

@@ -26,7 +26,7 @@ from aibox.agents.events import ArtifactMade, Decided, Event, Reply, TextDelta, 
 from aibox.agents.evidence import TurnRecord
 from aibox.agents.exposure import Exposure, of_label
 from aibox.agents.frame import Frame
-from aibox.agents.model_call import Blocked, Paused, TurnModel
+from aibox.agents.model_call import CUT, Blocked, Paused, TurnModel
 from aibox.agents.parts import Parts
 from aibox.agents.pause import Pause
 from aibox.agents.runs import Run
@@ -106,6 +106,7 @@ class Turn:
         self.skills: tuple[str, ...] = ()
         self.model = ""
         self.reached = ""
+        self.cut = False
         self.verdicts: list[Verdict] = []
         self.answer: Verdict | None = None
         self.tool_results: list[ToolReturned] = []
@@ -171,6 +172,7 @@ class Turn:
                 answered = self.reached
             text, tail = await self._output(answered)
             output = text if self.output_type is None or stopped else self._parse(text, self.output_type)
+            stopped = stopped or (CUT if self.cut else "")
             await self.context.remember(asked, answered)
             text = text or (f"Stopped before an answer: {stopped}." if stopped else text)
         except Blocked:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -509,3 +510,28 @@ def test_the_first_turn_of_a_process_holds_up_nobody_else() -> None:
     """What it has to import takes a second and more: that is done beside the loop, where streams of others go on."""
     done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.split("\n") == ["in a thread", "Paris.", ""]
+
+
+class Cut(ScriptedBackend):
+    """A model whose answers end where no more tokens were asked for."""
+
+    def _completion(self, request: ChatRequest, answer: Any) -> Completion:
+        made = super()._completion(request, answer)
+        [choice] = made.body["choices"]
+        return replace(made, body={**made.body, "choices": [{**choice, "finish_reason": "length"}]})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_an_answer_that_was_cut_off_is_not_called_whole(chain: aibox.AuditChain, streaming: bool) -> None:
+    """A model that could write no more is a limit: the reply and the record say so, and the text is what there is."""
+    agent = aibox.Agent(router=Cut("Once upon a"), audit=chain)
+    if streaming:
+        *_, reply = [event async for event in agent.stream("Tell a story.", max_tokens=4)]
+        assert isinstance(reply, Reply)
+    else:
+        reply = await agent.run("Tell a story.", max_tokens=4)
+    assert (reply.text, reply.blocked) == ("Once upon a", False)
+    assert "cut off" in reply.stopped
+    sealed = [entry async for entry in chain.entries("local")][-1]
+    assert (sealed.kind, sealed.detail["outcome"]) == ("turn.sealed", "stopped")
+    assert not (await aibox.Agent(router=ScriptedBackend("The end.")).run("Tell a story.")).stopped
