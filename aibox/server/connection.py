@@ -76,7 +76,7 @@ class Connection:
         try:
             response = await self._open().send(request)
         except httpx2.HTTPError as error:
-            raise _unreachable(error) from None
+            raise self._unreachable(error) from None
         if response.status_code >= 300:
             raise error_of(response.status_code, response.content, response.headers)
         return response.content
@@ -96,7 +96,7 @@ class Connection:
             finally:
                 await response.aclose()
         except httpx2.HTTPError as error:
-            raise _unreachable(error) from None
+            raise self._unreachable(error) from None
         except ValidationError as error:
             raise UpstreamError(f"the server sent no event: {error.errors()[0]['msg']}") from None
 
@@ -105,6 +105,10 @@ class Connection:
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()
+
+    def _unreachable(self, error: Exception) -> UpstreamError:
+        what = f"{self._url} cannot be asked: {type(error).__name__}"
+        return UpstreamError(what, hint="is `aibox serve` running there? /readyz says how it is", retryable=True)
 
     def _request(self, method: str, path: str, body: Any, query: Any, parts: Mapping[str, str | int]) -> httpx2.Request:
         filled = path.format(**{name: quote(str(value), safe="") for name, value in parts.items()})
@@ -140,7 +144,3 @@ async def _events(response: httpx2.Response) -> AsyncIterator[str]:
         elif not line and data:
             yield "\n".join(data)
             data, size = [], 0
-
-
-def _unreachable(error: Exception) -> UpstreamError:
-    return UpstreamError(f"the server cannot be asked: {type(error).__name__}", retryable=True)

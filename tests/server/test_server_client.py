@@ -225,6 +225,8 @@ async def test_errors_come_out_as_they_were(tmp_path: Path) -> None:
     with pytest.raises(aibox.UpstreamError, match="cannot be asked") as unreachable:
         await ask.usage()
     assert unreachable.value.retryable
+    assert url in str(unreachable.value)
+    assert "running" in unreachable.value.hint
     await ask.close()
 
 
