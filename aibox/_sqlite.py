@@ -40,3 +40,18 @@ def write_ahead(db: sqlite3.Connection, *, wait_s: float) -> None:
             time.sleep(0.01)
         else:
             return
+
+
+def next_step(text: str) -> tuple[str, bool]:
+    """What to do about what SQLite says, and whether the same can be tried again."""
+    if "locked" in text or "busy" in text:
+        return "another process has been writing for long; try again", True
+    if "full" in text:
+        return "the disk is full: make room; nothing that was kept is lost", False
+    if "I/O" in text:
+        return "look whether the disk is full, or failing", True
+    if "not a database" in text or "malformed" in text:
+        return "move the file away, or restore it from a backup", False
+    if "readonly" in text or "unable to open" in text:
+        return "make the folder writable, or name another", False
+    return "", False

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from aibox._sqlite import open_private
+from aibox._sqlite import next_step, open_private
 from aibox.errors import StoreError
 from aibox.postgres import Postgres, Rows, is_postgres
 
@@ -98,7 +98,9 @@ class FileTables:
                 db.execute("COMMIT")
             except (sqlite3.Error, OSError) as error:
                 said = error.strerror if isinstance(error, OSError) else error
-                raise StoreError(f"{self._what} in {self.place} cannot be used: {said}", retryable=True) from error
+                hint, _ = next_step(str(error))
+                what = f"{self._what} in {self.place} cannot be used: {said}"
+                raise StoreError(what, hint=hint, retryable=True) from error
             finally:
                 if db is not None and db.in_transaction:
                     db.execute("ROLLBACK")

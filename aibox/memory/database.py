@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aibox._sqlite import write_ahead
+from aibox._sqlite import next_step, write_ahead
 from aibox.errors import StoreError
 
 _BUSY_TIMEOUT_S = 10.0
@@ -106,22 +106,10 @@ class Database:
         try:
             yield
         except sqlite3.Error as error:
-            hint, retryable = _hint(str(error))
+            hint, retryable = next_step(str(error))
             raise StoreError(
                 f"the memory in {self.path} cannot be used: {error}", hint=hint, retryable=retryable
             ) from error
         except OSError as error:
             hint = "make the folder writable, or name another"
             raise StoreError(f"the memory in {self.path} cannot be used: {error.strerror}", hint=hint) from error
-
-
-def _hint(text: str) -> tuple[str, bool]:
-    if "locked" in text or "busy" in text:
-        return "another process has been writing for long; try again", True
-    if "full" in text:
-        return "the disk is full: make room; nothing that was kept is lost", False
-    if "not a database" in text or "malformed" in text:
-        return "move the file away, or restore it from a backup", False
-    if "readonly" in text or "unable to open" in text:
-        return "make the folder writable, or name another", False
-    return "", False

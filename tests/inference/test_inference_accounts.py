@@ -123,13 +123,14 @@ async def test_who_has_used_which_model(kept: bool, shared_place: Path | str) ->
 
 
 async def test_what_could_not_be_written_is_counted_for_its_model_later(tmp_path: Path, scope: Scope) -> None:
-    """A file that cannot be used loses nothing of it, and counts nothing twice."""
+    """A file that cannot be used loses nothing of it, and counts nothing twice; the error says what to do."""
     path = tmp_path / "accounts.db"
     path.write_text("this is no database, and long enough to be recognised as none" * 20)
     accounts = Accounts(path)
     accounts.settle(spent(scope, 7))
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreError) as told:
         await accounts.shares(scope.tenant)
+    assert "restore it from a backup" in told.value.hint
     path.unlink()
     accounts.settle(spent(scope, 1))
     for _ in range(2):
