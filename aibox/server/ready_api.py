@@ -6,8 +6,10 @@ Without the log or a model nothing can be answered; memory, the sandbox and Redi
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from starlette.responses import JSONResponse
 
@@ -18,6 +20,8 @@ from aibox.server.shapes.inference import Readiness
 
 Check = Callable[[], Awaitable[bool]]
 NEEDED = ("audit", "models")
+ROOM_BYTES = 1 << 20
+"""With less room on the disk of the log, requests are better sent elsewhere: the next entry may not be written."""
 CHECK_S = 5.0
 """A part that does not answer in this time is missing."""
 FRESH_S = 1.0
@@ -57,7 +61,9 @@ class ReadyAPI:
 
     async def _audit(self) -> bool:
         await self._box.audit.flush()
-        return True
+        # Where nothing waits to be written, that says nothing of whether there is room for the next entry.
+        place = self._box.settings.evidence
+        return "://" in place or await asyncio.to_thread(_free, Path(place)) >= ROOM_BYTES
 
     async def _models(self) -> bool:
         return await self._box.router.answers()
@@ -67,6 +73,10 @@ class ReadyAPI:
 
     async def _memory(self) -> bool:
         return (await self._box.memory.health()).ok
+
+
+def _free(log: Path) -> int:
+    return shutil.disk_usage(log.absolute().parent).free
 
 
 async def _holds(check: Check) -> bool:

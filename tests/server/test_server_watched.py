@@ -15,7 +15,7 @@ import aibox
 from aibox.box import Box
 from aibox.chat import Health
 from aibox.errors import StoreError, UpstreamError
-from aibox.server import metrics
+from aibox.server import metrics, ready_api
 from aibox.server.api_keys import ApiKeys
 from aibox.server.app import create_app
 from aibox.server.auth import Callers
@@ -100,6 +100,13 @@ async def test_without_the_log_the_server_is_not_ready(served: Served, monkeypat
     code, said = await served.ready()
     assert (code, said["parts"]["audit"]) == (503, "missing")
     assert "CANARY" not in str(said)
+
+
+async def test_a_full_disk_is_a_log_that_is_missing(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that could not write down its next answer says so before somebody asks it."""
+    monkeypatch.setattr(ready_api, "ROOM_BYTES", 1 << 62)
+    code, said = await served.ready()
+    assert (code, said["parts"]["audit"]) == (503, "missing")
 
 
 LINE = re.compile(r'[a-z_]+(\{[a-z]+="(?:[^"\\\n]|\\.)*"(,[a-z]+="(?:[^"\\\n]|\\.)*")*\})? [0-9.e+-]+')
