@@ -17,6 +17,8 @@ from rich.table import Table
 from aibox import __version__
 from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
+from aibox.cli.policy_changes import guarded
+from aibox.errors import ConfigError
 from aibox.guardrails import entity_model
 from aibox.inference import demo_model
 from aibox.levels import load_policy
@@ -86,7 +88,12 @@ def _places(settings: Settings) -> Iterator[Row]:
     yield Row("settings", None, str(settings.source or "none read"), "./aibox.toml, or aibox.toml in the data folder")
     policy = load_policy(settings.policy)
     door = f"open for {', '.join(sorted(policy.egress.models))}" if policy.egress.open else "shut"
-    yield Row("policy", None, f"{policy.name} {policy.digest[:19]}; the door is {door}")
+    found, sound, add = f"{policy.name} {policy.digest[:19]}; the door is {door}", None, ""
+    try:
+        guarded(policy)  # refuses checks that are not there, as `aibox serve` would
+    except ConfigError as error:
+        found, sound, add = error.message, False, error.hint
+    yield Row("policy", sound, escape(found), "what is checked and restricted" if add else "", escape(add))
     names = [f"{b.name or b.kind} ({b.url or b.path or 'demo model'})" for b in settings.backends]
     yield Row(
         "models", None, ", ".join(names) or "the embedded demo model", "vLLM or others: \\[\\[backends]] in aibox.toml"

@@ -214,6 +214,15 @@ def test_doctor_says_what_is_here() -> None:
         assert part in done.stdout
 
 
+def test_doctor_finds_a_policy_that_nothing_could_be_served_under(tmp_path: Path) -> None:
+    """A check that is not there is named, with those that are, before a server refuses to start."""
+    (tmp_path / "policy.toml").write_text('version = 1\nname = "p"\n[checks.pyi]\ninput = "redact"\n')
+    (tmp_path / "aibox.toml").write_text('home = "data"\npolicy = "policy.toml"\n')
+    said = " ".join(aibox("doctor", cwd=tmp_path).stdout.split())
+    assert "pyi" in said
+    assert "known are" in said
+
+
 @needs_model
 def test_the_demo_holds_offline_and_its_evidence_verifies() -> None:
     """All five promises hold with every outside connection refused, and the chain it leaves holds too."""
