@@ -75,7 +75,8 @@ class Turn:
         self.streaming = streaming
         self.tool_choice = tool_choice
         self.output_type = output_type
-        self.settings: Mapping[str, Any] = parts.bounded(max_tokens)
+        self.max_tokens: int | None = parent.max_tokens if parent else max_tokens
+        self.settings: Mapping[str, Any] = parts.bounded(self.max_tokens)
         self.policy = parts.policy
         self.rules: ToolRules = parts.policy.tools
         # What an answer may rest on; it grows as the turn reads. A subagent's answer rests on what it has read itself.

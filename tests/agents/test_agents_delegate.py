@@ -143,6 +143,19 @@ async def test_a_childs_budget_is_part_of_its_parents(scope: Scope) -> None:
     assert "2 times" in (await agent.run("go", scope=scope)).stopped
 
 
+async def test_a_child_writes_no_more_than_its_parents_caller_asked_for(scope: Scope) -> None:
+    """`max_tokens` of a run bounds each model call of the turn, of subagents too; an agent's own stays if less."""
+    for own in ({}, {"max_tokens": 9}):
+        model = ScriptedBackend(delegate(), "fine", "done")
+        agent = aibox.Agent("x", router=model, tools=[read], subagents=[reader()], settings=own)
+        await agent.run("go", scope=scope, max_tokens=7)
+        assert [request.body["max_tokens"] for request in model.requests] == [7] * 3
+    model = ScriptedBackend("done")
+    await aibox.Agent("x", router=model, settings={"max_completion_tokens": 5}).run("go", scope=scope, max_tokens=7)
+    assert model.requests[0].body["max_completion_tokens"] == 5
+    assert "max_tokens" not in model.requests[0].body
+
+
 async def test_a_childs_policy_is_its_parents(scope: Scope) -> None:
     """What the policy denies the parent it denies the child; a subagent that it hides is not there."""
     model = ScriptedBackend(delegate(), call("read", {"page": "1"}), "no", "no")
