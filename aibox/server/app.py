@@ -118,7 +118,7 @@ def create_app(
         PoliciesAPI(box, policies, in_force),
         AdminAPI(box, reload),
         ObservabilityAPI(box),
-        HealthAPI(box),
+        HealthAPI(),
         ReadyAPI(box, redis=rates.check, stopping=lambda: gate.stopping),
         MetricsAPI(metrics),
         DocumentAPI(openapi),

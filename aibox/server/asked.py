@@ -44,7 +44,17 @@ class Asked:
     """A request under way. `headers` are added to its answer; `ending` words the event that cuts its stream off."""
 
     __slots__ = (
-        *("authorization", "correlation", "ending", "given", "headers", "idempotency", "input_tokens", "matter"),
+        *(
+            "authorization",
+            "code",
+            "correlation",
+            "ending",
+            "given",
+            "headers",
+            "idempotency",
+            "input_tokens",
+            "matter",
+        ),
         *("ended_by", "method", "output_tokens", "place", "principal", "route", "started", "status", "task"),
         "traceparent",
     )
@@ -76,6 +86,8 @@ class Asked:
         self.place: Place | None = None
         """Where it stands in a trace, if it is traced."""
         self.status = 0
+        self.code = ""
+        """Of the error that it ended with."""
         self.started = time.perf_counter()
         self.input_tokens = self.output_tokens = 0
         self.task: asyncio.Task[Any] | None = None

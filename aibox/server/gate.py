@@ -243,6 +243,7 @@ class Gate:
                 "method": request.method,
                 "route": request.route,
                 "status": request.status or 499,
+                "code": request.code,
                 "ms": round(request.took_s * 1e3, 2),
                 "input_tokens": request.input_tokens,
                 "output_tokens": request.output_tokens,
@@ -285,6 +286,7 @@ def _stopping() -> UpstreamError:
 
 
 async def _refuse(error: AIBoxError, request: Asked, scope: Scope, send: Send) -> None:
+    request.code = error.code
     if request.status:
         raise error
     status, headers, body = refusal(error, openai=scope["path"] in ROUTES or scope["path"] == "/v1/models")
@@ -297,6 +299,7 @@ async def _refuse(error: AIBoxError, request: Asked, scope: Scope, send: Send) -
 
 async def _cut_off(request: Asked, error: AIBoxError, scope: Scope, send: Send) -> None:
     """The last words to whoever waits, where they can still be said: a reader who takes nothing is left."""
+    request.code = error.code
     try:
         async with asyncio.timeout(CUT_S):
             if not request.status:

@@ -58,6 +58,7 @@ class HotPath:
         try:
             await self._answer(api, under_way, scope, receive, send)
         except AIBoxError as error:
+            under_way.code = error.code
             status, headers, body = refusal(error, openai=True)
             await _whole(status, body, send, headers=headers)
         except GoneError:
@@ -80,14 +81,14 @@ class HotPath:
         with while_there(receive):
             if request.body.get("stream"):
                 under_way.ending = partial(_failure, api)
-                await _stream(api, partial(self._api.stream, api, request, scope=who), send)
+                await _stream(under_way, api, partial(self._api.stream, api, request, scope=who), send)
                 return
             answer = await self._api.complete(api, request, scope=who)
         data = answer.encoded()
         await _whole(200, data, send, headers=[_JSON, (b"content-length", str(len(data)).encode())])
 
 
-async def _stream(api: Api, stream_to: Callable[[Take], Awaitable[None]], send: Send) -> None:
+async def _stream(under_way: Asked, api: Api, stream_to: Callable[[Take], Awaitable[None]], send: Send) -> None:
     """What fails before the first chunk is an HTTP error; after it an event, and then the stream ends.
 
     What has arrived together is sent together. While the reader takes nothing, nothing is read upstream either.
@@ -112,6 +113,7 @@ async def _stream(api: Api, stream_to: Callable[[Take], Awaitable[None]], send: 
     except AIBoxError as error:
         if not begun:
             raise
+        under_way.code = error.code
         end = _failure(api, error)
     if not begun:
         await begin(b"")

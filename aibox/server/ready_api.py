@@ -62,7 +62,7 @@ class ReadyAPI:
     async def _audit(self) -> bool:
         await self._box.audit.flush()
         # Where nothing waits to be written, that says nothing of whether there is room for the next entry.
-        place = self._box.settings.evidence
+        place = self._box.settings.evidence.removeprefix("sqlite:///")
         return "://" in place or await asyncio.to_thread(_free, Path(place)) >= ROOM_BYTES
 
     async def _models(self) -> bool:

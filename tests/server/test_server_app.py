@@ -254,7 +254,7 @@ async def test_models_lists_agents_and_models(served: Served) -> None:
 
 
 async def test_healthz_needs_no_key_and_says_no_secret(served: Served) -> None:
-    """A probe learns whether a model can answer, and the version."""
+    """A probe learns that the server answers, and the version."""
     response = await served.client.get("/healthz")
     assert response.status_code == 200
     assert response.json() == {"ok": True, "version": aibox.__version__}

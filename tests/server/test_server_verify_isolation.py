@@ -169,7 +169,7 @@ async def test_without_a_model_the_rest_is_tried(tmp_path: Path, monkeypatch: py
     async with world(tmp_path, model=away) as w:
         monkeypatch.setattr(w.box.router, "health", unwell)
         found = await verified(w)
-        assert (await w.http.get("/healthz")).status_code == 503
+        assert (await w.http.get("/healthz")).status_code == 200  # it is not this process that is away
         assert found.ok
         assert {row.area for row in found.rows if row.outcome == "held"} >= {"memory", "knowledge", "keys", "sandbox"}
         assert {row.area for row in found.rows if row.outcome == "not tried"} >= {"sessions", "receipts"}
