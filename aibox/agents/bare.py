@@ -13,6 +13,7 @@ from typing import Any
 
 from aibox.agents import bodies
 from aibox.agents.evidence import TurnRecord
+from aibox.agents.known import readable
 from aibox.agents.written import Choices, Response
 from aibox.audit.chain import AuditChain
 from aibox.chat import Assembly, ChatRequest, Chunk, Completion, plain
@@ -61,7 +62,7 @@ class BareCall:
             completion = await self._router.post(self._api, request, scope=self._called_under)
             body = completion.body
             if self._shows:
-                body = bodies.readable(self._api, body, "message")
+                body = readable(self._api, body, "message")
                 body = await bodies.answered(self._api, body, self._show)
             await self._end(completion)
         except AIBoxError as error:
@@ -183,7 +184,7 @@ class BareCall:
         return await self._guardrail.restore(text, scope=self._scope)
 
     async def _through(self, through: Response | Choices, chunk: Chunk) -> list[Chunk]:
-        made = await through.take(bodies.readable(self._api, chunk.body, "delta"))
+        made = await through.take(readable(self._api, chunk.body, "delta"))
         return [Chunk(body, chunk.backend, chunk.weights) for body in made]
 
     async def _call(self, arguments: str) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
+from aibox.agents.known import RESPONSE, SAID, known
 from aibox.chat import json_text, plain
 from aibox.errors import ConfigError
 from aibox.fields import each_text, is_name, names
@@ -18,12 +19,6 @@ from aibox.types import Where
 
 Change = Callable[[str, Where], Awaitable[str]]
 """What becomes of a text of that place; raises what the policy wants raised."""
-
-SAID: Mapping[str, tuple[str, ...]] = {
-    "chat": ("reasoning_content", "reasoning", "content", "refusal"),
-    "completions": ("text",),
-}
-"""What a model writes in a choice of these APIs, in the order in which it writes it."""
 
 _EARLIER: Where = "retrieved"
 """Earlier answers and calls: what the caller kept, with everything in it that was restored for the caller."""
@@ -44,6 +39,8 @@ _PROGRAM = frozenset(
 _SEEN: Mapping[str, str] = {"image_url": "image_url", "input_image": "image_url", "input_audio": "input_audio"}
 """Parts of a message that are for eyes and ears, and the field of what no check reads."""
 _FILES = ("file", "input_file")
+_EMBEDS = "prompt_embeds"
+"""A prompt as vLLM's completions take it too: numbers, which no check reads."""
 _SAYS = ("text", "refusal", "thinking")
 
 
@@ -66,6 +63,8 @@ async def asked(api: Api, body: Mapping[str, Any], change: Change, *, checked: b
         raise ConfigError("token ids cannot be checked, as the policy asks", hint="send the text itself")
     else:
         made = value
+    if checked and body.get(_EMBEDS):
+        raise ConfigError(f"`{_EMBEDS}` cannot be checked, as the policy asks", hint="send the text itself")
     others = {name: value for name, value in body.items() if name != key and name not in _PROGRAM}
     told = {name: value for name, value in others.items() if isinstance(value, str | list | dict)}
     where: Where
@@ -98,58 +97,9 @@ def _text(content: Any) -> str:
     return "\n".join(part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str))
 
 
-def readable(api: Api, body: dict[str, Any], key: Literal["message", "delta"]) -> dict[str, Any]:
-    """An answer of `SAID`'s APIs, or a piece of one, without what no check can read.
-
-    A content in parts becomes the text of them, arguments that are an object become its text; any other field that says
-    something (`reasoning_details`, `audio`, `annotations`) is left out.
-    """
-    choices = body.get("choices")
-    if api not in SAID or not choices:
-        return body
-    return {**body, "choices": [_readable_choice(api, choice, key) for choice in choices]}
-
-
-def _readable_choice(api: Api, choice: dict[str, Any], key: str) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for field, value in choice.items():
-        if api == "chat" and field == key:
-            said = {name: _readable(name, told) for name, told in (value or {}).items()}
-            made[field] = {name: told for name, told in said.items() if told is not _UNREAD}
-        elif api == "completions" and field == "text":
-            made[field] = plain(value)
-        elif not value or field in _CHOICE:
-            made[field] = value
-    return made
-
-
-def _readable(name: str, value: Any) -> Any:
-    if not value or (name in SAID["chat"] and isinstance(value, str)) or (name == "role" and value in _ROLES):
-        return value
-    if name in SAID["chat"]:
-        return plain(value)
-    if name == "function_call" and isinstance(value, dict):
-        return _with_text(value)
-    if name == "tool_calls" and isinstance(value, list):
-        return [_readable_call(call) for call in value]
-    return _UNREAD
-
-
-def _readable_call(call: dict[str, Any]) -> dict[str, Any]:
-    told = call.get("function")
-    return {**call, "function": _with_text(told)} if isinstance(told, dict) else call
-
-
-def _with_text(called: dict[str, Any]) -> dict[str, Any]:
-    arguments = called.get("arguments")
-    return called if isinstance(arguments, str | None) else {**called, "arguments": json_text(arguments)}
-
-
-_UNREAD = object()
-_CHOICE = frozenset({"index", "finish_reason", "stop_reason", "logprobs", "token_ids"})
+_CALLED = ("tool_calls", "function_call")
 _ITEM = frozenset({"id", "type", "role", "status", "phase", "name", "call_id", "encrypted_content"})
 _PART = frozenset({"type", "text", "refusal", "logprobs"})
-_ROLES = ("assistant", "tool", "function", "user", "system", "developer")
 
 
 async def answered(api: Api, body: dict[str, Any], change: Change) -> dict[str, Any]:
@@ -163,7 +113,7 @@ async def answered(api: Api, body: dict[str, Any], change: Change) -> dict[str, 
 
 async def output(response: dict[str, Any], change: Change) -> dict[str, Any]:
     """An answer of the Responses API, likewise, without items that are not known."""
-    made = {key: value for key, value in response.items() if key != "output_text"}
+    made = {key: value for key, value in known(response, RESPONSE).items() if key != "output_text"}
     if items := response.get("output"):
         made["output"] = [shown for item in items if (shown := await output_item(item, change)) is not None]
     return made
@@ -193,16 +143,17 @@ async def output_part(part: dict[str, Any], change: Change) -> dict[str, Any]:
     for key in ("text", "refusal"):
         if part.get(key):
             made[key] = await change(plain(part[key]), "output")
-    return made if made == part else without_tokens(made)
+    said = made.get("text") or made.get("refusal")
+    return made if made == part and said else without_tokens(made)
 
 
 async def _choice(api: Api, choice: dict[str, Any], change: Change) -> dict[str, Any]:
     told = choice.get("message") or {} if api == "chat" else choice
     made = {key: await change(told[key], "output") for key in SAID[api] if isinstance(told.get(key), str) and told[key]}
-    for key in ("tool_calls", "function_call") if api == "chat" else ():
+    for key in _CALLED if api == "chat" else ():
         if calls := told.get(key):
             made[key] = await _calls(calls, "tool_arguments", change)
-    if all(told[key] == text for key, text in made.items()):
+    if made and all(told[key] == text for key, text in made.items()):
         return choice
     return without_tokens({**choice, "message": {**told, **made}} if api == "chat" else {**choice, **made})
 
@@ -223,6 +174,11 @@ async def _calls(calls: Any, where: Where, change: Change) -> Any:
             fields[key] = await _called(told, "input" if key == "custom" else "arguments", where, change)
         made.append({**call, **fields, **await _rest(call, fields, where, change)})
     return made
+
+
+async def beside(told: Mapping[str, Any], seen: Collection[str], change: Change) -> dict[str, Any]:
+    """A call's fields but `seen`, changed: a model writes the name, and may write more."""
+    return await _rest(told, seen, "tool_arguments", change)
 
 
 async def _called(told: Mapping[str, Any], field: str, where: Where, change: Change) -> Mapping[str, Any]:
@@ -251,21 +207,20 @@ async def _item(item: Any, change: Change, *, checked: bool) -> Any:
     if not isinstance(item, Mapping):
         raise ConfigError("each message is an object with a `role`")
     kind, role = item.get("type"), item.get("role")
+    if isinstance(role, str):
+        # Whoever has a role speaks, whatever a `type` says beside it.
+        if role in _TRUSTED:
+            return item
+        return await _holding(item, "content", _PLACES.get(role, "input"), change, checked=checked)
     if kind in _OUTPUTS:
         return await _holding(item, "output", "tool_result", change, checked=checked)
     if isinstance(kind, str) and (field := CALLS.get(kind)):
         return await _called(item, field, _EARLIER, change)
     if kind == "reasoning":
         return await _every(item, _EARLIER, change)
-    if not isinstance(role, str):
-        if checked:
-            raise ConfigError(f"the item {str(kind)[:40]!r} cannot be checked, as the policy asks")
-        return item
-    return (
-        item
-        if role in _TRUSTED
-        else await _holding(item, "content", _PLACES.get(role, "input"), change, checked=checked)
-    )
+    if checked:
+        raise ConfigError(f"the item {str(kind)[:40]!r} cannot be checked, as the policy asks")
+    return item
 
 
 async def _holding(
@@ -275,10 +230,10 @@ async def _holding(
     made = {**item}
     if key in item:
         made[key] = await _content(item[key], where, change, checked=checked)
-    for calls in ("tool_calls", "function_call"):
+    for calls in _CALLED:
         if calls in item:
             made[calls] = await _calls(item[calls], _EARLIER, change)
-    made |= await _rest(item, (key, "tool_calls", "function_call"), where, change)
+    made |= await _rest(item, (key, *_CALLED), where, change)
     return made
 
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from aibox.agents import bodies
+from aibox.agents.known import SAID, known
 from aibox.inference.capabilities import Api
 from aibox.types import Where
 
@@ -68,7 +69,7 @@ class Choices:
         """None when it says nothing but what is held back."""
         told = choice.get("delta") or {} if self._api == "chat" else choice
         index = choice.get("index", 0)
-        said = {key: told[key] for key in bodies.SAID[self._api] if isinstance(told.get(key), str) and told[key]}
+        said = {key: told[key] for key in SAID[self._api] if isinstance(told.get(key), str) and told[key]}
         made: Body = {}
         for key, text in said.items():
             # What a model writes before its answer has ended when the answer begins.
@@ -81,7 +82,7 @@ class Choices:
             made |= await self._calling(index, told, last=bool(choice.get("finish_reason")))
             said |= {key: told[key] for key in ("tool_calls", "function_call") if told.get(key)}
         if made == said:
-            return choice
+            return choice if said else bodies.without_tokens(choice)
         others = told.keys() - said.keys() - ({"role"} if self._api == "chat" else _FRAME)
         if not any(made.values()) and not choice.get("finish_reason") and not any(told[key] for key in others):
             return None
@@ -93,15 +94,18 @@ class Choices:
         made: Body = {}
         if isinstance(one := told.get("function_call"), dict):
             self._calls[index, _OLD] = self._calls.get((index, _OLD), "") + (one.get("arguments") or "")
-            made["function_call"] = {**one, "arguments": ""}
+            made["function_call"] = {**one, **await bodies.beside(one, ("arguments",), self._beside), "arguments": ""}
         if isinstance(calls := told.get("tool_calls"), list):
-            made["tool_calls"] = [begun for call in calls if (begun := self._begun(index, call)) is not None]
+            made["tool_calls"] = [begun for call in calls if (begun := await self._begun(index, call)) is not None]
         if last:
             for key, rest in (await self._called(index)).items():
                 made[key] = [*made.get(key, ()), *rest] if key == "tool_calls" else {**made.get(key, {}), **rest}
         return made
 
-    def _begun(self, index: int, call: Body) -> Body | None:
+    async def _beside(self, text: str, where: Where) -> str:  # noqa: ARG002 - all of it is of a call
+        return await self._arguments(text)
+
+    async def _begun(self, index: int, call: Body) -> Body | None:
         """A piece of a call without what it is called with; None for one that is nothing else."""
         kind = "custom" if call.get("custom") else "function"
         field, number, told = _FIELDS[kind], call.get("index", 0), call.get(kind) or {}
@@ -109,7 +113,10 @@ class Choices:
         self._calls[index, number] = self._calls.get((index, number), "") + (told.get(field) or "")
         if not (call.get("id") or told.get("name")):
             return None
-        return {**call, kind: {**told, field: ""}} if told else call
+        call = {**call, **await bodies.beside(call, ("function", "custom"), self._beside)}
+        return (
+            {**call, kind: {**told, **await bodies.beside(told, (field,), self._beside), field: ""}} if told else call
+        )
 
     async def _called(self, index: int) -> Body:
         """The arguments of a choice's calls, whole."""
@@ -133,7 +140,7 @@ class Choices:
 
     async def _finish(self, index: int, *, before: str = "") -> Body:
         """The rest of what a choice says, by field; `before` a field: of those that come before it."""
-        keys = bodies.SAID[self._api]
+        keys = SAID[self._api]
         made = {}
         for key in keys[: keys.index(before)] if before else keys:
             if (index, key) in self._open:
@@ -190,6 +197,11 @@ class Response:
         kind, _, step = str(body.get("type", "")).rpartition(".")
         if kind in _TEXTS and step in ("delta", "done"):
             return await self._text(kind, step, body)
+        for name in ("part", "item", "response"):
+            if name in body:
+                # What stands beside it is nothing that anybody looks at.
+                body = _only(body, name)
+                break
         if "part" in body:
             return [{**body, "part": await bodies.output_part(body["part"], self._shown)}]
         if "item" in body:
@@ -208,9 +220,10 @@ class Response:
     async def _text(self, kind: str, step: str, body: Body) -> list[Body]:
         field, counts = _TEXTS[kind]
         key = (body.get("output_index", 0), kind, body.get(counts, 0))
-        text = body.get("delta" if step == "delta" else field)
-        if not isinstance(text, str):
-            return [body]
+        named = "delta" if step == "delta" else field
+        body = _only(body, named, "logprobs", "obfuscation")
+        if not isinstance(text := body.get(named), str):
+            return []
         fresh = key not in self._filters
         through = self._filters[key] if not fresh else self._filters.setdefault(key, self._make())
         if step == "delta":
@@ -231,6 +244,7 @@ class Response:
         """Arguments are shown when they are whole: a piece that is all of them, then the event that ends them."""
         if step != "done" or not isinstance(text := body.get(_CALLS[kind]), str):
             return []
+        body = _only(body, _CALLS[kind], "name")
         shown = await self._shown(text, "tool_arguments")
         frame = {name: value for name, value in body.items() if name not in (_CALLS[kind], "name")}
         return [{**frame, "type": f"{kind}.delta", "delta": shown}, {**body, _CALLS[kind]: shown}]
@@ -253,6 +267,11 @@ class Response:
             shown = await through.push(text) + await through.finish()
             self._whole[text] = shown
         return self._whole[text]
+
+
+def _only(body: Body, *fields: str) -> Body:
+    """An event with these fields and those of its place; the same object when it has no more."""
+    return known(body, _PLACE.union(fields))
 
 
 def _piece(body: Body, kind: str, text: str) -> Body:

@@ -55,7 +55,7 @@ def _is_choice(choice: Any, key: str) -> bool:
 
 
 def _is_call(call: Any) -> bool:
-    known = isinstance(call, dict) and isinstance(call.get("function"), dict | None)
+    known = isinstance(call, dict) and all(isinstance(call.get(kind), dict | None) for kind in ("function", "custom"))
     return known and isinstance(call.get("index", 0), int)
 
 

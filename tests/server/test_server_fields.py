@@ -49,6 +49,9 @@ class Server(ScriptedBackend):
     async def complete(self, request: ChatRequest, *, scope: Scope) -> Completion:
         return await self.post("chat", request, scope=scope)
 
+    def stream(self, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:
+        return self.events("chat", request, scope=scope)
+
     async def events(self, api: str, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:
         for event in self.said:
             yield Chunk(event, self.name)
@@ -115,6 +118,8 @@ REQUESTS: dict[str, tuple[Api, Any]] = {
         {"type": "function_call", "call_id": "c", "name": text, "arguments": "{}"}, HI]}),
     "an output that is an object": ("responses", lambda text: {"input": [
         {"type": "function_call_output", "call_id": "c", "output": {"a": text}}, HI]}),
+    "what is of a type and has a role": ("responses", lambda text: {"input": [
+        {**HI, "type": "function_call_output", "output": "Yes.", "content": text}]}),
     "another kind of item": ("responses", lambda text: {"input": [{**HI, "type": "mcp_call", "output": text}]}),
 }  # fmt: skip
 
@@ -255,3 +260,111 @@ async def test_no_field_of_a_choice_is_passed_by(api: Api, choice: dict[str, Any
     assert KEY not in str(whole)
     assert "[7]" not in str(whole)
     assert "Yes." in str(whole) or "removed: a secret" in str(whole)
+
+
+SPLIT = f"Ask {KEY} now."
+"""No name, as the name of a call may be one."""
+DONE = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+
+
+def piece(**delta: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta}]}
+
+
+def begins(function: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return piece(tool_calls=[{"index": 0, "id": "c", "type": "function", "function": function, **fields}])
+
+
+PIECES: dict[str, dict[str, Any]] = {
+    "a call of two kinds": begins({"name": "f", "arguments": SPLIT}, custom={"name": "f", "input": ""}),
+    "a field of a call": begins({"name": "f", "arguments": ""}, note=SPLIT),
+    "a field of what is called": begins({"name": "f", "arguments": "", "note": SPLIT}),
+    "the name of what is called": begins({"name": SPLIT, "arguments": ""}),
+    "the id of a call": begins({"name": "f", "arguments": "{}"}, id=SPLIT),
+    "the old form's name": piece(function_call={"name": SPLIT, "arguments": ""}),
+    "an input that is an object": piece(tool_calls=[
+        {"index": 0, "id": "c", "type": "custom", "custom": {"name": "f", "input": {"a": SPLIT}}}]),
+    "a field of the chunk": {**piece(content="Yes, it is so, and so on. \n\n"), "citations": [SPLIT]},
+    "a chunk without choices": {"note": SPLIT},
+    "a name in a field of the chunk": {**piece(content="Yes, it is so, and so on. \n\n"), "search": {"at": KEY}},
+    "tokens of what is not shown": {"choices": [{"index": 0, "delta": {}, "logprobs": {"content": [{"token": KEY}]}}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", PIECES.values(), ids=PIECES)
+async def test_no_field_of_a_piece_is_passed_by(body: dict[str, Any], scope: Scope) -> None:
+    """What stands beside the text of a streamed chat is looked at as it is in a whole answer, or left out."""
+    server = Server({}, body, piece(content="Yes."), DONE)
+    stream = bare(server, "chat", {"messages": [HI]}, WRITES, scope).stream
+    shown = [chunk.body async for chunk in iterated(stream)]
+    assert KEY not in str(shown)
+    assert "Yes." in str(shown)
+
+
+BESIDE: dict[str, dict[str, Any]] = {
+    "a piece that is no text": {"type": "response.output_text.delta", "delta": [KEY]},
+    "a text beside a piece": {"type": "response.output_text.delta", "delta": "Yes. ", "text": KEY},
+    "beside a part": {
+        "type": "response.content_part.done",
+        "part": {"type": "output_text", "text": "Yes."},
+        "text": KEY,
+    },
+    "beside an item": {"type": "response.output_item.done", "item": {**MESSAGE, "content": []}, "text": KEY},
+    "beside a response": {"type": "response.created", "response": {"status": "in_progress", "output": []}, "note": KEY},
+    "beside arguments": {"type": "response.function_call_arguments.done", "name": "f", "arguments": "{}", "note": KEY},
+    "tokens of an empty part": {
+        "type": "response.content_part.added",
+        "part": {"type": "output_text", "text": "", "logprobs": [{"token": KEY}]},
+    },
+    "messages as the model wrote them": {
+        "type": "response.in_progress",
+        "response": {"status": "in_progress", "output": [], "output_messages": [{"message": KEY}]},
+    },
+}
+
+
+@pytest.mark.parametrize("event", BESIDE.values(), ids=BESIDE)
+async def test_no_field_of_an_event_is_passed_by(event: dict[str, Any], scope: Scope) -> None:
+    """What no check looks at is left out of an event of the Responses API, and the rest of it goes on."""
+    last = {"type": "response.completed", "response": {"status": "completed", "output": []}}
+    stream = bare(Server({}, event, last), "responses", {"input": "Hi"}, WRITES, scope).stream
+    shown = [chunk.body async for chunk in iterated(stream)]
+    assert KEY not in str(shown)
+    assert shown[-1] == {**last}
+
+
+WHOLE: dict[str, tuple[Api, dict[str, Any]]] = {
+    "a field of an answer": ("chat", {**ANSWERS["chat"], "citations": [f"https://example.org/{KEY}"]}),
+    "tokens of what is not shown": ("chat", {"choices": [
+        {"index": 0, "message": {"content": None}, "logprobs": {"content": [{"token": KEY}]}, "finish_reason": "stop"}]}),
+    "messages as the model wrote them": ("responses", {**ANSWERS["responses"], "output_messages": [{"message": KEY}]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("api", "body"), WHOLE.values(), ids=WHOLE)
+async def test_no_field_of_an_answer_is_passed_by(api: Api, body: dict[str, Any], scope: Scope) -> None:
+    """What a server says beside the choices, or the output, is not shown where what the model writes is looked at."""
+    asked = {"messages": [HI]} if api == "chat" else {"input": "Hi"}
+    body = {**body, "timings": {"predicted_ms": 7.5}}
+    shown = (await bare(Server(body), api, asked, WRITES, scope).complete()).body
+    assert KEY not in str(shown)
+    assert shown["timings"] == {"predicted_ms": 7.5}
+
+
+@pytest.mark.parametrize("kind", ["function_call", "function_call_output", "custom_tool_call", "reasoning"])
+async def test_who_has_a_role_speaks_in_it_whatever_type_is_written(kind: str, scope: Scope) -> None:
+    """A user's message that calls itself something else is checked as a user's."""
+    policy = Policy.read({"checks": {"jailbreak": {"input": "block"}}})
+    message = {"role": "user", "type": kind, "content": ATTACK}
+    with pytest.raises(GuardrailError):
+        await sent("chat", {"messages": [message]}, scope, policy=policy)
+    with pytest.raises(GuardrailError):
+        await sent("responses", {"input": [message]}, scope, policy=policy)
+
+
+async def test_a_prompt_in_numbers_is_refused_where_a_check_is_to_look(scope: Scope) -> None:
+    """Embeddings of a prompt are read by a model, and by no check."""
+    body = {"prompt": "Hi", "prompt_embeds": "QUJD" * 100}
+    with pytest.raises(ConfigError, match="prompt_embeds"):
+        await sent("completions", body, scope)
+    assert (await sent("completions", body, scope, policy=Policy()))["prompt_embeds"] == "QUJD" * 100
