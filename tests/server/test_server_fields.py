@@ -336,7 +336,7 @@ async def test_no_field_of_an_event_is_passed_by(event: dict[str, Any], scope: S
 WHOLE: dict[str, tuple[Api, dict[str, Any]]] = {
     "a field of an answer": ("chat", {**ANSWERS["chat"], "citations": [f"https://example.org/{KEY}"]}),
     "tokens of what is not shown": ("chat", {"choices": [
-        {"index": 0, "message": {"content": None}, "logprobs": {"content": [{"token": KEY}]}, "finish_reason": "stop"}]}),
+        {"index": 0, "message": {"content": None}, "logprobs": {"content": [{"token": KEY}]}}]}),
     "messages as the model wrote them": ("responses", {**ANSWERS["responses"], "output_messages": [{"message": KEY}]}),
 }  # fmt: skip
 
