@@ -94,6 +94,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """When the last answer ended; None before the first, and while one is asked for."""
         self._in_head = True
         self._head_bytes = self._read_bytes = 0
+        self._gap = 0
+        """What came of a request behind its head, since the last piece of its body: sizes of chunks, and trailers."""
         self._refused: AIBoxError | None = None
         self._ended: float | None = None
         """When the connection was refused; what comes after that is thrown away."""
@@ -113,8 +115,9 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._head_bytes > LINGER_BYTES:
                 self.transport.abort()
             return
+        self._gap += len(data)
         super().data_received(data)
-        if self._in_head and self._head_bytes > self._longest:
+        if (self._head_bytes if self._in_head else self._gap) > self._longest:
             self._refuse(self._too_long())
         elif self._ended is None and self._since is None and (self.cycle is None or self.cycle.response_complete):
             # Line ends between two requests are none, and are not a way to stay for ever.
@@ -134,13 +137,19 @@ class BoundedProtocol(HttpToolsProtocol):
             if size > self._longest:
                 self._refused = self._too_long()
                 raise self._refused
-        self._in_head, self._since = False, self.loop.time()
+        self._in_head, self._since, self._gap = False, self.loop.time(), 0
         super().on_headers_complete()
+        # What stands behind the body is no header of it (RFC 9110 sec. 6.5.1), and would come into the same list.
+        self.headers = []
         # uvicorn names the class itself, and asks it for nothing before the loop's next turn.
         self.cycle.__class__ = Cycle
 
+    def on_body(self, body: bytes) -> None:
+        self._gap = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
-        self._since = None
+        self._since, self._gap = None, 0
         super().on_message_complete()
 
     def on_response_complete(self) -> None:

@@ -174,3 +174,42 @@ async def test_an_unused_connection_is_closed_and_a_used_one_is_not() -> None:
         await one.reader.readuntil(b"ok")
         one.protocol.sweep(later)
         assert await one.reader.read() == b""
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+
+
+async def test_what_stands_behind_a_body_is_no_header() -> None:
+    """A trailer proves nobody and names nothing, also where it comes with the rest (RFC 9110 sec. 6.5.1)."""
+    seen: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        seen.extend(scope["headers"])
+        await send({"type": "http.response.start", "status": 200, "headers": [length(6)]})
+        await send({"type": "http.response.body", "body": b"Paris."})
+
+    async with served(app) as one:
+        one.writer.write(CHUNKED + b"authorization: Bearer somebody\r\n\r\n" + ASK)
+        async with asyncio.timeout(60):
+            for _ in range(2):
+                await one.reader.readuntil(b"Paris.")
+    assert seen == [(b"host", b"x"), (b"transfer-encoding", b"chunked"), (b"host", b"x")]
+
+
+@pytest.mark.parametrize("trailer", [b"x: " + b"a" * 1000 + b"\r\n", b"a" * 1000], ids=["many", "one without an end"])
+async def test_what_stands_behind_a_body_has_an_end(trailer: bytes) -> None:
+    """Trailers are as long as headers may be, and then the connection is refused: no limit of a body holds them."""
+
+    async def app(_scope: Scope, receive: Receive, _send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+
+    async with served(app) as one:
+        one.writer.write(CHUNKED + b"x-first: ")
+        for _ in range(200):
+            one.writer.write(trailer)
+            await one.writer.drain()
+        async with asyncio.timeout(60):
+            assert (await one.reader.read(13)) == b"HTTP/1.1 431 "
