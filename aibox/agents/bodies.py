@@ -89,7 +89,8 @@ def users(body: Mapping[str, Any]) -> list[str]:
 
 def _messages(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for key in ("messages", "input"):
-        yield from (item for item in body.get(key) or () if isinstance(item, Mapping))
+        items = body.get(key)
+        yield from (item for item in (items if isinstance(items, list) else ()) if isinstance(item, Mapping))
 
 
 def _text(content: Any) -> str:

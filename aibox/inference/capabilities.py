@@ -59,7 +59,10 @@ def hold_responses(body: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"`{kept[0]}` cannot be used: nothing is kept between calls", hint="send the items themselves"
         )
-    for tool in body.get("tools") or ():
+    tools = body.get("tools") or ()
+    if not isinstance(tools, list | tuple):
+        raise ConfigError("`tools` is a list")
+    for tool in tools:
         kind = tool.get("type") if isinstance(tool, Mapping) else ""
         if kind not in _TOOLS:
             raise EgressError(

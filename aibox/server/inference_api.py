@@ -108,6 +108,8 @@ def read_request(api: Api, data: bytes) -> ChatRequest:
         raise ConfigError("`model` is a name")
     if not isinstance(body.get("stream"), bool | None):
         raise ConfigError("`stream` is true or false")
+    if not isinstance(body.get("stream_options"), dict | None):
+        raise ConfigError("`stream_options` is an object")
     return request
 
 

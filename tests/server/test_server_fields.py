@@ -19,6 +19,7 @@ from aibox.guardrails.reading import AT_ONCE, MOST_TEXTS
 from aibox.inference.capabilities import Api
 from aibox.inference.streams import iterated
 from aibox.policy.policy import Policy
+from aibox.server.inference_api import read_request
 from aibox.testing import ScriptedBackend
 from aibox.types import PLACES, Scope
 
@@ -368,3 +369,13 @@ async def test_a_prompt_in_numbers_is_refused_where_a_check_is_to_look(scope: Sc
     with pytest.raises(ConfigError, match="prompt_embeds"):
         await sent("completions", body, scope)
     assert (await sent("completions", body, scope, policy=Policy()))["prompt_embeds"] == "QUJD" * 100
+
+
+async def test_a_number_where_an_object_belongs_is_no_bug_of_ours(scope: Scope) -> None:
+    """It is the caller's mistake, or goes on as a field that the API does not know."""
+    assert (await sent("chat", {"messages": [HI], "input": 5}, scope))["input"] == 5
+    assert (await sent("completions", {"prompt": "Hi", "messages": 5}, scope))["messages"] == 5
+    with pytest.raises(ConfigError, match="`tools`"):
+        await sent("responses", {"input": "Hi", "tools": 5}, scope)
+    with pytest.raises(ConfigError, match="`stream_options`"):
+        read_request("chat", json.dumps({"messages": [HI], "stream": True, "stream_options": 5}).encode())
