@@ -89,7 +89,7 @@ def hold_addresses(api: Api, body: Mapping[str, Any]) -> None:
 
 
 def _contents(api: Api, body: Mapping[str, Any]) -> Iterable[Sequence[Any]]:
-    items = body.get("messages") if api == "chat" else body.get("input") if api == "responses" else None
+    items = body.get("input" if api == "responses" else "messages")
     for item in items if isinstance(items, list) else ():
         # Almost all of a long conversation is a dict with a text, and to ask what is a Mapping costs ten times as much.
         if type(item) is not dict and not isinstance(item, Mapping):

@@ -12,7 +12,7 @@ import pytest
 import aibox
 from aibox.agents.bare import BareCall
 from aibox.chat import ChatRequest, Chunk, Completion
-from aibox.errors import ConfigError, GuardrailError, LimitError
+from aibox.errors import ConfigError, EgressError, GuardrailError, LimitError
 from aibox.fields import DEEP
 from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.reading import AT_ONCE, MOST_TEXTS
@@ -379,3 +379,10 @@ async def test_a_number_where_an_object_belongs_is_no_bug_of_ours(scope: Scope) 
         await sent("responses", {"input": "Hi", "tools": 5}, scope)
     with pytest.raises(ConfigError, match="`stream_options`"):
         read_request("chat", json.dumps({"messages": [HI], "stream": True, "stream_options": 5}).encode())
+
+
+async def test_messages_to_embed_name_no_address(scope: Scope) -> None:
+    """A server that embeds messages would fetch the picture, past the door, as one that answers them would."""
+    address = {"type": "image_url", "image_url": {"url": "http://203.0.113.7/secret"}}
+    with pytest.raises(EgressError):
+        await sent("embeddings", {"input": "Hi", **said(address)}, scope, policy=Policy())
