@@ -37,25 +37,22 @@ _ROLES = ("assistant", "tool", "function", "user", "system", "developer")
 
 
 def readable(api: Api, body: dict[str, Any], key: Literal["message", "delta"]) -> dict[str, Any]:
-    """An answer of `SAID`'s APIs, or a piece of one, without what no check can read; the same object when that is all.
+    """An answer of `SAID`'s APIs, or a piece of one, without what no check can read.
 
     A content in parts becomes the text of them, arguments that are an object become its text; any other field that says
     something (`reasoning_details`, `audio`, `annotations`) is left out.
     """
-    choices = body.get("choices")
     if api not in SAID:
         return body
-    kept = body if body.keys() <= _ANSWER else known(body, _ANSWER)
-    if not choices:
-        return kept
-    made = [_readable_choice(api, choice, key) for choice in choices]
-    return kept if all(map(unchanged, choices, made)) else {**kept, "choices": made}
+    made = known(body, _ANSWER)
+    if choices := body.get("choices"):
+        made["choices"] = [_readable_choice(api, choice, key) for choice in choices]
+    return made
 
 
-def known(body: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
-    """Without what says something in other fields than these; the same object when there is none."""
-    made = {name: value for name, value in body.items() if name in fields or not _says(value)}
-    return body if len(made) == len(body) else made
+def known(body: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    """Without what says something in other fields than these."""
+    return {name: value for name, value in body.items() if name in fields or not _says(value)}
 
 
 def _says(value: Any, depth: int = 0) -> bool:
@@ -70,18 +67,16 @@ def _says(value: Any, depth: int = 0) -> bool:
 
 
 def _readable_choice(api: Api, choice: dict[str, Any], key: str) -> dict[str, Any]:
-    made = {name: value for name, value in choice.items() if not value or name in _CHOICE}
-    if api == "chat":
-        told = choice.get(key) or {}
-        said = {name: text for name, value in told.items() if (text := _readable(name, value)) is not _UNREAD}
-        made |= {key: told if alike(said, told) else said} if key in choice else {}
-    elif "text" in choice:
-        made["text"] = plain(choice["text"])
-    return choice if alike(made, choice) else made
-
-
-def alike(made: dict[str, Any], told: dict[str, Any]) -> bool:
-    return made.keys() == told.keys() and all(made[name] is told[name] for name in told)
+    made: dict[str, Any] = {}
+    for field, value in choice.items():
+        if api == "chat" and field == key:
+            said = {name: _readable(name, told) for name, told in (value or {}).items()}
+            made[field] = {name: told for name, told in said.items() if told is not _UNREAD}
+        elif api == "completions" and field == "text":
+            made[field] = plain(value)
+        elif not value or field in _CHOICE:
+            made[field] = value
+    return made
 
 
 def _readable(name: str, value: Any) -> Any:
@@ -92,25 +87,19 @@ def _readable(name: str, value: Any) -> Any:
     if name == "function_call" and isinstance(value, dict):
         return _with_text(value)
     if name == "tool_calls" and isinstance(value, list):
-        made = [_readable_call(call) for call in value]
-        return value if all(map(unchanged, value, made)) else made
+        return [_readable_call(call) for call in value]
     return _UNREAD
 
 
 def _readable_call(call: dict[str, Any]) -> dict[str, Any]:
     """A call of one kind: of one that is of two, the second could be looked at as neither."""
-    if call.get("function") and "custom" in call:
-        call = {name: value for name, value in call.items() if name != "custom"}
-    for kind, field in _FIELDS.items():
-        if isinstance(told := call.get(kind), dict) and (made := _with_text(told, field)) is not told:
-            return {**call, kind: made}
-    return call
+    kinds = {kind: _with_text(call[kind], field) for kind, field in _FIELDS.items() if isinstance(call.get(kind), dict)}
+    made = {**call, **kinds}
+    if made.get("function"):
+        made.pop("custom", None)
+    return made
 
 
 def _with_text(called: dict[str, Any], field: str = "arguments") -> dict[str, Any]:
     given = called.get(field)
     return called if isinstance(given, str | None) else {**called, field: json_text(given)}
-
-
-def unchanged(old: Any, new: Any) -> bool:
-    return old is new or (isinstance(old, str) and old == new)

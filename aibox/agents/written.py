@@ -270,7 +270,7 @@ class Response:
 
 
 def _only(body: Body, *fields: str) -> Body:
-    """An event with these fields and those of its place; the same object when it has no more."""
+    """An event with these fields and those of its place."""
     return known(body, _PLACE.union(fields))
 
 
