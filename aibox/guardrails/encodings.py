@@ -120,6 +120,14 @@ def _tags(text: str) -> str | None:
     return "".join(chr(ord(char) - 0xE0000) for char in text)
 
 
+def _selected(text: str) -> str | None:
+    """Byte n is the variation selector n + 1: nobody sees them, and every character may be followed by any number."""
+    return _readable(bytes(code - 0xFE00 if (code := ord(char)) < 0xFE10 else code - 0xE0100 + 16 for char in text))
+
+
+# What bytes of text in UTF-8 become: the letters a, e and t, a space, and what letters of other scripts begin with.
+_SELECTED = " ".join(chr(0xE0100 + byte - 16) for byte in b"aet " + bytes((*range(0xC3, 0xC6), *range(0xCE, 0xEE))))
+
 _MORSE_LETTERS = (
     "a.- b-... c-.-. d-.. e. f..-. g--. h.... i.. j.--- k-.- l.-.. m-- n-. o--- p.--. q--.- r.-. s... t- u..- v...- "
     "w.-- x-..- y-.-- z--.. 0----- 1.---- 2..--- 3...-- 4....- 5..... 6-.... 7--... 8---.. 9----."
@@ -158,6 +166,7 @@ _PARTS: tuple[tuple[str, str, re.Pattern[str], Callable[[str], str | None]], ...
     ("escapes", "\\u", re.compile(r"(?:\\u[0-9a-fA-F]{4} ?){6,8192}"), _escapes),
     ("entities", "&#", re.compile(r"(?:&#x?[0-9a-fA-F]{2,6}; ?){6,8192}"), unescape),
     ("invisible tags", "\U000e0061 \U000e0065 \U000e0074", re.compile("[\U000e0020-\U000e007e]{8,65536}"), _tags),
+    ("variation selectors", _SELECTED, re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{8,65536}"), _selected),
     ("Morse code", ".- -.", re.compile(r"(?<![.\w-])(?:[.-]{1,5} (?:/ )?){8,8192}[.-]{1,5}"), _morse),
     ("spelled words", "e e. e- e_ e* E o", re.compile(r"(?<!\w)(?:\w[ ._*-]{1,4}){8,8192}\w(?!\w)"), _spelled),
 )

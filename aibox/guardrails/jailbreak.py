@@ -55,8 +55,12 @@ def _anchors() -> frozenset[str]:
     return frozenset(anchor for pattern in _patterns() for anchor in pattern.anchors)
 
 
-# Unicode tags spell ASCII text that no screen shows; the only honest use is in the flags of regions.
-_TAGS = re.compile("(?<!\U0001f3f4)(?<![\U000e0020-\U000e007f])[\U000e0020-\U000e007f]{4,256}")
+# Unicode tags spell ASCII text that no screen shows; the only honest use is in the flags of regions. Variation
+# selectors can be the bytes of any text; an honest one stands alone behind what it selects.
+_HIDDEN = re.compile(
+    "(?<!\U0001f3f4)(?<![\U000e0020-\U000e007f])[\U000e0020-\U000e007f]{4,256}"
+    "|(?<![\ufe00-\ufe0f\U000e0100-\U000e01ef])[\ufe00-\ufe0f\U000e0100-\U000e01ef]{4,256}"
+)
 
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]{0,8}\s|\n")
 
@@ -98,7 +102,7 @@ def scan(text: str, *, sentences: bool = False) -> tuple[Finding, ...]:
     if not text.isascii():
         found += (
             Finding("jailbreak", "hidden-text", match.span(), 0.95, "carries text that no screen shows")
-            for match in _TAGS.finditer(text)
+            for match in _HIDDEN.finditer(text)
         )
     return tuple(_strongest(found))
 

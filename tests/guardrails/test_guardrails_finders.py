@@ -157,6 +157,7 @@ def encoded(order: str) -> dict[str, str]:
         "escapes": "".join(f"\\u{ord(char):04x}" for char in order),
         "entities": "".join(f"&#{ord(char)};" for char in order),
         "invisible tags": "".join(chr(0xE0000 + ord(char)) for char in order),
+        "variation selectors": "".join(chr(byte + (0xFE00 if byte < 16 else 0xE0100 - 16)) for byte in data),
         "Morse code": " / ".join(" ".join(morse[c] for c in w) for w in re.sub("[^a-z ]", "", order.lower()).split()),
         "ROT13": codecs.encode(order, "rot13"),
         "reversed letters": order[::-1],
