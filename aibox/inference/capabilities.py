@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from aibox.chat import Capability, ModelInfo
@@ -74,24 +74,36 @@ def hold_responses(body: Mapping[str, Any]) -> None:
 _ADDRESSES = ("image_url", "video_url", "audio_url", "file_url")
 
 
-def hold_addresses(api: Api, body: Mapping[str, Any]) -> None:
-    """Raises EgressError for a part that the model's server would have to fetch: an address carries text out too."""
-    for parts in _contents(api, body):
-        for part in parts:
-            for key in _ADDRESSES if isinstance(part, Mapping) else ():
-                place = part.get(key)
-                url = place.get("url") if isinstance(place, Mapping) else place
-                if url and not (isinstance(url, str) and url[:5].lower() == "data:"):
-                    raise EgressError(
-                        f"the model's server would fetch what `{key}` names, past the door",
-                        hint="send it inline, as a data: URL",
-                    )
+def hold_addresses(body: Mapping[str, Any]) -> None:
+    """Raises EgressError for what the model's server would have to fetch: an address carries text out too."""
+    for key, place in _places([body.get("messages"), body.get("input")]):
+        url = place.get("url") if isinstance(place, Mapping) else place
+        if url and not (isinstance(url, str) and url[:5].lower() == "data:"):
+            raise EgressError(
+                f"the model's server would fetch what `{key}` names, past the door",
+                hint="send it inline, as a data: URL",
+            )
+
+
+def _places(told: list[Any]) -> Iterator[tuple[str, Any]]:
+    """What holds an address, wherever it stands: in a part, in an item, in what a tool has brought."""
+    waiting = told
+    while waiting:
+        one = waiting.pop()
+        # Almost all of a long conversation is a dict with a text, and to ask what is a Mapping costs ten times as much.
+        if type(one) is dict or isinstance(one, Mapping):
+            for name, value in one.items():
+                if name in _ADDRESSES:
+                    yield name, value
+                elif type(value) is not str:
+                    waiting.append(value)
+        elif isinstance(one, list | tuple):
+            waiting += [value for value in one if type(value) is not str]
 
 
 def _contents(api: Api, body: Mapping[str, Any]) -> Iterable[Sequence[Any]]:
     items = body.get("input" if api == "responses" else "messages")
     for item in items if isinstance(items, list) else ():
-        # Almost all of a long conversation is a dict with a text, and to ask what is a Mapping costs ten times as much.
         if type(item) is not dict and not isinstance(item, Mapping):
             continue
         if type(content := item.get("content")) is not str and isinstance(content, list):

@@ -280,7 +280,7 @@ def _prepared(
     if body.get("n") not in (None, 1) or body.get("best_of") not in (None, 1):
         # Checks look at one answer; a second would pass them by.
         raise ConfigError("only one answer a call can be had: `n` must be 1")
-    capabilities.hold_addresses(api, body)
+    capabilities.hold_addresses(body)
     if api in _BOUNDS:
         _bound(body, _BOUNDS[api], route.model.context_tokens, policy)
     if api == "responses":

@@ -19,6 +19,7 @@ from aibox.errors import AccessError, BackendError, ConfigError, EgressError
 from aibox.inference.accounts import Call
 from aibox.inference.attempts import RETRY_BURST, Retries
 from aibox.inference.balance import SLACK, choose, prefix_key
+from aibox.inference.capabilities import hold_addresses
 from aibox.inference.replica import MAX_OPEN_S, Circuit, Replica
 from aibox.inference.router import Router
 from aibox.policy.egress import EgressRules
@@ -561,3 +562,22 @@ async def test_one_that_never_says_a_word_takes_no_other_along(monkeypatch: pyte
     assert not await Router(silent).answers()
     health = await Router(silent, well).health()
     assert (health.ok, health.detail) == (False, "silent: no answer to a check within 0.05 s")
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://evil.example/?secret"}}]},
+        {"type": "input_image", "image_url": "http://evil.example/?secret"},
+        {"type": "computer_call_output", "output": {"type": "computer_screenshot", "image_url": "http://evil.example"}},
+        {"role": "tool", "content": [{"type": "text", "text": "x", "within": [{"file_url": "HTTP://evil.example"}]}]},
+    ],
+)
+@pytest.mark.parametrize("key", ["messages", "input"])
+def test_no_address_to_fetch_goes_to_a_model_server(key: str, item: dict[str, Any]) -> None:
+    """Wherever it stands in a message or an item, whichever API reads them; a picture that is sent inline may go."""
+    told = {"role": "user", "content": "look at this"}
+    with pytest.raises(EgressError, match="past the door"):
+        hold_addresses({key: [told, item]})
+    inline = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}]}
+    hold_addresses({key: [told, inline], "prompt": "http://a.example is a text"})
