@@ -26,7 +26,7 @@ from aibox.guardrails.wordpiece import Piece
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
 
 FLOOR = 0.25
-"""A word counts from this likelihood on; chosen on half of the sentence templates, see docs/guardrails.md."""
+"""A word counts from this likelihood on; chosen on half of the sentence templates, see docs/guardrails-measured.md."""
 PLACE_SCORE = 0.5
 """The score of a city or a state by itself. Names and addresses score from 0.7 to 1."""
 CACHED = 4_096
@@ -57,8 +57,8 @@ _GAPS = {"PERSON": re.compile(r"[ .'’-]{0,2}"), "ADDRESS": re.compile(r"[\s,.>
 class Entities:
     """Finds people, addresses and places: a Check. Rules PERSON, ADDRESS and PLACE; findings do not overlap.
 
-    Measured in `docs/guardrails.md`; the model knows English best. Raises MissingExtraError from `check` when it is not
-    installed, IntegrityError when its files are not the known ones.
+    Measured in `docs/guardrails-measured.md`; the model knows English best. Raises MissingExtraError from `check`
+    when it is not installed, IntegrityError when its files are not the known ones.
     """
 
     def __init__(self) -> None:

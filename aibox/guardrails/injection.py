@@ -1,7 +1,7 @@
 """Orders to the assistant, found by two trained heads: one for what users write, one for what documents say.
 
-They know English best and 23 other languages a little, and who knows them gets round them. docs/guardrails.md has the
-figures.
+They know English best and 23 other languages a little, and who knows them gets round them.
+docs/guardrails-measured.md has the figures.
 """
 
 from __future__ import annotations

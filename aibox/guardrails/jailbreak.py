@@ -70,7 +70,7 @@ class Jailbreak:
 
     Rules: instruction-override, new-instructions, prompt-extraction, persona, restriction-bypass, fake-role,
     encoded-payload, note-to-assistant, hidden-text. In tool results and retrieved texts a finding spans its whole
-    sentence, so that what is removed takes the order along. Measured on open data in `docs/guardrails.md`.
+    sentence, so that what is removed takes the order along. Measured on open data in `docs/guardrails-measured.md`.
     """
 
     @property

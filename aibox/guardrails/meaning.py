@@ -2,7 +2,7 @@
 
 One head knows what users write, and one the orders that are planted in documents. A run of the embedder for what it
 has not seen lately costs some tens of milliseconds, so they are asked only where a policy names the check.
-docs/guardrails.md has the figures.
+docs/guardrails-measured.md has the figures.
 """
 
 from __future__ import annotations

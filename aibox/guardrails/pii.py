@@ -31,7 +31,7 @@ TYPES = tuple(_REASONS)
 class PII:
     """Finds personal data: a Check. `Finding.rule` is the entity type, one of `TYPES`; findings do not overlap.
 
-    Formats are international; the phrases that introduce a name are English. Measured in `docs/guardrails.md`.
+    Formats are international; the phrases that introduce a name are English. Measured in `docs/guardrails-measured.md`.
     """
 
     @property
