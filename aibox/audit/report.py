@@ -72,7 +72,8 @@ class Report:
     def __str__(self) -> str:
         if self.problems:
             return "; ".join(map(str, self.problems))
-        said = f"{self.entries} entries in {self.logs} logs, {self.checkpoints} signed checkpoints"
+        logs = "1 log" if self.logs == 1 else f"{self.logs} logs"
+        said = f"{self.entries} entries in {logs}, {self.checkpoints} signed checkpoints"
         if self.sampled:
             said = f"{self.sampled} entries drawn from {said}"
         for count, what in (
