@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 from postgres import Postgres
 
+from aibox.agents._sdk import sdk
 from aibox.types import Scope
 
 # Runs pytest inside pytest, for the tests of our own plugin.
@@ -48,6 +49,18 @@ def _sockets(request: pytest.FixtureRequest) -> None:
 
         pytest_socket.enable_socket()
         pytest_socket.socket_allow_hosts(["127.0.0.1", "::1"], allow_unix_socket=True)
+
+
+@pytest.fixture(scope="session")
+def _sdk_loaded() -> None:
+    sdk()
+
+
+@pytest.fixture
+def pytester(_sdk_loaded: None, pytester: pytest.Pytester) -> pytest.Pytester:
+    """It takes out of `sys.modules` what was loaded since it was made. What aibox remembers of the SDK would then be of
+    another copy than what the next test loads, so it is loaded before."""
+    return pytester
 
 
 @pytest.fixture
