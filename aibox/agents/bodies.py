@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
-from aibox.agents.known import RESPONSE, SAID, known
+from aibox.agents.known import ARGUMENTS, RESPONSE, SAID, known
 from aibox.chat import json_text, plain
 from aibox.errors import ConfigError
 from aibox.fields import each_text, is_name, names
@@ -172,7 +172,7 @@ async def _calls(calls: Any, where: Where, change: Change) -> Any:
         key = "custom" if call.get("type") == "custom" else "function"
         fields: dict[str, Any] = {}
         if isinstance(told := call.get(key), Mapping):
-            fields[key] = await _called(told, "input" if key == "custom" else "arguments", where, change)
+            fields[key] = await _called(told, ARGUMENTS[key], where, change)
         made.append({**call, **fields, **await _rest(call, fields, where, change)})
     return made
 

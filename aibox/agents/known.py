@@ -14,9 +14,10 @@ SAID: Mapping[str, tuple[str, ...]] = {
     "completions": ("text",),
 }
 """What a model writes in a choice of these APIs, in the order in which it writes it."""
+ARGUMENTS: Mapping[str, str] = {"function": "arguments", "custom": "input"}
+"""The kinds of call in a message, and the field of what each is called with."""
 
 _UNREAD = object()
-_FIELDS: Mapping[str, str] = {"function": "arguments", "custom": "input"}
 _ANSWER = frozenset(
     {
         *("id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier", "provider"),
@@ -93,7 +94,9 @@ def _readable(name: str, value: Any) -> Any:
 
 def _readable_call(call: dict[str, Any]) -> dict[str, Any]:
     """A call of one kind: of one that is of two, the second could be looked at as neither."""
-    kinds = {kind: _with_text(call[kind], field) for kind, field in _FIELDS.items() if isinstance(call.get(kind), dict)}
+    kinds = {
+        kind: _with_text(call[kind], field) for kind, field in ARGUMENTS.items() if isinstance(call.get(kind), dict)
+    }
     made = {**call, **kinds}
     if made.get("function"):
         made.pop("custom", None)

@@ -14,9 +14,9 @@ from aibox.agents.exposure import Exposure
 from aibox.agents.skills import Skill
 from aibox.agents.state import AgentState
 from aibox.audit.chain import AuditChain
-from aibox.errors import ConfigError
 from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.leak import canary
+from aibox.inference.capabilities import output_bounds
 from aibox.inference.router import Router
 from aibox.memory.memory import Memory
 from aibox.policy.policy import Policy
@@ -24,8 +24,6 @@ from aibox.protocols import Approver, Backend, Tool
 
 _KEPT = 1024
 """So many tenants' parts are kept made."""
-
-_BOUNDS = ("max_tokens", "max_completion_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +76,9 @@ class Parts:
         """The settings of the calls of a turn that may write at most so many tokens in each. Raises ConfigError."""
         if max_tokens is None:
             return self.settings
-        if type(max_tokens) is not int or max_tokens < 1:
-            raise ConfigError("`max_tokens` is a whole number above 0")
-        bounds = {name: self.settings[name] for name in _BOUNDS if self.settings.get(name) is not None}
-        return {
-            **self.settings,
-            **{name: min(bound, max_tokens) for name, bound in (bounds or {"max_tokens": max_tokens}).items()},
-        }
+        asked = output_bounds("chat", {"max_tokens": max_tokens})
+        bounds = output_bounds("chat", self.settings) or asked
+        return {**self.settings, **{name: min(bound, max_tokens) for name, bound in bounds.items()}}
 
     @cached_property
     def _under(self) -> dict[str, Parts]:

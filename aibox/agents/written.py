@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from aibox.agents import bodies
-from aibox.agents.known import SAID, known
+from aibox.agents.known import ARGUMENTS, SAID, known
 from aibox.inference.capabilities import Api
 from aibox.types import Where
 
@@ -108,7 +108,7 @@ class Choices:
     async def _begun(self, index: int, call: Body) -> Body | None:
         """A piece of a call without what it is called with; None for one that is nothing else."""
         kind = "custom" if call.get("custom") else "function"
-        field, number, told = _FIELDS[kind], call.get("index", 0), call.get(kind) or {}
+        field, number, told = ARGUMENTS[kind], call.get("index", 0), call.get(kind) or {}
         self._kinds[index, number] = kind
         self._calls[index, number] = self._calls.get((index, number), "") + (told.get(field) or "")
         if not (call.get("id") or told.get("name")):
@@ -129,7 +129,7 @@ class Choices:
         for number, text in texts.items():
             kind = self._kinds.pop((index, number))
             if text:
-                calls.append({"index": number, kind: {_FIELDS[kind]: await self._arguments(text)}})
+                calls.append({"index": number, kind: {ARGUMENTS[kind]: await self._arguments(text)}})
         return {**made, "tool_calls": calls} if calls else made
 
     def _filter(self, index: int, key: str) -> Filter:
@@ -150,7 +150,6 @@ class Choices:
         return made
 
 
-_FIELDS = {"function": "arguments", "custom": "input"}
 _OLD = -1
 """The number of a call in the form that came before `tool_calls`."""
 _FRAME = {"index", "finish_reason", "logprobs", "stop_reason"}

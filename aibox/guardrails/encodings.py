@@ -125,6 +125,7 @@ def _selected(text: str) -> str | None:
     return _readable(bytes(code - 0xFE00 if (code := ord(char)) < 0xFE10 else code - 0xE0100 + 16 for char in text))
 
 
+SELECTORS = "[\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 # What bytes of text in UTF-8 become: the letters a, e and t, a space, and what letters of other scripts begin with.
 _SELECTED = " ".join(chr(0xE0100 + byte - 16) for byte in b"aet " + bytes((*range(0xC3, 0xC6), *range(0xCE, 0xEE))))
 
@@ -166,7 +167,7 @@ _PARTS: tuple[tuple[str, str, re.Pattern[str], Callable[[str], str | None]], ...
     ("escapes", "\\u", re.compile(r"(?:\\u[0-9a-fA-F]{4} ?){6,8192}"), _escapes),
     ("entities", "&#", re.compile(r"(?:&#x?[0-9a-fA-F]{2,6}; ?){6,8192}"), unescape),
     ("invisible tags", "\U000e0061 \U000e0065 \U000e0074", re.compile("[\U000e0020-\U000e007e]{8,65536}"), _tags),
-    ("variation selectors", _SELECTED, re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{8,65536}"), _selected),
+    ("variation selectors", _SELECTED, re.compile(SELECTORS + "{8,65536}"), _selected),
     ("Morse code", ".- -.", re.compile(r"(?<![.\w-])(?:[.-]{1,5} (?:/ )?){8,8192}[.-]{1,5}"), _morse),
     ("spelled words", "e e. e- e_ e* E o", re.compile(r"(?<!\w)(?:\w[ ._*-]{1,4}){8,8192}\w(?!\w)"), _spelled),
 )

@@ -96,4 +96,4 @@ def head(name: HeadName) -> Head:
             f"the weights of the guardrail head {name} are not those on its card",
             hint="install aibox anew, or run make train-guards",
         )
-    return Head(name, array("b", data), card["scale"], card["bias"], curve_of(card), name == "indirect")
+    return Head(name, array("b", data), card["scale"], card["bias"], curve_of(card), "addressed" in card)

@@ -59,10 +59,10 @@ def scan(text: str, *, foreign: bool = False, floor: float = FLOOR) -> tuple[Fin
 
 def _weighed(text: str, *, foreign: bool) -> Iterator[tuple[int, int, str, float]]:
     if foreign:
-        spans = list(segments(text))
+        indirect, spans = head("indirect"), list(segments(text))
         margins = in_words([text[start:end] for start, end in spans])
         for (start, end), margin in zip(spans, margins, strict=True):
-            yield start, end, "indirect", head("indirect").calibrated(margin)
+            yield start, end, "indirect", indirect.calibrated(margin)
         return
     # It grows with the different words of one text, and is gone with it.
     parts: dict[bytes, list[int]] = {}
@@ -73,5 +73,5 @@ def _weighed(text: str, *, foreign: bool) -> Iterator[tuple[int, int, str, float
 
 def in_words(sentences: list[str]) -> list[float]:
     """The margins of a document's sentences, in normal form, by the head for documents, each beside the others."""
-    parts: dict[bytes, list[int]] = {}
-    return standing_out([head("indirect").margin(words_of(sentence), parts) for sentence in sentences])
+    indirect, parts = head("indirect"), dict[bytes, list[int]]()
+    return standing_out([indirect.margin(words_of(sentence), parts) for sentence in sentences])

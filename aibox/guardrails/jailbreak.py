@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib import resources
 
-from aibox.guardrails.encodings import views
+from aibox.guardrails.encodings import SELECTORS, views
 from aibox.guardrails.normalise import normalise
 from aibox.guardrails.reading import flagged
 from aibox.types import Finding, Label, Scope, Verdict, Where
@@ -58,8 +58,7 @@ def _anchors() -> frozenset[str]:
 # Unicode tags spell ASCII text that no screen shows; the only honest use is in the flags of regions. Variation
 # selectors can be the bytes of any text; an honest one stands alone behind what it selects.
 _HIDDEN = re.compile(
-    "(?<!\U0001f3f4)(?<![\U000e0020-\U000e007f])[\U000e0020-\U000e007f]{4,256}"
-    "|(?<![\ufe00-\ufe0f\U000e0100-\U000e01ef])[\ufe00-\ufe0f\U000e0100-\U000e01ef]{4,256}"
+    f"(?<!\U0001f3f4)(?<![\U000e0020-\U000e007f])[\U000e0020-\U000e007f]{{4,256}}|(?<!{SELECTORS}){SELECTORS}{{4,256}}"
 )
 
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]{0,8}\s|\n")

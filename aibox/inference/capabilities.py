@@ -71,6 +71,23 @@ def hold_responses(body: Mapping[str, Any]) -> None:
             )
 
 
+OUTPUT_BOUNDS: Mapping[Api, tuple[str, ...]] = {
+    "chat": ("max_tokens", "max_completion_tokens"),
+    "completions": ("max_tokens",),
+    "responses": ("max_output_tokens",),
+}
+"""The names by which a request says how many tokens may be written."""
+
+
+def output_bounds(api: Api, body: Mapping[str, Any]) -> dict[str, int]:
+    """What is said by those names. Raises ConfigError for what is no number of tokens."""
+    names = OUTPUT_BOUNDS[api]
+    bounds = {name: body[name] for name in names if body.get(name) is not None}
+    if any(type(bound) is not int or bound < 1 for bound in bounds.values()):
+        raise ConfigError(f"`{names[0]}` is a whole number above 0")
+    return bounds
+
+
 _ADDRESSES = ("image_url", "video_url", "audio_url", "file_url")
 
 
@@ -85,9 +102,8 @@ def hold_addresses(body: Mapping[str, Any]) -> None:
             )
 
 
-def _places(told: list[Any]) -> Iterator[tuple[str, Any]]:
+def _places(waiting: list[Any]) -> Iterator[tuple[str, Any]]:
     """What holds an address, wherever it stands: in a part, in an item, in what a tool has brought."""
-    waiting = told
     while waiting:
         one = waiting.pop()
         # Almost all of a long conversation is a dict with a text, and to ask what is a Mapping costs ten times as much.

@@ -281,8 +281,8 @@ def _prepared(
         # Checks look at one answer; a second would pass them by.
         raise ConfigError("only one answer a call can be had: `n` must be 1")
     capabilities.hold_addresses(body)
-    if api in _BOUNDS:
-        _bound(body, _BOUNDS[api], route.model.context_tokens, policy)
+    if api in capabilities.OUTPUT_BOUNDS:
+        _bound(api, body, route.model.context_tokens, policy)
     if api == "responses":
         capabilities.hold_responses(body)
         body["store"] = False
@@ -301,17 +301,8 @@ def _prepared(
     return prepared
 
 
-_BOUNDS: Mapping[Api, tuple[str, ...]] = {
-    "chat": ("max_tokens", "max_completion_tokens"),
-    "completions": ("max_tokens",),
-    "responses": ("max_output_tokens",),
-}
-
-
-def _bound(body: dict[str, Any], keys: Sequence[str], context_tokens: int | None, policy: Policy | None) -> None:
-    bounds = {key: body[key] for key in keys if body.get(key) is not None}
-    if any(type(bound) is not int or bound < 1 for bound in bounds.values()):
-        raise ConfigError(f"`{keys[0]}` is a whole number above 0")
+def _bound(api: Api, body: dict[str, Any], context_tokens: int | None, policy: Policy | None) -> None:
+    bounds = capabilities.output_bounds(api, body)
     if policy is None:
         return
     limit = policy.limits.output_tokens
@@ -319,7 +310,7 @@ def _bound(body: dict[str, Any], keys: Sequence[str], context_tokens: int | None
         body |= {key: min(bound, limit) for key, bound in bounds.items()}
     elif context_tokens is None or context_tokens > limit:
         # A model whose whole context is smaller cannot write more, and would refuse to be asked for it.
-        body[keys[0]] = limit
+        body[capabilities.OUTPUT_BOUNDS[api][0]] = limit
 
 
 def _posts(backend: Any, api: Api) -> Any:

@@ -44,19 +44,9 @@ class Asked:
     """A request under way. `headers` are added to its answer; `ending` words the event that cuts its stream off."""
 
     __slots__ = (
-        *(
-            "authorization",
-            "code",
-            "correlation",
-            "ending",
-            "given",
-            "headers",
-            "idempotency",
-            "input_tokens",
-            "matter",
-        ),
-        *("ended_by", "method", "output_tokens", "place", "principal", "route", "started", "status", "task"),
-        "traceparent",
+        *("authorization", "code", "correlation", "ended_by", "ending", "given", "headers", "idempotency"),
+        *("input_tokens", "matter", "method", "output_tokens", "place", "principal", "route", "started", "status"),
+        *("task", "traceparent"),
     )
 
     def __init__(self, scope: Scope) -> None:

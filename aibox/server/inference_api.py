@@ -14,7 +14,7 @@ from aibox.agents.events import Failed, Reply, TextDelta
 from aibox.box import Box
 from aibox.chat import ChatRequest, Chunk, Completion
 from aibox.errors import NO_MODEL, AccessError, ConfigError
-from aibox.inference.capabilities import Api
+from aibox.inference.capabilities import Api, output_bounds
 from aibox.inference.streams import Take, pushed
 from aibox.leaving import leave
 from aibox.server.acts import ENDED
@@ -161,10 +161,7 @@ def conversation(body: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
 
 def most(body: Mapping[str, Any]) -> int | None:
     """How many tokens a call may write, by either name of it; where both are said, the smaller. Raises ConfigError."""
-    said = [body[name] for name in ("max_tokens", "max_completion_tokens") if body.get(name) is not None]
-    if any(type(bound) is not int or bound < 1 for bound in said):
-        raise ConfigError("`max_tokens` is a whole number above 0")
-    return min(said, default=None)
+    return min(output_bounds("chat", body).values(), default=None)
 
 
 def text_of(message: Mapping[str, Any]) -> str:
