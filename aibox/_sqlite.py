@@ -6,6 +6,18 @@ import sqlite3
 import time
 from pathlib import Path
 
+_STEPS = (
+    ("locked", "another process has been writing for long; try again", True),
+    ("busy", "another process has been writing for long; try again", True),
+    ("I/O", "look whether the disk is full or failing; nothing that was acknowledged is lost", True),
+    ("full", "free some space; nothing that was acknowledged is lost", True),
+    ("not a database", "it is something else, or damaged from its first bytes: restore it from a backup", False),
+    ("malformed", "the file is damaged: restore it from a backup, beside it, and compare", False),
+    ("readonly", "make the file and its folder writable, or set AIBOX_HOME", False),
+    ("unable to open", "check that the folder exists and that you may use it, or set AIBOX_HOME", False),
+)
+"""A word of SQLite's, what to do, and whether the same may work a moment later."""
+
 
 def open_private(path: Path | None, *, wait_s: float) -> sqlite3.Connection:
     """A database for its owner's eyes only (0600, in a folder of 0700 where that is made), in WAL; None is in memory.
@@ -42,16 +54,6 @@ def write_ahead(db: sqlite3.Connection, *, wait_s: float) -> None:
             return
 
 
-def next_step(text: str) -> tuple[str, bool]:
+def next_step(said: str) -> tuple[str, bool]:
     """What to do about what SQLite says, and whether the same can be tried again."""
-    if "locked" in text or "busy" in text:
-        return "another process has been writing for long; try again", True
-    if "full" in text:
-        return "the disk is full: make room; nothing that was kept is lost", False
-    if "I/O" in text:
-        return "look whether the disk is full, or failing", True
-    if "not a database" in text or "malformed" in text:
-        return "move the file away, or restore it from a backup", False
-    if "readonly" in text or "unable to open" in text:
-        return "make the folder writable, or name another", False
-    return "", False
+    return next(((hint, again) for word, hint, again in _STEPS if word in said), ("", False))

@@ -98,9 +98,9 @@ class FileTables:
                 db.execute("COMMIT")
             except (sqlite3.Error, OSError) as error:
                 said = error.strerror if isinstance(error, OSError) else error
-                hint, _ = next_step(str(error))
+                hint, retryable = next_step(str(error))
                 what = f"{self._what} in {self.place} cannot be used: {said}"
-                raise StoreError(what, hint=hint, retryable=True) from error
+                raise StoreError(what, hint=hint, retryable=retryable) from error
             finally:
                 if db is not None and db.in_transaction:
                     db.execute("ROLLBACK")

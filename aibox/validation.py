@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 def explain_validation(error: ValidationError, model: type[BaseModel]) -> str:
     """The first thing that is wrong, in one line, with the likely key where an unknown one was given."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    # Of a mapping pydantic names the key, and then says that it means the key.
+    where = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] != "extra_forbidden":
         return f"{where}: {first['msg'].removeprefix('Value error, ')}"
     known: Any = model

@@ -161,6 +161,7 @@ def test_silence_shuts_the_door_and_leaves_tools_alone() -> None:
     ("text", "message"),
     [
         ("[toolz]\n", "did you mean 'tools'"),
+        ("[checks.pii]\nimput = 'flag'\n", "checks.pii.imput: Input should be 'input'"),
         ("[tools]\nalow = []\n", "did you mean 'allow'"),
         ('[checks.pii]\ninput = "maybe"\n', r"checks\.pii\.input: not a decision: 'maybe'; one of allow, flag, redact"),
         ('[tools]\nlethal_three = "never"\n', r"tools\.lethal_three: not a decision"),

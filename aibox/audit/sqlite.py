@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from aibox._sqlite import write_ahead
+from aibox._sqlite import next_step, write_ahead
 from aibox.audit.record import Row
 from aibox.audit.store import FORMAT, Act, Conflict, LogName, Node, opening
 from aibox.errors import StoreError
@@ -336,7 +336,8 @@ class _Mapped:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, sqlite3.Error | OverflowError):
-            raise StoreError(f"the audit log {self._path}: {error}", hint=_hint(str(error))) from error
+            hint, retryable = next_step(str(error))
+            raise StoreError(f"the audit log {self._path}: {error}", hint=hint, retryable=retryable) from error
 
 
 @cache
@@ -354,18 +355,3 @@ def _open_read_only(path: Path) -> sqlite3.Connection:
     mode = "mode=ro&immutable=1" if whole else "mode=ro"
     uri = f"{path.absolute().as_uri()}?{mode}"
     return sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-
-
-def _hint(message: str) -> str:
-    for words, hint in (
-        ("locked", "another process has been writing for long; try again"),
-        ("readonly", "make the file and its folder writable, or set AIBOX_HOME"),
-        ("unable to open", "check that the folder exists and that you may use it"),
-        ("disk I/O", "look whether the disk is full or failing; nothing that was acknowledged is lost"),
-        ("full", "free some space; nothing that was acknowledged is lost"),
-        ("not a database", "the file is something else, or damaged from its first bytes"),
-        ("malformed", "the file is damaged; restore a backup beside it and compare"),
-    ):
-        if words in message:
-            return hint
-    return ""

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from aibox import plain_yaml
 from aibox.audit import canonical
 from aibox.errors import ConfigError, MissingExtraError
 from aibox.types import Label
@@ -95,7 +96,7 @@ class Dataset(Sequence[Case]):
         if read is None:
             raise ConfigError(f"{path} is no file of cases", hint=f"one of {', '.join(_READERS)}")
         try:
-            rows = read(data.decode("utf-8-sig"))
+            rows = read(data.decode("utf-8-sig"), str(path))
         except UnicodeDecodeError:
             raise ConfigError(f"{path} is not UTF-8") from None
         except ValueError as error:
@@ -172,15 +173,11 @@ def definite(value: Any) -> Any:
     return value
 
 
-def _yaml(text: str) -> list[Any]:
+def _yaml(text: str, source: str) -> list[Any]:
     try:
-        import yaml
+        value = plain_yaml.read(text, source=source, typed=True)
     except ImportError:
         raise MissingExtraError("cases in YAML", extra="evals") from None
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
     if isinstance(value, dict) and set(value) == {"cases"}:
         value = value["cases"]
     if not isinstance(value, list):
@@ -188,7 +185,7 @@ def _yaml(text: str) -> list[Any]:
     return value
 
 
-def _jsonl(text: str) -> list[Any]:
+def _jsonl(text: str, _source: str) -> list[Any]:
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -199,7 +196,7 @@ def _jsonl(text: str) -> list[Any]:
     return rows
 
 
-def _csv(text: str) -> list[Any]:
+def _csv(text: str, _source: str) -> list[Any]:
     reader = csv.DictReader(io.StringIO(text), strict=True)
     rows: list[dict[str, Any]] = []
     try:

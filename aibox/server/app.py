@@ -119,7 +119,7 @@ def create_app(
         AdminAPI(box, reload),
         ObservabilityAPI(box),
         HealthAPI(),
-        ReadyAPI(box, redis=rates.check, stopping=lambda: gate.stopping),
+        ReadyAPI(box, redis=rates.check),
         MetricsAPI(metrics),
         DocumentAPI(openapi),
     )

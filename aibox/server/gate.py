@@ -107,10 +107,6 @@ class Gate:
         return self._inner.rest
 
     @property
-    def stopping(self) -> bool:
-        return self._stopping
-
-    @property
     def live(self) -> int:
         """How many requests are under way."""
         return len(self._live)

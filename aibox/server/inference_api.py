@@ -122,11 +122,11 @@ def _readable(value: object) -> bool:
 
 async def _told(agent: Agent, request: ChatRequest, *, scope: Scope) -> AsyncGenerator[list[Chunk], None]:
     """An agent's answer as chunks of Chat Completions."""
-    frame = Frame(request.model)
-    yield [Chunk(frame.chunk({"role": "assistant", "content": ""}))]
+    # What is wrong with the request is an HTTP error as long as nothing was sent.
     history, message = conversation(request.body)
     turn = agent.stream(message, scope=scope, history=history, max_tokens=most(request.body))
-    silent = True
+    frame, silent = Frame(request.model), True
+    yield [Chunk(frame.chunk({"role": "assistant", "content": ""}))]
     try:
         async for event in turn:
             if isinstance(event, TextDelta):

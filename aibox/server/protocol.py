@@ -7,6 +7,7 @@ answer leaves in one piece.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ LINGER_S = 2.0
 LINGER_BYTES = 4 << 20
 JOINED_BYTES = 64 << 10
 """Of a body that is copied to stand behind its head; of a longer one a second write costs less."""
+_SLASHES = re.compile(rb"%(?:2f|5c)", re.IGNORECASE)
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])
 """RFC 9110 sec. 5.5: none of them may stand in a field of an answer."""
 
@@ -137,6 +139,9 @@ class BoundedProtocol(HttpToolsProtocol):
             if size > self._longest:
                 self._refused = self._too_long()
                 raise self._refused
+        if amiss := self._amiss():
+            self._refused = ConfigError(amiss)
+            raise self._refused
         self._in_head, self._since, self._gap = False, self.loop.time(), 0
         super().on_headers_complete()
         # What stands behind the body is no header of it (RFC 9110 sec. 6.5.1), and would come into the same list.
@@ -177,6 +182,15 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(LimitError(f"the {what} did not come in time", code="policy.limit.time"))
         elif self._since is None and self._idle is not None and now - self._idle > self.timeout_keep_alive:
             self.transport.close()
+
+    def _amiss(self) -> str:
+        """What two servers in a row could read in two ways (RFC 9112 sec. 3.2; RFC 3986 sec. 2.2); else nothing."""
+        hosts = len([name for name, _ in self.headers if name == b"host"])
+        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+            return "a request names one host" if hosts else "a request of HTTP/1.1 names its host"
+        if b"%" in self.url and _SLASHES.search(self.url.partition(b"?")[0]):
+            return "a path holds no slash that is written as %2F or %5C"
+        return ""
 
     @property
     def _longest(self) -> int:

@@ -29,11 +29,10 @@ FRESH_S = 1.0
 
 
 class ReadyAPI:
-    """Looks at the parts of a box. `redis` asks the one that holds the rates; `stopping` says that the end has come."""
+    """Looks at the parts of a box. `redis` asks the one that holds the rates."""
 
-    def __init__(self, box: Box, *, redis: Check | None = None, stopping: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, box: Box, *, redis: Check | None = None) -> None:
         self._box = box
-        self._stopping = stopping
         self._checks: dict[str, Check] = {"audit": self._audit, "models": self._models, "sandbox": self._sandbox}
         if box.settings.memory.enabled:
             self._checks["memory"] = self._memory
@@ -44,11 +43,11 @@ class ReadyAPI:
 
     @route("GET", "/readyz", roles=(), answer=Readiness)
     async def readyz(self) -> JSONResponse:
-        """Whether requests may be sent here; each part is `ok` or `missing`. 503 without the log, without a model, or
-        when the server is stopping."""
+        """Whether requests may be sent here; each part is `ok` or `missing`. 503 without the log or without a model,
+        and, as any route, when the server is stopping."""
         parts = await self._parts()
-        ok = all(parts[name] == "ok" for name in NEEDED) and not self._stopping()
-        body = Readiness(ok=ok, stopping=self._stopping(), parts=parts).model_dump()
+        ok = all(parts[name] == "ok" for name in NEEDED)
+        body = Readiness(ok=ok, parts=parts).model_dump()
         return JSONResponse(body, status_code=200 if ok else 503)
 
     async def _parts(self) -> dict[str, str]:

@@ -85,6 +85,7 @@ def test_what_was_saved_is_what_is_read(tmp_path_factory: pytest.TempPathFactory
         ("a.jsonl", "[1]\n", "case 1 is no mapping"),
         ("a.yaml", "a: [", "not YAML"),
         ("a.yaml", "!!python/object/apply:os.system ['true']", "not YAML"),
+        ("a.yaml", "- input: &a hi\n- input: *a", "aliases are not read"),
         ("a.yaml", "other: 1", "a list of cases"),
         ("a.csv", "input\nx,y\n", "line 2"),
         ("a.txt", "x", "no file of cases"),

@@ -213,3 +213,33 @@ async def test_what_stands_behind_a_body_has_an_end(trailer: bytes) -> None:
             await one.writer.drain()
         async with asyncio.timeout(60):
             assert (await one.reader.read(13)) == b"HTTP/1.1 431 "
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", b"names its host"),
+        (b"GET / HTTP/1.1\r\nhost: a\r\nHost: b\r\n\r\n", b"names one host"),
+        (b"GET / HTTP/1.0\r\nhost: a\r\nhost: a\r\n\r\n", b"names one host"),
+        (b"GET /v1%2Fadmin HTTP/1.1\r\nhost: a\r\n\r\n", b"no slash"),
+        (b"GET /v1/%5cadmin?x=1 HTTP/1.1\r\nhost: a\r\n\r\n", b"no slash"),
+    ],
+)
+async def test_what_two_servers_could_read_in_two_ways_is_refused(ask: bytes, says: bytes) -> None:
+    """Two hosts or none, and slashes that only one of them sees: the answer says which, and nothing is asked."""
+    asked: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.append(scope["path"])
+
+    async with served(app) as connection:
+        answer = await connection.ask(ask)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert says in answer
+    assert asked == []
+
+
+async def test_slashes_of_a_query_and_a_client_of_http_1_0_are_served() -> None:
+    """A path in a query is no path of ours, and HTTP/1.0 knew no hosts."""
+    async with served(answering(length(6))) as connection:
+        assert b" 200 " in await connection.ask(b"GET /?path=a%2Fb HTTP/1.0\r\n\r\n")

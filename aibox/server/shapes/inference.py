@@ -95,5 +95,4 @@ class Readiness(_Open):
     """Whether requests may be sent here, and of each part whether it is there: `ok` or `missing`."""
 
     ok: bool
-    stopping: bool
     parts: dict[str, str]
