@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,14 +19,16 @@ from aibox import __version__
 from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
 from aibox.cli.policy_changes import guarded
-from aibox.errors import ConfigError
+from aibox.errors import AIBoxError, ConfigError
 from aibox.guardrails import entity_model
 from aibox.inference import demo_model
+from aibox.inference.configured import hold_files, make_backend
+from aibox.inference.replica import Replica
 from aibox.levels import load_policy
 from aibox.sandbox.configured import make_driver
 from aibox.sandbox.runtime import INSTALL
 from aibox.sealing import kernel_isolated
-from aibox.settings import Settings
+from aibox.settings import BackendSettings, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ PACKAGES = (
     ("uvicorn", "server", "aibox serve"),
     ("pytest", "evals", "agents under test; contract suites for plugins"),
 )
+ROOM_GIB = 1.0
+"""With less room than that, a log and a memory that grow come to their end soon."""
 
 
 def doctor(config: ConfigOption = None) -> None:
@@ -59,7 +64,7 @@ def doctor(config: ConfigOption = None) -> None:
     table.add_column("part", no_wrap=True)
     table.add_column("found", overflow="fold")
     table.add_column("it gives, and the line that adds it", overflow="fold")
-    for row in (*_packages(), *_places(settings), *interrupt.run(_sandbox(settings)), *_seal()):
+    for row in (*_packages(), *_places(settings), *interrupt.run(_tried(settings)), *_seal()):
         mark = {True: "[green]ok[/]", False: "[yellow]--[/]", None: ""}[row.ok]
         table.add_row(mark, row.part, row.found, row.gives if row.ok else f"{row.gives}\n{row.add}".strip("\n"))
     console.print(table)
@@ -94,10 +99,59 @@ def _places(settings: Settings) -> Iterator[Row]:
     except ConfigError as error:
         found, sound, add = error.message, False, error.hint
     yield Row("policy", sound, escape(found), "what is checked and restricted" if add else "", escape(add))
-    names = [f"{b.name or b.kind} ({b.url or b.path or 'demo model'})" for b in settings.backends]
-    yield Row(
-        "models", None, ", ".join(names) or "the embedded demo model", "vLLM or others: \\[\\[backends]] in aibox.toml"
-    )
+    free_gib = shutil.disk_usage(existing).free / 2**30
+    yield Row("room there", free_gib >= ROOM_GIB, f"{free_gib:.1f} GiB", "a full disk stops all that is recorded")
+
+
+async def _tried(settings: Settings) -> list[Row]:
+    """What is asked, or run, to see how it is."""
+    return [*await _models(settings), *await _rates(settings), *await _sandbox(settings)]
+
+
+async def _models(settings: Settings) -> list[Row]:
+    """Each configured backend; servers of this house are asked, and nobody outside."""
+    gives = "vLLM or others: \\[\\[backends]] in aibox.toml"
+    return [await _model(one, gives) for one in settings.backends] or [
+        Row("models", None, "the embedded demo model", gives)
+    ]
+
+
+async def _model(one: BackendSettings, gives: str) -> Row:
+    name, where = f"model: {one.name or one.kind}", str(one.url or one.path or one.staged or one.kind)
+    try:
+        hold_files(one)
+        if one.kind in ("embedded", "embeddings"):
+            return Row(name, None, escape(where), gives)
+        backend = make_backend(one)
+        if backend.external:
+            return Row(name, None, f"{escape(where)}: outside, and not asked", gives)
+        replica = Replica(backend)
+        try:
+            health = await replica.health()
+        finally:
+            await backend.close()
+    except AIBoxError as error:
+        return Row(name, False, escape(f"{where}: {error.message}"), gives, escape(error.hint))
+    return Row(name, health.ok, escape(f"{where}: {health.detail or 'answers'}"), gives)
+
+
+async def _rates(settings: Settings) -> list[Row]:
+    """The Redis that several servers hold their rates in."""
+    url = settings.server.rates_url
+    if url is None:
+        return []
+    gives = "rates that several servers hold together; without it each holds them by itself"
+    try:
+        from aibox.server.redis_buckets import RedisBuckets
+
+        buckets = RedisBuckets(url.get_secret_value())
+        try:
+            answers = await buckets.check()
+        finally:
+            await buckets.close()
+    except AIBoxError as error:
+        return [Row("rates in Redis", False, escape(error.message), gives, escape(error.hint))]
+    return [Row("rates in Redis", answers, "answers" if answers else "does not answer", gives, "is it running there?")]
 
 
 async def _sandbox(settings: Settings) -> list[Row]:

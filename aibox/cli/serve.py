@@ -83,7 +83,7 @@ def serve(
             stack.push_async_callback(tokens.close)
             if not dev:
                 guards.refuse_unfit(settings, server, box.policies)
-            rates = _rates(server, stack, log)
+            rates = await _rates(server, stack, log)
             kept = await _kept(box)
 
             def made() -> Agent:
@@ -159,7 +159,7 @@ def _log(server: ServerSettings, stack: AsyncExitStack) -> Log | None:
     return log
 
 
-def _rates(server: ServerSettings, stack: AsyncExitStack, log: Log | None) -> RateLimits | None:
+async def _rates(server: ServerSettings, stack: AsyncExitStack, log: Log | None) -> RateLimits | None:
     from aibox.server.rates import RateLimits
     from aibox.server.redis_buckets import RedisBuckets
 
@@ -169,8 +169,11 @@ def _rates(server: ServerSettings, stack: AsyncExitStack, log: Log | None) -> Ra
 
     if server.rates_url is None:
         return None
-    rates = RateLimits(RedisBuckets(server.rates_url.get_secret_value(), told=told))
+    buckets = RedisBuckets(server.rates_url.get_secret_value(), told=told)
+    rates = RateLimits(buckets)
     stack.push_async_callback(rates.close)
+    # Without it each server holds the bounds by itself: the log says so before the first request does.
+    await buckets.check()
     return rates
 
 

@@ -137,7 +137,9 @@ class RedisBuckets:
             async with asyncio.timeout(2 * TIMEOUT_S):
                 await self._server.ping()
         except self._failures:
+            self._failed()
             return False
+        self._answered()
         return True
 
     async def close(self) -> None:
@@ -184,12 +186,15 @@ class RedisBuckets:
         keys = [_name(want.bucket) for want, *_ in asked]
         arguments = [value for want, need, take, lease in asked for value in (want.a_minute, need, take, int(lease))]
         answer = await self._script(keys=keys, args=arguments)
+        self._answered()
+        numbers = [float(value) for value in answer[1:]]
+        return bool(answer[0]), [(int(numbers[at]), numbers[at + 1]) for at in range(0, len(numbers), 2)]
+
+    def _answered(self) -> None:
         if not self.answers:
             self.answers = True
             if self._told is not None:
                 self._told(True)
-        numbers = [float(value) for value in answer[1:]]
-        return bool(answer[0]), [(int(numbers[at]), numbers[at + 1]) for at in range(0, len(numbers), 2)]
 
     def _failed(self) -> None:
         self._resting_until = self._clock() + REST_S

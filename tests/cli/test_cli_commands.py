@@ -214,6 +214,27 @@ def test_doctor_says_what_is_here() -> None:
         assert part in done.stdout
 
 
+@pytest.mark.loopback
+def test_doctor_asks_the_servers_of_this_house_and_nobody_outside(tmp_path: Path) -> None:
+    """What does not answer is named with its address, a missing file too; what is outside is not asked."""
+    (tmp_path / "key").write_text("k")
+    (tmp_path / "aibox.toml").write_text(
+        'home = "data"\n[server]\nrates_url = "redis://127.0.0.1:1/0"\n'
+        '[[backends]]\nkind = "vllm"\nname = "gpu"\nurl = "http://127.0.0.1:1/v1"\n'
+        '[[backends]]\nkind = "openrouter"\nmodels = ["x/y"]\napi_key_file = "key"\n'
+        '[[backends]]\nkind = "embedded"\npath = "nowhere.gguf"\n'
+    )
+    lines = aibox("doctor", cwd=tmp_path, env={**os.environ, "COLUMNS": "300"}).stdout.splitlines()
+    said = {line[4:23].strip(): line for line in lines}
+    assert said["model: gpu"].startswith("--")
+    assert "cannot be reached at http://127.0.0.1:1/v1" in said["model: gpu"]
+    assert "outside, and not asked" in said["model: openrouter"]
+    assert said["model: embedded"].startswith("--")
+    assert "nowhere.gguf" in said["model: embedded"]
+    assert said["rates in Redis"].startswith("--")
+    assert "GiB" in said["room there"]
+
+
 def test_doctor_finds_a_policy_that_nothing_could_be_served_under(tmp_path: Path) -> None:
     """A check that is not there is named, with those that are, before a server refuses to start."""
     (tmp_path / "policy.toml").write_text('version = 1\nname = "p"\n[checks.pyi]\ninput = "redact"\n')

@@ -166,6 +166,8 @@ async def test_without_redis_each_server_holds_the_bounds_itself(redis_url: str)
     now = 0.0
     told: list[bool] = []
     gone = RedisBuckets("unix:///nowhere/at/all", told=told.append, clock=lambda: now)
+    assert not await gone.check()
+    assert told == [False]  # as at the start of a server, before anybody asks for anything
     assert [(await gone.take([want(2)]))[0] for _ in range(3)] == [True, True, False]
     assert told == [False]
     assert not await gone.check()
@@ -175,7 +177,9 @@ async def test_without_redis_each_server_holds_the_bounds_itself(redis_url: str)
     now = 10.0
     assert (await back.take([want(2)]))[0]
     assert told == [False, False, True]
+    back._failed()
     assert await back.check()
+    assert told[3:] == [False, True]
     await back.close()
 
 
