@@ -10,13 +10,14 @@ _STEPS = (
     ("locked", "another process has been writing for long; try again", True),
     ("busy", "another process has been writing for long; try again", True),
     ("I/O", "look whether the disk is full or failing; nothing that was acknowledged is lost", True),
-    ("full", "free some space; nothing that was acknowledged is lost", True),
+    ("No space left", "the disk is full: free some space; nothing that was acknowledged is lost", True),
+    ("full", "the disk is full: free some space; nothing that was acknowledged is lost", True),
     ("not a database", "it is something else, or damaged from its first bytes: restore it from a backup", False),
     ("malformed", "the file is damaged: restore it from a backup, beside it, and compare", False),
     ("readonly", "make the file and its folder writable, or set AIBOX_HOME", False),
     ("unable to open", "check that the folder exists and that you may use it, or set AIBOX_HOME", False),
 )
-"""A word of SQLite's, what to do, and whether the same may work a moment later."""
+"""A word of SQLite's or the system's, what to do, and whether the same may work a moment later."""
 
 
 def open_private(path: Path | None, *, wait_s: float) -> sqlite3.Connection:
@@ -55,5 +56,5 @@ def write_ahead(db: sqlite3.Connection, *, wait_s: float) -> None:
 
 
 def next_step(said: str) -> tuple[str, bool]:
-    """What to do about what SQLite says, and whether the same can be tried again."""
+    """What to do about what SQLite, or the system, says, and whether the same can be tried again."""
     return next(((hint, again) for word, hint, again in _STEPS if word in said), ("", False))

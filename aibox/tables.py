@@ -98,7 +98,7 @@ class FileTables:
                 db.execute("COMMIT")
             except (sqlite3.Error, OSError) as error:
                 said = error.strerror if isinstance(error, OSError) else error
-                hint, retryable = next_step(str(error))
+                hint, retryable = next_step(str(said))
                 what = f"{self._what} in {self.place} cannot be used: {said}"
                 raise StoreError(what, hint=hint, retryable=retryable) from error
             finally:

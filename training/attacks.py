@@ -44,6 +44,16 @@ def whole() -> dict[str, dict[str, dict[str, list[str]]]]:
     return {path.stem: tomllib.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("texts/*.toml"))}
 
 
+def author(name: str) -> str:
+    """Who wrote a file of whole texts."""
+    return " ".join(["whole", *name.split("_")[1:]])
+
+
+def authors() -> list[str]:
+    """All of them: of the patterns, then of whole texts, sorted."""
+    return ["own", *sorted({author(name) for name in whole()})]
+
+
 def languages() -> list[str]:
     """All of them, sorted: some have no patterns, only whole texts."""
     return sorted({*files(), *(name.partition("_")[0] for name in whole())})
@@ -81,10 +91,9 @@ def direct() -> Iterator[Made]:
                 yield Made(chance.choice((" ", "\n", "\n\n")).join(around), label, made.intent, language, made.pattern)
         for name, texts_of in written.items():
             if name.partition("_")[0] == language:
-                author = " ".join(["whole", *name.split("_")[1:]])
                 for label, key in enumerate(("harmless", "attack")):
                     for intent, texts in texts_of.get(key, {}).items():
-                        yield from (Made(text, label, intent, language, text, author) for text in texts)
+                        yield from (Made(text, label, intent, language, text, author(name)) for text in texts)
 
 
 _WRAPPED = (

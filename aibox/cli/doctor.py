@@ -99,8 +99,17 @@ def _places(settings: Settings) -> Iterator[Row]:
     except ConfigError as error:
         found, sound, add = error.message, False, error.hint
     yield Row("policy", sound, escape(found), "what is checked and restricted" if add else "", escape(add))
-    free_gib = shutil.disk_usage(existing).free / 2**30
-    yield Row("room there", free_gib >= ROOM_GIB, f"{free_gib:.1f} GiB", "a full disk stops all that is recorded")
+    evidence = settings.evidence.removeprefix("sqlite:///")
+    if "://" not in evidence:
+        place = next(path for path in Path(evidence).absolute().parents if path.exists())
+        free_gib = shutil.disk_usage(place).free / 2**30
+        yield Row(
+            "room for evidence",
+            free_gib >= ROOM_GIB,
+            f"{free_gib:.1f} GiB where {evidence} is",
+            "a full disk stops all that is recorded",
+            "free some, or set AIBOX_HOME to a folder on a larger disk",
+        )
 
 
 async def _tried(settings: Settings) -> list[Row]:
@@ -151,7 +160,9 @@ async def _rates(settings: Settings) -> list[Row]:
             await buckets.close()
     except AIBoxError as error:
         return [Row("rates in Redis", False, escape(error.message), gives, escape(error.hint))]
-    return [Row("rates in Redis", answers, "answers" if answers else "does not answer", gives, "is it running there?")]
+    where = escape(url.get_secret_value().rpartition("@")[2])
+    found = f"{where} {'answers' if answers else 'does not answer'}"
+    return [Row("rates in Redis", answers, found, gives, "is it running there, and are url and password right?")]
 
 
 async def _sandbox(settings: Settings) -> list[Row]:

@@ -82,8 +82,9 @@ class Dataset(Sequence[Case]):
     def load(cls, path: str | Path) -> Dataset:
         """Read `.yaml`, `.jsonl` or `.csv`. Raises ConfigError that names the file and the case at fault.
 
-        A case without an `id` is called by its number. YAML is a list of cases, or a mapping with the key `cases`. In
-        CSV a cell of `expected`, `tools`, `history`, `final` or `tags` that is JSON is read as such.
+        A case without an `id` is called by its number. YAML is a list of cases, or a mapping with the key `cases`, in
+        which only `true`, `false`, `null` and plain decimal numbers are more than text. In CSV a cell of
+        `expected`, `tools`, `history`, `final` or `tags` that is JSON is read as such.
         """
         path = Path(path)
         try:

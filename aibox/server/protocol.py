@@ -140,8 +140,8 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._refused = self._too_long()
                 raise self._refused
         if amiss := self._amiss():
-            self._refused = ConfigError(amiss)
-            raise self._refused
+            self._refused = amiss
+            raise amiss
         self._in_head, self._since, self._gap = False, self.loop.time(), 0
         super().on_headers_complete()
         # What stands behind the body is no header of it (RFC 9110 sec. 6.5.1), and would come into the same list.
@@ -183,14 +183,16 @@ class BoundedProtocol(HttpToolsProtocol):
         elif self._since is None and self._idle is not None and now - self._idle > self.timeout_keep_alive:
             self.transport.close()
 
-    def _amiss(self) -> str:
-        """What two servers in a row could read in two ways (RFC 9112 sec. 3.2; RFC 3986 sec. 2.2); else nothing."""
+    def _amiss(self) -> ConfigError | None:
+        """What two servers in a row could read in two ways (RFC 9112 sec. 3.2; RFC 3986 sec. 2.2)."""
         hosts = len([name for name, _ in self.headers if name == b"host"])
-        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
-            return "a request names one host" if hosts else "a request of HTTP/1.1 names its host"
+        if hosts > 1:
+            return ConfigError("the request has more than one Host header", hint="send one")
+        if not hosts and self.parser.get_http_version() != "1.0":
+            return ConfigError("the request has no Host header", hint="send one, as HTTP/1.1 asks")
         if b"%" in self.url and _SLASHES.search(self.url.partition(b"?")[0]):
-            return "a path holds no slash that is written as %2F or %5C"
-        return ""
+            return ConfigError("the path holds an encoded slash or backslash", hint="no name in a path here has one")
+        return None
 
     @property
     def _longest(self) -> int:

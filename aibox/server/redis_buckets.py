@@ -79,9 +79,16 @@ class RedisBuckets:
         except ImportError:
             raise MissingExtraError("rate limits in Redis", extra="redis") from None
         self._failures: tuple[type[Exception], ...] = (redis.RedisError, OSError, TimeoutError)
-        pool = redis.BlockingConnectionPool.from_url(
-            url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, max_connections=CONNECTIONS, timeout=5.0
-        )
+        try:
+            pool = redis.BlockingConnectionPool.from_url(
+                url,
+                socket_timeout=TIMEOUT_S,
+                socket_connect_timeout=TIMEOUT_S,
+                max_connections=CONNECTIONS,
+                timeout=5.0,
+            )
+        except ValueError as error:
+            raise ConfigError(f"the url of the rate limits cannot be read: {error}") from None
         self._server: Any = redis.Redis.from_pool(pool)
         self._script: Any = self._server.register_script(SCRIPT)
         self._told = told
@@ -137,9 +144,9 @@ class RedisBuckets:
             async with asyncio.timeout(2 * TIMEOUT_S):
                 await self._server.ping()
         except self._failures:
-            self._failed()
+            # Only told: a probe, for which nobody needs a key, does not decide where the bounds are held.
+            self._tell(answers=False)
             return False
-        self._answered()
         return True
 
     async def close(self) -> None:
@@ -186,23 +193,21 @@ class RedisBuckets:
         keys = [_name(want.bucket) for want, *_ in asked]
         arguments = [value for want, need, take, lease in asked for value in (want.a_minute, need, take, int(lease))]
         answer = await self._script(keys=keys, args=arguments)
-        self._answered()
+        self._tell(answers=True)
         numbers = [float(value) for value in answer[1:]]
         return bool(answer[0]), [(int(numbers[at]), numbers[at + 1]) for at in range(0, len(numbers), 2)]
-
-    def _answered(self) -> None:
-        if not self.answers:
-            self.answers = True
-            if self._told is not None:
-                self._told(True)
 
     def _failed(self) -> None:
         self._resting_until = self._clock() + REST_S
         self._leases.clear()
-        if self.answers:
-            self.answers = False
+        self._tell(answers=False)
+
+    def _tell(self, *, answers: bool) -> None:
+        """Once, when it has changed. That it answers is known by what is asked of it, and not by a ping."""
+        if self.answers != answers:
+            self.answers = answers
             if self._told is not None:
-                self._told(False)
+                self._told(answers)
 
     def _remember(self, bucket: str, lease: tuple[int, float, float]) -> None:
         if len(self._leases) >= KNOWN:

@@ -232,7 +232,8 @@ def test_doctor_asks_the_servers_of_this_house_and_nobody_outside(tmp_path: Path
     assert said["model: embedded"].startswith("--")
     assert "nowhere.gguf" in said["model: embedded"]
     assert said["rates in Redis"].startswith("--")
-    assert "GiB" in said["room there"]
+    assert "127.0.0.1:1/0 does not answer" in said["rates in Redis"]
+    assert "GiB" in said["room for evidence"]
 
 
 def test_doctor_finds_a_policy_that_nothing_could_be_served_under(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ async def test_without_redis_each_server_holds_the_bounds_itself(redis_url: str)
     assert told == [False, False, True]
     back._failed()
     assert await back.check()
-    assert told[3:] == [False, True]
+    assert told[3:] == [False]  # a ping says nothing of whether it does what it is asked
     await back.close()
 
 
