@@ -63,7 +63,7 @@ class BareCall:
             body = completion.body
             if self._shows:
                 body = readable(self._api, body, "message")
-                body = await bodies.answered(self._api, body, self._show)
+                body = await bodies.answered(self._api, body, self._show, bodies.offered(request.body))
             await self._end(completion)
         except AIBoxError as error:
             if completion is not None:
@@ -90,7 +90,7 @@ class BareCall:
         ending: list[Chunk] = []
         try:
             request = await self._prepare()
-            through = self._looked_through() if self._shows else None
+            through = self._looked_through(bodies.offered(request.body)) if self._shows else None
 
             def plainly(batch: list[Chunk]) -> Awaitable[None] | None:
                 if not came.add(batch) and not ending:
@@ -126,10 +126,10 @@ class BareCall:
             # The call has ended: whoever leaves now does not give it a second end.
             await waited(take(ending))
 
-    def _looked_through(self) -> Response | Choices:
+    def _looked_through(self, tools: frozenset[str]) -> Response | Choices:
         if self._api == "responses":
-            return Response(self._filter, self._call)
-        return Choices(self._api, self._filter, self._call)
+            return Response(self._filter, self._call, tools)
+        return Choices(self._api, self._filter, self._call, tools)
 
     async def _prepare(self) -> ChatRequest:
         request = self._request

@@ -20,6 +20,9 @@ from aibox.types import Where
 Change = Callable[[str, Where], Awaitable[str]]
 """What becomes of a text of that place; raises what the policy wants raised."""
 
+Tools = Collection[str] | None
+"""Names that may stand in a call of an answer as they are; None for a request, whose calls its caller keeps."""
+
 _EARLIER: Where = "retrieved"
 """Earlier answers and calls: what the caller kept, with everything in it that was restored for the caller."""
 _PLACES: Mapping[str, Where] = {"tool": "tool_result", "function": "tool_result", "assistant": _EARLIER}
@@ -103,30 +106,41 @@ _ITEM = frozenset({"id", "type", "role", "status", "phase", "name", "call_id", "
 _PART = frozenset({"type", "text", "refusal", "logprobs"})
 
 
-async def answered(api: Api, body: dict[str, Any], change: Change) -> dict[str, Any]:
-    """The whole answer with its texts changed."""
+def offered(body: Mapping[str, Any]) -> frozenset[str]:
+    """The names of the tools that a request offers. A call by another name is a text of the model's own."""
+    listed = [one for key in ("tools", "functions") if isinstance(body.get(key), list) for one in body[key]]
+    told = [
+        each for one in listed if isinstance(one, Mapping) for each in (one, one.get("function"), one.get("custom"))
+    ]
+    return frozenset(each["name"] for each in told if isinstance(each, Mapping) and isinstance(each.get("name"), str))
+
+
+async def answered(api: Api, body: dict[str, Any], change: Change, tools: Collection[str]) -> dict[str, Any]:
+    """The whole answer with its texts changed, and the names of calls that are not of these tools."""
     if api == "responses":
-        return await output(body, change)
+        return await output(body, change, tools)
     if api not in SAID or not body.get("choices"):
         return body
-    return {**body, "choices": [await _choice(api, choice, change) for choice in body["choices"]]}
+    return {**body, "choices": [await _choice(api, choice, change, tools) for choice in body["choices"]]}
 
 
-async def output(response: dict[str, Any], change: Change) -> dict[str, Any]:
+async def output(response: dict[str, Any], change: Change, tools: Collection[str]) -> dict[str, Any]:
     """An answer of the Responses API, likewise, without items that are not known."""
     made = {key: value for key, value in known(response, RESPONSE).items() if key != "output_text"}
     if items := response.get("output"):
-        made["output"] = [shown for item in items if (shown := await output_item(item, change)) is not None]
+        made["output"] = [shown for item in items if (shown := await output_item(item, change, tools)) is not None]
     return made
 
 
-async def output_item(item: dict[str, Any], change: Change) -> dict[str, Any] | None:
+async def output_item(item: dict[str, Any], change: Change, tools: Collection[str]) -> dict[str, Any] | None:
     """None for one of a kind that no check can read."""
     kind = str(item.get("type"))
     if kind not in ("message", "reasoning", *CALLS):
         return None
     says = (CALLS[kind],) if kind in CALLS else ("content", "summary")
     made = {name: value for name, value in item.items() if not value or name in _ITEM or name in says}
+    if item.get("name"):
+        made |= await beside({"name": item["name"]}, (), change, tools)
     for name in says:
         if not (told := item.get(name)):
             continue
@@ -148,21 +162,21 @@ async def output_part(part: dict[str, Any], change: Change) -> dict[str, Any]:
     return made if made == part and said else without_tokens(made)
 
 
-async def _choice(api: Api, choice: dict[str, Any], change: Change) -> dict[str, Any]:
+async def _choice(api: Api, choice: dict[str, Any], change: Change, tools: Collection[str]) -> dict[str, Any]:
     told = choice.get("message") or {} if api == "chat" else choice
     made = {key: await change(told[key], "output") for key in SAID[api] if isinstance(told.get(key), str) and told[key]}
     for key in _CALLED if api == "chat" else ():
         if calls := told.get(key):
-            made[key] = await _calls(calls, "tool_arguments", change)
+            made[key] = await _calls(calls, "tool_arguments", change, tools)
     if made and all(told[key] == text for key, text in made.items()):
         return choice
     return without_tokens({**choice, "message": {**told, **made}} if api == "chat" else {**choice, **made})
 
 
-async def _calls(calls: Any, where: Where, change: Change) -> Any:
+async def _calls(calls: Any, where: Where, change: Change, tools: Tools = None) -> Any:
     """The calls of a message, or the one of the old form."""
     if isinstance(calls, Mapping):
-        return await _called(calls, "arguments", where, change)
+        return await _called(calls, "arguments", where, change, tools)
     if not isinstance(calls, list):
         return await _every(calls, where, change)
     made: list[Any] = []
@@ -172,20 +186,24 @@ async def _calls(calls: Any, where: Where, change: Change) -> Any:
         key = "custom" if call.get("type") == "custom" else "function"
         fields: dict[str, Any] = {}
         if isinstance(told := call.get(key), Mapping):
-            fields[key] = await _called(told, ARGUMENTS[key], where, change)
-        made.append({**call, **fields, **await _rest(call, fields, where, change)})
+            fields[key] = await _called(told, ARGUMENTS[key], where, change, tools)
+        made.append({**call, **fields, **await _rest(call, fields, where, change, tools)})
     return made
 
 
-async def beside(told: Mapping[str, Any], seen: Collection[str], change: Change) -> dict[str, Any]:
+async def beside(
+    told: Mapping[str, Any], seen: Collection[str], change: Change, tools: Collection[str]
+) -> dict[str, Any]:
     """A call's fields but `seen`, changed: a model writes the name, and may write more."""
-    return await _rest(told, seen, "tool_arguments", change)
+    return await _rest(told, seen, "tool_arguments", change, tools)
 
 
-async def _called(told: Mapping[str, Any], field: str, where: Where, change: Change) -> Mapping[str, Any]:
+async def _called(
+    told: Mapping[str, Any], field: str, where: Where, change: Change, tools: Tools = None
+) -> Mapping[str, Any]:
     """A call with what it is called with, and all else that it says."""
     given = {field: await _arguments(told[field], where, change)} if field in told else {}
-    return {**told, **given, **await _rest(told, (field,), where, change)}
+    return {**told, **given, **await _rest(told, (field,), where, change, tools)}
 
 
 async def _arguments(given: Any, where: Where, change: Change) -> Any:
@@ -273,13 +291,19 @@ async def _part(
     return {**part, **await _rest(part, (said, _SEEN.get(kind, "")), where, change)}
 
 
-async def _rest(told: Mapping[str, Any], seen: Collection[str], where: Where, change: Change) -> dict[str, Any]:
+async def _rest(
+    told: Mapping[str, Any], seen: Collection[str], where: Where, change: Change, tools: Tools = None
+) -> dict[str, Any]:
     """The fields that nobody has looked at, changed; without those that hold a name."""
     return {
         name: await _every(value, where, change)
         for name, value in told.items()
-        if name not in seen and not names(name, value)
+        if name not in seen and not (_is_of(tools, value) if name == "name" else names(name, value))
     }
+
+
+def _is_of(tools: Tools, name: object) -> bool:
+    return names("name", name) if tools is None else isinstance(name, str) and name in tools
 
 
 def _every(value: Any, where: Where, change: Change) -> Awaitable[Any]:

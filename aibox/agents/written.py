@@ -34,12 +34,14 @@ Body = dict[str, Any]
 class Choices:
     """A stream of Chat Completions or of Completions."""
 
-    def __init__(self, api: Api, make: Make, arguments: Arguments) -> None:
+    def __init__(self, api: Api, make: Make, arguments: Arguments, tools: frozenset[str]) -> None:
         self._api = api
+        self._tools = tools
         self._make = make
         self._arguments = arguments
         self._calls: dict[tuple[int, int], str] = {}
         self._kinds: dict[tuple[int, int], str] = {}
+        self._names: dict[tuple[int, int], str] = {}
         self._filters: dict[tuple[int, str], Filter] = {}
         self._open: set[tuple[int, str]] = set()
         self._last: Body = {}
@@ -94,7 +96,9 @@ class Choices:
         made: Body = {}
         if isinstance(one := told.get("function_call"), dict):
             self._calls[index, _OLD] = self._calls.get((index, _OLD), "") + (one.get("arguments") or "")
-            made["function_call"] = {**one, **await bodies.beside(one, ("arguments",), self._beside), "arguments": ""}
+            one = self._named((index, _OLD), one)
+            rest = await bodies.beside(one, ("arguments",), self._beside, self._tools)
+            made["function_call"] = {**one, **rest, "arguments": ""}
         if isinstance(calls := told.get("tool_calls"), list):
             made["tool_calls"] = [begun for call in calls if (begun := await self._begun(index, call)) is not None]
         if last:
@@ -111,12 +115,30 @@ class Choices:
         field, number, told = ARGUMENTS[kind], call.get("index", 0), call.get(kind) or {}
         self._kinds[index, number] = kind
         self._calls[index, number] = self._calls.get((index, number), "") + (told.get(field) or "")
+        told = self._named((index, number), told)
         if not (call.get("id") or told.get("name")):
             return None
-        call = {**call, **await bodies.beside(call, ("function", "custom"), self._beside)}
-        return (
-            {**call, kind: {**told, **await bodies.beside(told, (field,), self._beside), field: ""}} if told else call
-        )
+        call = {**call, **await bodies.beside(call, ("function", "custom"), self._beside, self._tools)}
+        if not told:
+            return call
+        return {**call, kind: {**told, **await bodies.beside(told, (field,), self._beside, self._tools), field: ""}}
+
+    def _named(self, key: tuple[int, int], told: Body) -> Body:
+        """A call without a further piece of its name, but where both together begin the name of a tool.
+
+        No server writes a name in pieces, and of a text in pieces each by itself says nothing to a check.
+        """
+        before, name = self._names.get(key, ""), told.get("name")
+        if not name:
+            return told
+        whole = f"{before}{name}"
+        if not before or name in self._tools:
+            self._names[key] = str(name)
+        elif any(tool.startswith(whole) for tool in self._tools):
+            self._names[key] = whole
+        else:
+            return {**told, "name": ""}
+        return told
 
     async def _called(self, index: int) -> Body:
         """The arguments of a choice's calls, whole."""
@@ -169,9 +191,10 @@ _CALLS = {"response.function_call_arguments": "arguments", "response.custom_tool
 class Response:
     """A stream of the Responses API: the same text comes in pieces, whole, in its part, its item and the response."""
 
-    def __init__(self, make: Make, arguments: Arguments) -> None:
+    def __init__(self, make: Make, arguments: Arguments, tools: frozenset[str]) -> None:
         self._make = make
         self._arguments = arguments
+        self._tools = tools
         self._called: dict[str, str] = {}
         self._filters: dict[tuple[int, str, int], Filter] = {}
         self._pieces: dict[tuple[int, str, int], Body] = {}
@@ -204,11 +227,11 @@ class Response:
         if "part" in body:
             return [{**body, "part": await bodies.output_part(body["part"], self._shown)}]
         if "item" in body:
-            item = await bodies.output_item(body["item"], self._shown)
+            item = await bodies.output_item(body["item"], self._shown, self._tools)
             return [] if item is None else [{**body, "item": item}]
         if isinstance(body.get("response"), dict):
             late = await self._late() if kind == "response" and step in _ENDS else []
-            return [*late, {**body, "response": await bodies.output(body["response"], self._shown)}]
+            return [*late, {**body, "response": await bodies.output(body["response"], self._shown, self._tools)}]
         if kind in _CALLS:
             return await self._call(kind, step, body)
         if body.get("type") == "error":
@@ -244,6 +267,8 @@ class Response:
         if step != "done" or not isinstance(text := body.get(_CALLS[kind]), str):
             return []
         body = _only(body, _CALLS[kind], "name")
+        if body.get("name"):
+            body |= await bodies.beside({"name": body["name"]}, (), self._shown, self._tools)
         shown = await self._shown(text, "tool_arguments")
         frame = {name: value for name, value in body.items() if name not in (_CALLS[kind], "name")}
         return [{**frame, "type": f"{kind}.delta", "delta": shown}, {**body, _CALLS[kind]: shown}]

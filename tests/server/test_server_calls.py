@@ -146,7 +146,7 @@ async def test_calls_that_stream_are_the_same_calls(calls: list[tuple[str, list[
     async def shout(text: str) -> str:
         return text.upper()
 
-    through = Choices("chat", lambda: OutputFilter(None, scope=Scope.local()), shout)
+    through = Choices("chat", lambda: OutputFilter(None, scope=Scope.local()), shout, frozenset({"f"}))
     shown: list[dict[str, Any]] = []
     for number, (kind, pieces) in enumerate(calls):
         field = "input" if kind == "custom" else "arguments"

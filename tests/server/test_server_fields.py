@@ -352,6 +352,62 @@ async def test_no_field_of_an_answer_is_passed_by(api: Api, body: dict[str, Any]
     assert shown["timings"] == {"predicted_ms": 7.5}
 
 
+CALL = {"type": "function_call", "id": "i", "call_id": "c", "arguments": "{}"}
+SEND = {"type": "function", "name": "send", "function": {"name": "send"}}
+CUT = (KEY[:8], KEY[8:20], KEY[20:])
+NAMES: dict[str, tuple[Api, list[dict[str, Any]]]] = {
+    "a call": ("chat", [begins({"name": KEY, "arguments": "{}"})]),
+    "a custom call": ("chat", [piece(tool_calls=[{"index": 0, "type": "custom", "custom": {"name": KEY}}])]),
+    "the old form": ("chat", [piece(function_call={"name": KEY, "arguments": "{}"})]),
+    "in pieces": ("chat", [begins({"name": part}) for part in CUT]),
+    "in pieces of the old form": ("chat", [piece(function_call={"name": part}) for part in CUT]),
+    "behind the name of a tool": ("chat", [begins({"name": part}) for part in ("send", *CUT)]),
+    "an item": ("responses", [{"type": "response.output_item.done", "item": {**CALL, "name": KEY}}]),
+    "arguments": ("responses", [{**CALL, "type": "response.function_call_arguments.done", "name": KEY}]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("api", "events"), NAMES.values(), ids=NAMES)
+async def test_a_model_that_calls_what_it_was_not_offered_says_a_text(
+    api: Api, events: list[dict[str, Any]], scope: Scope
+) -> None:
+    """The name of a call is looked at like its arguments, unless it is of a tool in the request."""
+    if api == "chat":
+        asked: dict[str, Any] = {"messages": [HI], "tools": [SEND]}
+        last: list[dict[str, Any]] = [piece(content="Yes."), DONE]
+    else:
+        asked, last = {"input": "Hi", "tools": [SEND]}, []
+        last = [{"type": "response.completed", "response": {"status": "completed", "output": [{**CALL, "name": KEY}]}}]
+    shown = [chunk.body async for chunk in iterated(bare(Server({}, *events, *last), api, asked, WRITES, scope).stream)]
+    assert KEY[12:] not in said_in_all(shown)
+    assert "Yes." in str(shown) or shown[-1]["type"] == "response.completed"
+
+
+@pytest.mark.parametrize("tool", [{"name": KEY}, {"function": {"name": KEY}}, {"custom": {"name": KEY}}])
+async def test_a_tool_that_was_offered_may_be_called_whatever_its_name(tool: dict[str, Any], scope: Scope) -> None:
+    """Its name came from the program that asks: in one piece, in several, or again with each."""
+    asked = {"messages": [HI], "tools": [{"type": "function", **tool}]}
+    for pieces in ([KEY], [KEY[:8], KEY[8:]], [KEY, KEY]):
+        server = Server({}, *(begins({"name": name, "arguments": ""}) for name in pieces), DONE)
+        shown = [chunk.body async for chunk in iterated(bare(server, "chat", asked, WRITES, scope).stream)]
+        assert KEY in said_in_all(shown)
+    message = {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": KEY, "arguments": "{}"}}]}
+    body = {"choices": [{"index": 0, "message": message}]}
+    whole = await bare(Server(body), "chat", asked, WRITES, scope).complete()
+    assert whole.body["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == KEY
+    without = await bare(Server(body), "chat", {"messages": [HI]}, WRITES, scope).complete()
+    assert KEY not in str(without.body)
+
+
+def said_in_all(bodies: list[dict[str, Any]]) -> str:
+    """The names in the calls of all pieces, as a client puts them together, and whatever else they say."""
+    deltas = [choice.get("delta", {}) for body in bodies for choice in body.get("choices", ())]
+    calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+    told = [call.get(kind) or {} for call in calls for kind in ("function", "custom")]
+    told += [delta.get("function_call") or {} for delta in deltas]
+    return "".join(one.get("name") or "" for one in told) + str(bodies)
+
+
 @pytest.mark.parametrize("kind", ["function_call", "function_call_output", "custom_tool_call", "reasoning"])
 async def test_who_has_a_role_speaks_in_it_whatever_type_is_written(kind: str, scope: Scope) -> None:
     """A user's message that calls itself something else is checked as a user's."""
