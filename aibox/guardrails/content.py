@@ -6,18 +6,13 @@ follows is the policy's, and a flag is what it is good for. docs/guardrails.md h
 
 from __future__ import annotations
 
-import hashlib
-import json
-from array import array
 from collections.abc import Iterator
 from functools import cache
-from importlib import resources
 from math import sqrt
 
-from aibox.errors import IntegrityError
 from aibox.guardrails.features import CONTENT_BITS as BITS
 from aibox.guardrails.features import features, windows
-from aibox.guardrails.heads import Head, curve_of
+from aibox.guardrails.heads import Head, card_of, curve_of, rows_of
 from aibox.guardrails.normalise import normalise
 from aibox.guardrails.reading import flagged
 from aibox.types import Finding, Label, Scope, Verdict, Where
@@ -76,22 +71,10 @@ def _scores(words: list[str]) -> Iterator[tuple[str, float]]:
 @cache
 def heads() -> tuple[Head, ...]:
     """One a category. Raises IntegrityError when weights and card do not belong together."""
-    folder = resources.files("aibox.guardrails").joinpath("weights")
-    card = json.loads(folder.joinpath("content.json").read_text("utf-8"))
-    data = folder.joinpath("content.bin").read_bytes()
-    size = 1 << BITS
-    if len(data) != size * len(CATEGORIES) or hashlib.sha256(data).hexdigest() != card["sha256"]:
-        raise IntegrityError(
-            "the weights of the check content are not those on its card",
-            hint="install aibox anew, or run make train-guards",
-        )
+    card = card_of("content")
+    rows = rows_of("content", rows=len(CATEGORIES), size=1 << BITS, sha256=card["sha256"])
+    told = [card["heads"][category] for category in CATEGORIES]
     return tuple(
-        Head(
-            category,
-            array("b", data[number * size : (number + 1) * size]),
-            card["heads"][category]["scale"],
-            card["heads"][category]["bias"],
-            curve_of(card["heads"][category]),
-        )
-        for number, category in enumerate(CATEGORIES)
+        Head(category, weights, each["scale"], each["bias"], curve_of(each))
+        for category, weights, each in zip(CATEGORIES, rows, told, strict=True)
     )

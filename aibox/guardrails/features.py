@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from zlib import crc32
 
-BITS = 18
+BITS = 20
 """Features are hashed into 2^BITS places."""
 CONTENT_BITS = 15
 """Fewer for the heads of the check `content`, of which there are several."""

@@ -6,19 +6,18 @@ source as more. docs/guardrails.md has the figures. Nothing is looked up anywher
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
-from importlib import resources
 from itertools import pairwise
 
 from anyio import to_thread
 
 from aibox.guardrails.features import segments
+from aibox.guardrails.heads import card_of
 from aibox.guardrails.normalise import normalise
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
 
@@ -244,8 +243,7 @@ def _score(values: Sequence[float]) -> float:
 @cache
 def _head() -> tuple[float, ...]:
     """Bias and weights, in the order of the features; `training/grounding.py` writes them."""
-    text = resources.files("aibox.guardrails").joinpath("weights", "grounding.json").read_text("utf-8")
-    return tuple(json.loads(text)["weights"])
+    return tuple(card_of("grounding")["weights"])
 
 
 def each_feature(claim: str, sources: Sequence[str]) -> Iterator[float]:

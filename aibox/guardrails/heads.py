@@ -85,15 +85,28 @@ def curve_of(card: Mapping[str, Any]) -> Curve:
     return tuple((float(x), float(y)) for x, y in card["curve"])
 
 
-@cache
-def head(name: HeadName) -> Head:
-    """A head by its name. Raises IntegrityError when weights and card do not belong together."""
-    folder = resources.files("aibox.guardrails").joinpath("weights")
-    card: dict[str, Any] = json.loads(folder.joinpath("card.json").read_text("utf-8"))["heads"][name]
-    data = folder.joinpath(f"{name}.bin").read_bytes()
-    if len(data) != 1 << BITS or hashlib.sha256(data).hexdigest() != card["sha256"]:
+def card_of(name: str) -> Any:
+    """The card of that name: what was trained on, and what it takes to read the weights."""
+    return json.loads(_FOLDER.joinpath(f"{name}.json").read_text("utf-8"))
+
+
+def rows_of(name: str, *, rows: int, size: int, sha256: str) -> tuple[array[int], ...]:
+    """The signed bytes of NAME.bin, in so many rows of that size. Raises IntegrityError for others than its card's."""
+    data = _FOLDER.joinpath(f"{name}.bin").read_bytes()
+    if len(data) != rows * size or hashlib.sha256(data).hexdigest() != sha256:
         raise IntegrityError(
             f"the weights of the guardrail head {name} are not those on its card",
             hint="install aibox anew, or run make train-guards",
         )
-    return Head(name, array("b", data), card["scale"], card["bias"], curve_of(card), "addressed" in card)
+    return tuple(array("b", data[at * size : (at + 1) * size]) for at in range(rows))
+
+
+_FOLDER = resources.files("aibox.guardrails").joinpath("weights")
+
+
+@cache
+def head(name: HeadName) -> Head:
+    """A head by its name. Raises IntegrityError when weights and card do not belong together."""
+    card: dict[str, Any] = card_of("card")["heads"][name]
+    (weights,) = rows_of(name, rows=1, size=1 << BITS, sha256=card["sha256"])
+    return Head(name, weights, card["scale"], card["bias"], curve_of(card), "addressed" in card)

@@ -1,22 +1,23 @@
-"""Attempts to take over the assistant by what they mean, in many languages: linear heads over sentence vectors.
+"""Attempts to take over the assistant by what they mean, in many languages: heads over the vectors of an embedder.
 
-One head knows what users write, and one the orders that are planted in documents. A run of the embedder for what it
-has not seen lately costs some tens of milliseconds, so they are asked only where a policy names the check.
-docs/guardrails-measured.md has the figures.
+One head knows what users write, and one the orders that are planted in documents; the margin of the words head of
+`heads` counts in each. A run of the embedder for what it has not seen lately costs some tens of milliseconds, so they
+are asked only where a policy names the check. docs/guardrails-measured.md has the figures.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from operator import mul
 from typing import Literal
 
 from aibox.errors import ConfigError, MissingExtraError
-from aibox.guardrails.heads import Curve, curve_of, on_curve
+from aibox.guardrails.features import windows
+from aibox.guardrails.heads import Curve, card_of, curve_of, head, on_curve, rows_of
 from aibox.guardrails.injection import in_words
 from aibox.guardrails.likeness import BATCH, sentences
 from aibox.guardrails.normalise import normalise
@@ -28,29 +29,80 @@ FLOOR = 0.5
 """Lower scores are no finding."""
 
 
+TOGETHER = 300
+"""Characters that sentences in a row are put together up to: one order often goes over several of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class MeaningHead:
-    """A weight a dimension of the vectors of one embedder."""
+    """What is made of a vector of one embedder: weights a dimension, or a layer of units and a weight a unit."""
 
     embedder: str
     weights: tuple[float, ...]
     bias: float
     curve: Curve
+    words: float
+    """How much the margin of the words head counts beside that of this one."""
+    units: tuple[tuple[array[int], float], ...] = ()
+    """Weights a dimension and a bias of each unit, which says nothing below 0."""
 
-    words: float = 0.0
-    """How much the margin of the words head for documents counts beside that of this one."""
+    def margin(self, vector: Sequence[float]) -> float:
+        """The raw decision value of a vector, without the words."""
+        made = [max(0.0, bias + sum(map(mul, row, vector))) for row, bias in self.units] if self.units else vector
+        return self.bias + sum(a * b for a, b in zip(self.weights, made, strict=True))
 
-    def score(self, vector: Sequence[float], margin: float = 0.0) -> float:
-        """From 0 to 1, as in `heads`: how rare it is among benign texts. `margin`: that of the words head."""
-        own = self.bias + sum(a * b for a, b in zip(self.weights, vector, strict=True))
-        return on_curve(self.curve, own + self.words * margin)
+    def score(self, vector: Sequence[float], words: float) -> float:
+        """From 0 to 1, as in `heads`: how rare it is among benign texts. `words`: the margin of the words head."""
+        return self.calibrated(self.margin(vector), words)
+
+    def calibrated(self, margin: float, words: float) -> float:
+        """The score of both margins."""
+        return on_curve(self.curve, margin + self.words * words)
 
 
 @cache
 def meaning_head(name: Literal["meaning", "meaning_documents"] = "meaning") -> MeaningHead:
-    """What the module of that name in `training` wrote."""
-    card = json.loads(resources.files("aibox.guardrails").joinpath("weights", f"{name}.json").read_text("utf-8"))
-    return MeaningHead(card["embedder"], tuple(card["weights"]), card["bias"], curve_of(card), card.get("words", 0.0))
+    """What the module of that name in `training` wrote. Raises IntegrityError when card and weights differ."""
+    card = card_of(name)
+    units: tuple[tuple[array[int], float], ...] = ()
+    if "units" in card:
+        biases = card["units"]["biases"]
+        size = card["units"]["dimensions"]
+        rows = rows_of(name, rows=len(biases), size=size, sha256=card["units"]["sha256"])
+        units = tuple(zip(rows, biases, strict=True))
+    return MeaningHead(card["embedder"], tuple(card["weights"]), card["bias"], curve_of(card), card["words"], units)
+
+
+def passages(text: str) -> list[tuple[int, int]]:
+    """The sentences and lines of a text, as many in a row together as fit into TOGETHER characters."""
+    spans: list[tuple[int, int]] = []
+    for start, end in sentences(text):
+        if spans and end - spans[-1][0] <= TOGETHER:
+            spans[-1] = spans[-1][0], end
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def in_message(text: str, some: Sequence[str], vectors: Sequence[Sequence[float]]) -> list[float]:
+    """The scores of the passages of what a user wrote, by what they mean and by words.
+
+    With the highest of them count the words of the whole text, with each of the others its own, and none is higher.
+    """
+    known = meaning_head()
+    margins = [known.margin(vector) for vector in vectors]
+    if not margins:
+        return []
+    highest = margins.index(max(margins))
+    top = known.calibrated(margins[highest], _in_words(text))
+    own = (min(top, known.calibrated(margin, _in_words(one))) for margin, one in zip(margins, some, strict=True))
+    return [top if at == highest else score for at, score in enumerate(own)]
+
+
+def _in_words(text: str) -> float:
+    """The highest margin of the words head for what users write."""
+    known = head("direct")
+    return max((known.margin(words) for _, _, words in windows(normalise(text).text)), default=known.margin([]))
 
 
 def beside(vectors: Sequence[Sequence[float]]) -> Iterator[list[float]]:
@@ -63,9 +115,9 @@ def beside(vectors: Sequence[Sequence[float]]) -> Iterator[list[float]]:
 
 def in_document(sentences: Sequence[str], vectors: Sequence[Sequence[float]]) -> list[float]:
     """The scores of a document's sentences, each beside the others, by what they mean and by their words."""
-    head = meaning_head("meaning_documents")
+    known = meaning_head("meaning_documents")
     words = in_words([normalise(sentence).text for sentence in sentences])
-    return [head.score(vector, margin) for vector, margin in zip(beside(vectors), words, strict=True)]
+    return [known.score(vector, margin) for vector, margin in zip(beside(vectors), words, strict=True)]
 
 
 def require(embedder: Embedder | None) -> None:
@@ -82,9 +134,9 @@ def require(embedder: Embedder | None) -> None:
 class Meaning:
     """Finds attempts to steer the assistant by their meaning: a Check. Scores as in `heads`.
 
-    Each sentence is weighed, so that none drowns in what stands around it: rule `takeover`. In tool results and
-    retrieved texts the head for documents weighs each beside the others of its text, by its words too: rule `planted`.
-    Raises as `require` from `check`, and what the embedder raises.
+    Of what users write each passage is weighed, by its words too: rule `takeover`, at the sentence that says it most.
+    In tool results and retrieved texts each sentence is weighed beside the others of its text, by its words too: rule
+    `planted`. Raises as `require` from `check`, and what the embedder raises.
     """
 
     def __init__(self, embedder: Embedder | None = None) -> None:
@@ -97,25 +149,42 @@ class Meaning:
     async def check(self, text: str, *, where: Where = "input", scope: Scope, label: Label | None = None) -> Verdict:  # noqa: ARG002 - the protocol's arguments
         """FLAG with findings in order, or ALLOW. The text is never changed."""
         require(self._embedder)
-        assert self._embedder is not None  # or `require` had raised
         normal = normalise(text, fold=False)
-        spans = sentences(normal.text)
+        document = where in ("tool_result", "retrieved")
+        spans = sentences(normal.text) if document else passages(normal.text)
+        vectors = await self._vectors(normal.text, spans)
         some = [normal.text[start:end] for start, end in spans]
+        scores = await read(text, lambda _: in_document(some, vectors) if document else in_message(text, some, vectors))
+        rule, reason = _RULES[document]
+        found: list[Finding] = []
+        for span, score in zip(spans, scores, strict=True):
+            if round(score, 4) >= FLOOR:
+                place = span if document else await self._most(normal.text, span)
+                found.append(Finding("meaning", rule, normal.span(*place), round(score, 4), reason))
+        return Verdict(Decision.FLAG if found else Decision.ALLOW, text, tuple(found), where=where)
+
+    async def _vectors(self, text: str, spans: Sequence[tuple[int, int]]) -> list[Sequence[float]]:
+        assert self._embedder is not None  # or `require` had raised
         vectors: list[Sequence[float]] = []
-        for at in range(0, len(some), BATCH):
-            vectors += await self._embedder.embed(some[at : at + BATCH], kind="query")
-        if where in ("tool_result", "retrieved"):
-            rule, reason = "planted", "means to give orders to whatever reads it"
-            scores = await read(text, lambda _: in_document(some, vectors))
-        else:
-            rule, reason = "takeover", "means to take over the assistant"
-            scores = [meaning_head().score(vector) for vector in vectors]
-        found = tuple(
-            Finding("meaning", rule, normal.span(*span), round(score, 4), reason)
-            for span, score in zip(spans, scores, strict=True)
-            if round(score, 4) >= FLOOR
-        )
-        return Verdict(Decision.FLAG if found else Decision.ALLOW, text, found, where=where)
+        for at in range(0, len(spans), BATCH):
+            some = [text[start:end] for start, end in spans[at : at + BATCH]]
+            vectors += await self._embedder.embed(some, kind="query")
+        return vectors
+
+    async def _most(self, text: str, passage: tuple[int, int]) -> tuple[int, int]:
+        """The sentence of a passage whose vector has the highest margin."""
+        start, end = passage
+        spans = [(start + begins, start + ends) for begins, ends in sentences(text[start:end])]
+        if len(spans) < 2:
+            return passage
+        margins = map(meaning_head().margin, await self._vectors(text, spans))
+        return max(zip(margins, spans, strict=True))[1]
 
     def __repr__(self) -> str:
         return "Meaning()"
+
+
+_RULES = {
+    False: ("takeover", "means to take over the assistant"),
+    True: ("planted", "means to give orders to whatever reads it"),
+}
