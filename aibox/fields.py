@@ -23,9 +23,13 @@ def names(field: str, value: object) -> bool:
 
 
 async def each_text(
-    value: Any, change: Callable[[str], Awaitable[str]], unread: Callable[[str], Exception], depth: int = 0
+    value: Any,
+    change: Callable[[str], Awaitable[str]],
+    unread: Callable[[str], Exception],
+    depth: int = 0,
+    named: Callable[[str, object], bool] = names,
 ) -> Any:
-    """The value with each text in it changed, keys too, but for names.
+    """The value with each text in it changed, keys too, but for names: fields of which `named` says so.
 
     For what is nested more than `DEEP` deep it raises what `unread` makes of the words for it.
     """
@@ -36,10 +40,10 @@ async def each_text(
     if depth == DEEP:
         raise unread(f"a field that is nested more than {DEEP} deep")
     if isinstance(value, list):
-        return [await each_text(one, change, unread, depth + 1) for one in value]
+        return [await each_text(one, change, unread, depth + 1, named) for one in value]
     return {
         name if is_name(name) else await change(name): one
-        if names(name, one)
-        else await each_text(one, change, unread, depth + 1)
+        if named(name, one)
+        else await each_text(one, change, unread, depth + 1, named)
         for name, one in value.items()
     }

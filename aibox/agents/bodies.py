@@ -178,7 +178,7 @@ async def _calls(calls: Any, where: Where, change: Change, tools: Tools = None) 
     if isinstance(calls, Mapping):
         return await _called(calls, "arguments", where, change, tools)
     if not isinstance(calls, list):
-        return await _every(calls, where, change)
+        return await _every(calls, where, change, tools)
     made: list[Any] = []
     for call in calls:
         if not isinstance(call, Mapping):
@@ -296,18 +296,25 @@ async def _rest(
 ) -> dict[str, Any]:
     """The fields that nobody has looked at, changed; without those that hold a name."""
     return {
-        name: await _every(value, where, change)
+        name: await _every(value, where, change, tools)
         for name, value in told.items()
-        if name not in seen and not (_is_of(tools, value) if name == "name" else names(name, value))
+        if name not in seen and not _named(tools)(name, value)
     }
 
 
-def _is_of(tools: Tools, name: object) -> bool:
-    return names("name", name) if tools is None else isinstance(name, str) and name in tools
+def _named(tools: Tools) -> Callable[[str, object], bool]:
+    """Which fields hold a name: in an answer, as deep as it stands, only that of a tool is one."""
+
+    def named(field: str, value: object) -> bool:
+        return (
+            isinstance(value, str) and value in tools if tools is not None and field == "name" else names(field, value)
+        )
+
+    return named
 
 
-def _every(value: Any, where: Where, change: Change) -> Awaitable[Any]:
-    return each_text(value, lambda text: change(text, where), _unread)
+def _every(value: Any, where: Where, change: Change, tools: Tools = None) -> Awaitable[Any]:
+    return each_text(value, lambda text: change(text, where), _unread, named=_named(tools))
 
 
 def _unread(what: str) -> ConfigError:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from aibox.agents import bodies
 from aibox.agents.known import ARGUMENTS, SAID, known
+from aibox.errors import BackendError
 from aibox.inference.capabilities import Api
 from aibox.types import Where
 
@@ -42,6 +43,7 @@ class Choices:
         self._calls: dict[tuple[int, int], str] = {}
         self._kinds: dict[tuple[int, int], str] = {}
         self._names: dict[tuple[int, int], str] = {}
+        self._ids: dict[tuple[int, int], Any] = {}
         self._filters: dict[tuple[int, str], Filter] = {}
         self._open: set[tuple[int, str]] = set()
         self._last: Body = {}
@@ -115,6 +117,9 @@ class Choices:
         field, number, told = ARGUMENTS[kind], call.get("index", 0), call.get(kind) or {}
         self._kinds[index, number] = kind
         self._calls[index, number] = self._calls.get((index, number), "") + (told.get(field) or "")
+        if call.get("id") and call["id"] != self._ids.get((index, number)):
+            self._ids[index, number] = call["id"]
+            self._names.pop((index, number), None)
         told = self._named((index, number), told)
         if not (call.get("id") or told.get("name")):
             return None
@@ -124,20 +129,20 @@ class Choices:
         return {**call, kind: {**told, **await bodies.beside(told, (field,), self._beside, self._tools), field: ""}}
 
     def _named(self, key: tuple[int, int], told: Body) -> Body:
-        """A call without a further piece of its name, but where both together begin the name of a tool.
+        """The call, if its name is whole, said again, or in pieces that begin the name of a tool. Raises BackendError.
 
-        No server writes a name in pieces, and of a text in pieces each by itself says nothing to a check.
+        Of another text in pieces none says anything to a check, and without them the call is not what the model wrote.
         """
         before, name = self._names.get(key, ""), told.get("name")
         if not name:
             return told
+        if not isinstance(name, str):
+            raise BackendError("the model's server named a call with what is no text", retryable=True)
         whole = f"{before}{name}"
-        if not before or name in self._tools:
-            self._names[key] = str(name)
-        elif any(tool.startswith(whole) for tool in self._tools):
+        if not before or any(tool.startswith(whole) for tool in self._tools):
             self._names[key] = whole
-        else:
-            return {**told, "name": ""}
+        elif name != before:
+            raise BackendError("the model's server wrote a name in pieces that is of no tool", retryable=True)
         return told
 
     async def _called(self, index: int) -> Body:

@@ -92,21 +92,27 @@ def in_message(text: str, some: Sequence[str], vectors: Sequence[Sequence[float]
     """The scores of the passages of what a user wrote, by what they mean and by words.
 
     With the highest of them count the words of the whole text, with each of the others its own, and none is higher.
+    Where that one is no finding none is, and all have its score.
     """
     known = meaning_head()
     margins = known.margins(vectors)
     if not margins:
         return []
-    highest = margins.index(max(margins))
-    top = known.score(margins[highest], _in_words(text))
-    own = (min(top, known.score(margin, _in_words(one))) for margin, one in zip(margins, some, strict=True))
-    return [top if at == highest else score for at, score in enumerate(own)]
+    highest, parts = margins.index(max(margins)), dict[bytes, list[int]]()
+    top = known.score(margins[highest], _in_words(text, parts))
+    if top < FLOOR:
+        return [top] * len(margins)
+    return [
+        top if at == highest else min(top, known.score(margin, _in_words(one, parts)))
+        for at, (margin, one) in enumerate(zip(margins, some, strict=True))
+    ]
 
 
-def _in_words(text: str) -> float:
-    """The highest margin of the words head for what users write."""
+def _in_words(text: str, parts: dict[bytes, list[int]]) -> float:
+    """The highest margin of the words head for what users write; `parts` as of `features`."""
     known = head("direct")
-    return max((known.margin(words) for _, _, words in windows(normalise(text).text)), default=known.margin([]))
+    margins = (known.margin(words, parts) for _, _, words in windows(normalise(text).text))
+    return max(margins, default=known.margin([]))
 
 
 def beside(vectors: Sequence[Sequence[float]]) -> Iterator[list[float]]:
@@ -138,7 +144,7 @@ def require(embedder: Embedder | None) -> None:
 class Meaning:
     """Finds attempts to steer the assistant by their meaning: a Check. Scores as in `heads`.
 
-    Of what users write each passage is weighed, by its words too: rule `takeover`, at the sentence that says it most.
+    Of what users write each passage is weighed, by its words too: rule `takeover`, at the sentences that say it.
     In tool results and retrieved texts each sentence is weighed beside the others of its text, by its words too: rule
     `planted`. Raises as `require` from `check`, and what the embedder raises.
     """
@@ -163,8 +169,8 @@ class Meaning:
         found: list[Finding] = []
         for span, score in zip(spans, scores, strict=True):
             if round(score, 4) >= FLOOR:
-                place = span if document else await self._most(normal.text, span)
-                found.append(Finding("meaning", rule, normal.span(*place), round(score, 4), reason))
+                places = [span] if document else await self._saying(normal.text, span)
+                found += (Finding("meaning", rule, normal.span(*at), round(score, 4), reason) for at in places)
         return Verdict(Decision.FLAG if found else Decision.ALLOW, text, tuple(found), where=where)
 
     async def _vectors(self, text: str, spans: Sequence[tuple[int, int]]) -> list[Sequence[float]]:
@@ -175,14 +181,16 @@ class Meaning:
             vectors += await self._embedder.embed(some, kind="query")
         return vectors
 
-    async def _most(self, text: str, passage: tuple[int, int]) -> tuple[int, int]:
-        """The sentence of a passage whose vector has the highest margin."""
+    async def _saying(self, text: str, passage: tuple[int, int]) -> list[tuple[int, int]]:
+        """The sentences of a passage that say it by themselves; all of it where none does."""
         start, end = passage
         spans = [(start + begins, start + ends) for begins, ends in sentences(text[start:end])]
         if len(spans) < 2:
-            return passage
-        margins = meaning_head().margins(await self._vectors(text, spans))
-        return max(zip(margins, spans, strict=True))[1]
+            return [passage]
+        known, vectors = meaning_head(), await self._vectors(text, spans)
+        told = zip(spans, known.margins(vectors), strict=True)
+        alone = [at for at, margin in told if known.score(margin, _in_words(text[slice(*at)], {})) >= FLOOR]
+        return alone or [passage]
 
     def __repr__(self) -> str:
         return "Meaning()"

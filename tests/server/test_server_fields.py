@@ -12,7 +12,7 @@ import pytest
 import aibox
 from aibox.agents.bare import BareCall
 from aibox.chat import ChatRequest, Chunk, Completion
-from aibox.errors import ConfigError, EgressError, GuardrailError, LimitError
+from aibox.errors import BackendError, ConfigError, EgressError, GuardrailError, LimitError
 from aibox.fields import DEEP
 from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.reading import AT_ONCE, MOST_TEXTS
@@ -359,9 +359,8 @@ NAMES: dict[str, tuple[Api, list[dict[str, Any]]]] = {
     "a call": ("chat", [begins({"name": KEY, "arguments": "{}"})]),
     "a custom call": ("chat", [piece(tool_calls=[{"index": 0, "type": "custom", "custom": {"name": KEY}}])]),
     "the old form": ("chat", [piece(function_call={"name": KEY, "arguments": "{}"})]),
-    "in pieces": ("chat", [begins({"name": part}) for part in CUT]),
-    "in pieces of the old form": ("chat", [piece(function_call={"name": part}) for part in CUT]),
-    "behind the name of a tool": ("chat", [begins({"name": part}) for part in ("send", *CUT)]),
+    "a name that is an object": ("responses", [
+        {"type": "response.output_item.done", "item": {**CALL, "name": {"name": KEY}}}]),
     "an item": ("responses", [{"type": "response.output_item.done", "item": {**CALL, "name": KEY}}]),
     "arguments": ("responses", [{**CALL, "type": "response.function_call_arguments.done", "name": KEY}]),
 }  # fmt: skip
@@ -381,6 +380,58 @@ async def test_a_model_that_calls_what_it_was_not_offered_says_a_text(
     shown = [chunk.body async for chunk in iterated(bare(Server({}, *events, *last), api, asked, WRITES, scope).stream)]
     assert KEY[12:] not in said_in_all(shown)
     assert "Yes." in str(shown) or shown[-1]["type"] == "response.completed"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [begins({"name": part}) for part in CUT],
+        [piece(function_call={"name": part}) for part in CUT],
+        [begins({"name": part}) for part in ("send", *CUT)],
+        [begins({"name": "send"}), begins({"name": "_draft"})],
+        [begins({"name": "send"}), begins({"name": ["b"]})],
+    ],
+    ids=["a call", "the old form", "behind the name of a tool", "a longer name", "no text"],
+)
+async def test_a_name_in_pieces_is_of_a_tool_or_ends_the_answer(pieces: list[dict[str, Any]], scope: Scope) -> None:
+    """A part of another text says nothing to a check, and a call without its name would be another call."""
+    stream = bare(Server({}, *pieces, DONE), "chat", {"messages": [HI], "tools": [SEND]}, WRITES, scope).stream
+    shown: list[dict[str, Any]] = []
+
+    async def read() -> None:
+        async for chunk in iterated(stream):
+            shown.append(chunk.body)
+
+    with pytest.raises(BackendError):
+        await read()
+    assert KEY[8:] not in said_in_all(shown)
+
+
+async def test_names_in_pieces_that_begin_a_tool_are_its_own(scope: Scope) -> None:
+    """Also where a shorter tool's name is a piece of it, and a new id at the same index begins a new call."""
+    tools = [{"type": "function", "function": {"name": name}} for name in ("resend_mail", "send")]
+    pieces = [begins({"name": name}) for name in ("re", "send", "_mail")] + [begins({"name": "send"}, id="d")]
+    stream = bare(Server({}, *pieces, DONE), "chat", {"messages": [HI], "tools": tools}, WRITES, scope).stream
+    shown = [chunk.body async for chunk in iterated(stream)]
+    assert said_in_all(shown).startswith("resend_mailsend[")
+
+
+ODD_NAMES: dict[str, dict[str, Any]] = {
+    "no type": {"id": "c", "custom": {"name": KEY, "input": "x"}},
+    "another type": {"id": "c", "type": "custom", "function": {"name": KEY, "arguments": "{}"}},
+    "no function": {"id": "c", "type": "function", "function": None, "custom": {"name": KEY, "input": "x"}},
+    "a list": {"id": "c", "type": "function", "function": [{"name": KEY, "arguments": "{}"}]},
+    "an object": {"id": "c", "type": "function", "function": {"name": {"name": KEY}, "arguments": "{}"}},
+    "deeper": {"id": "c", "type": "function", "function": {"name": "send", "arguments": "{}", "x": {"name": KEY}}},
+}
+
+
+@pytest.mark.parametrize("call", ODD_NAMES.values(), ids=ODD_NAMES)
+async def test_a_name_is_looked_at_wherever_it_stands_in_a_call(call: dict[str, Any], scope: Scope) -> None:
+    """Whatever kind a call says it is of, and however deep the name stands."""
+    body = {"choices": [{"index": 0, "message": {"role": "assistant", "tool_calls": [call]}}]}
+    shown = await bare(Server(body), "chat", {"messages": [HI], "tools": [SEND]}, WRITES, scope).complete()
+    assert KEY not in str(shown.body)
 
 
 @pytest.mark.parametrize("tool", [{"name": KEY}, {"function": {"name": KEY}}, {"custom": {"name": KEY}}])
