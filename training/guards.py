@@ -10,10 +10,10 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import attacks
 import held_out
@@ -87,6 +87,16 @@ OURS = attacks.authors()
 FOLDS = 4
 
 
+class From(Protocol):
+    """What is known of where a text of training is from."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def language(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Calm:
     """A harmless text, and what is left out with it: a source, or a quarter of the languages and families of ours."""
@@ -121,6 +131,12 @@ def folds_of_ours() -> dict[str, str]:
     return {name: fold_of(number) for names in (attacks.languages(), of_families) for number, name in enumerate(names)}
 
 
+def folds_of(rows: Iterable[From]) -> list[str]:
+    """What each is left out with: a source, or a quarter of ours."""
+    ours = folds_of_ours()
+    return [ours.get(row.language if row.source in OURS else row.source, row.source) for row in rows]
+
+
 def fold_of(number: int) -> str:
     return f"ours {number % FOLDS}"
 
@@ -131,8 +147,7 @@ def spread(texts: list[str], most: int) -> list[str]:
 
 def unseen(sources: list[Source], parts: list[Part], rows: Any) -> list[float]:
     """Margins of harmless texts, each by a model that had seen nothing of its kind."""
-    ours = folds_of_ours()
-    folds = np.array([ours.get(part.language if part.source in OURS else part.source, part.source) for part in parts])
+    folds = np.array(folds_of(parts))
     calm = list(calm_texts(sources))
     margins = []
     for fold in sorted({each.fold for each in calm}):

@@ -46,10 +46,8 @@ def matrix(texts: list[list[str]], *, addressed: bool = False) -> Any:
 def fit(
     rows: Any, labels: Any, groups: Any, *, strength: float, emphasis: dict[str, float], rare: float
 ) -> LogisticRegression:
-    """`emphasis`: how much a group whose name begins so weighs beside others of its size. `rare`: see `freedom`."""
-    count = Counter(groups)
-    more = {group: next((by for start, by in emphasis.items() if group.startswith(start)), 1.0) for group in count}
-    weights = np.array([count[group] ** -EVENNESS * more[group] for group in groups])
+    """`emphasis`: see `evened`. `rare`: see `freedom`."""
+    weights = evened(groups, emphasis)
     model = LogisticRegression(C=strength, solver="liblinear", random_state=0)
     scale = freedom(rows, rare)
     scaled = scipy.sparse.csr_matrix((rows.data * scale[rows.indices], rows.indices, rows.indptr), shape=rows.shape)
@@ -57,6 +55,14 @@ def fit(
     # Whoever weighs a text knows nothing of it: how rare a feature is, is in its weight.
     model.coef_ = model.coef_ * scale
     return model
+
+
+def evened(groups: Any, emphasis: dict[str, float]) -> Array:
+    """The weight of each row, by its group. `emphasis`: how much one whose name begins so weighs beside others of its
+    size."""
+    count = Counter(groups)
+    more = {group: next((by for start, by in emphasis.items() if group.startswith(start)), 1.0) for group in count}
+    return np.array([count[group] ** -EVENNESS * more[group] for group in groups])
 
 
 def freedom(rows: Any, power: float) -> Array:

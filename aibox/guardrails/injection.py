@@ -1,6 +1,6 @@
 """Orders to the assistant, found by two trained heads: one for what users write, one for what documents say.
 
-They know English best and 29 other languages a little, and who knows them gets round them.
+They know English best and 37 other languages a little, and who knows them gets round them.
 docs/guardrails-measured.md has the figures.
 """
 

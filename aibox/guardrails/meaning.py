@@ -187,9 +187,9 @@ class Meaning:
         spans = [(start + begins, start + ends) for begins, ends in sentences(text[start:end])]
         if len(spans) < 2:
             return [passage]
-        known, vectors = meaning_head(), await self._vectors(text, spans)
-        told = zip(spans, known.margins(vectors), strict=True)
-        alone = [at for at, margin in told if known.score(margin, _in_words(text[slice(*at)], {})) >= FLOOR]
+        known, parts = meaning_head(), dict[bytes, list[int]]()
+        told = zip(spans, known.margins(await self._vectors(text, spans)), strict=True)
+        alone = [at for at, margin in told if known.score(margin, _in_words(text[slice(*at)], parts)) >= FLOOR]
         return alone or [passage]
 
     def __repr__(self) -> str:

