@@ -183,7 +183,7 @@ class Run:
         started = time.monotonic()
         items = {item.nodeid: item for item in session.items}
         seen: dict[str, Any] = json.loads(_in_a_child(lambda: _watched(session.items))[1])
-        self.failed = [name for name, (_, passed, _) in seen.items() if not passed]
+        self.failed = [f"{name}\n{complaint}" for name, (_, complaint, _) in seen.items() if complaint]
         if self.failed:
             return True
         print(f"{len(seen)} tests pass, in {time.monotonic() - started:.0f} s", flush=True)
@@ -224,14 +224,16 @@ def _passes_without(mutant: Mutant, tests: list[pytest.Item], patience_s: int) -
     signal.alarm(patience_s)
     exchange(mutant)
     for test, following in zip(tests, [*tests[1:], None], strict=True):
-        if not _passes(test, following):
+        if _complaint(test, following):
             return 1
     return 0
 
 
-def _passes(test: pytest.Item, following: pytest.Item | None) -> bool:
+def _complaint(test: pytest.Item, following: pytest.Item | None) -> str:
+    """What pytest says of a test that fails; nothing of one that passes."""
     random.seed(0)
-    return not any(report.failed for report in runtestprotocol(test, log=False, nextitem=following))
+    reports = runtestprotocol(test, log=False, nextitem=following)
+    return "\n".join(report.longreprtext or "failed" for report in reports if report.failed)
 
 
 def _watched(items: list[pytest.Item]) -> str:
@@ -239,8 +241,8 @@ def _watched(items: list[pytest.Item]) -> str:
     for item, following in zip(items, [*items[1:], None], strict=True):
         started = time.monotonic()
         with Watch() as watch:
-            passed = _passes(item, following)
-        found[item.nodeid] = time.monotonic() - started, passed, sorted(watch.lines)
+            complaint = _complaint(item, following)
+        found[item.nodeid] = time.monotonic() - started, complaint, sorted(watch.lines)
     return json.dumps(found)
 
 
