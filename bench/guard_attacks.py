@@ -19,7 +19,6 @@ from report import Report, p
 
 from aibox.errors import MissingExtraError
 from aibox.guardrails import heads, injection, jailbreak
-from aibox.guardrails.features import windows
 from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.normalise import normalise
 from aibox.policy.policy import Policy
@@ -40,7 +39,8 @@ def rules(text: str) -> float:
 
 def trained(text: str) -> float:
     """The head alone, on the text as it stands."""
-    return max((heads.head("direct").score(words) for _, _, words in windows(normalise(text).text)), default=0.0)
+    direct = heads.head("direct")
+    return max((direct.calibrated(margin) for _, _, margin in direct.margins(normalise(text).text)), default=0.0)
 
 
 def document(text: str) -> float:

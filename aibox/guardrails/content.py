@@ -12,7 +12,7 @@ from math import sqrt
 
 from aibox.guardrails.features import CONTENT_BITS as BITS
 from aibox.guardrails.features import features, windows
-from aibox.guardrails.heads import Head, card_of, curve_of, rows_of
+from aibox.guardrails.heads import Head, card_of, curve_of, rows_of, summed
 from aibox.guardrails.normalise import normalise
 from aibox.guardrails.reading import flagged
 from aibox.types import Finding, Label, Scope, Verdict, Where
@@ -64,7 +64,7 @@ def _scores(words: list[str]) -> Iterator[tuple[str, float]]:
     mask = (1 << BITS) - 1
     places = {place & mask for place in features(words)}
     for head in heads():
-        total = sum([head.weights[place] for place in places])
+        total = summed(head.weights, places)
         yield head.name, head.calibrated(head.bias + head.scale * total / sqrt(max(1, len(places))))
 
 

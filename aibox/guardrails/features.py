@@ -6,12 +6,13 @@ Pure Python over CRC-32, so that a head needs nothing but the base install. Time
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from zlib import crc32
 
 BITS = 20
 """Features are hashed into 2^BITS places."""
+_MASK = (1 << BITS) - 1
 CONTENT_BITS = 15
 """Fewer for the heads of the check `content`, of which there are several."""
 WINDOW_WORDS = 200
@@ -19,6 +20,8 @@ WINDOW_WORDS = 200
 _STEP_WORDS = 120
 _WORD_CHARS = 24
 _PARTS = (3, 5)
+_MORE = (1, 2, 2, 3)
+"""By how many words each run of two and more goes on: pairs, threes, and pairs with one and two words between them."""
 
 _WORD = re.compile(r"[^\W_]{1,64}|[^\w\s]")
 # Scripts without spaces between words (Thai to Khmer, kana, Han): each character counts as a word.
@@ -30,41 +33,52 @@ SEGMENT_CHARS = 1_000
 """A sentence or line longer than this is weighed in pieces."""
 
 
-def features(words: list[str], parts: dict[bytes, list[int]] | None = None, *, apart: bool = False) -> set[int]:
-    """The places, below 2^BITS, of the features of a text, given as its words in order.
+class Places:
+    """The places, below 2^BITS, of the features of a text, given as its words in order: each is hashed once, however
+    many runs of its words are asked for.
 
-    `parts` remembers those of the parts of words, for windows of one text that overlap. With `apart`, pairs of words
+    `parts` remembers those of the parts of words, for texts that have words in common. With `apart`, pairs of words
     with one or two others between them are features too: "ignore" and "rules" of "ignore all the rules".
     """
-    known = {} if parts is None else parts
-    mask = (1 << BITS) - 1
-    encoded = [word[:_WORD_CHARS].encode("utf-8", "surrogatepass") for word in words]
-    different = set(encoded)
-    # Maps and lists, and one set at the end: this is the hottest loop of all checks.
-    sums = list(map(crc32, different))
-    sums += map(crc32, map(b" ".join, pairwise(encoded)))
-    sums += map(crc32, map(b" ".join, zip(encoded, encoded[1:], encoded[2:], strict=False)))
-    if apart:
-        sums += map(crc32, map(b"~".join, zip(encoded, encoded[2:], strict=False)))
-        sums += map(crc32, map(b"~".join, zip(encoded, encoded[3:], strict=False)))
-    for word in different:
-        of_word = known.get(word)
-        if of_word is None and not word.isascii():
-            # Parts of letters, not of their bytes.
-            letters = f"^{word.decode('utf-8', 'surrogatepass')}$"
-            of_word = known[word] = [
-                crc32(letters[at : at + size].encode("utf-8", "surrogatepass"), size)
-                for size in _PARTS
-                for at in range(len(letters) - size + 1)
-            ]
-        elif of_word is None:
-            edged = b"^%b$" % word
-            # The size seeds the sum: a part and a whole word of the same letters are two features.
-            of_word = known[word] = [
-                crc32(edged[at : at + size], size) for size in _PARTS for at in range(len(edged) - size + 1)
-            ]
-        sums += of_word
-    return {each & mask for each in sums}
+
+    def __init__(self, words: list[str], parts: dict[bytes, list[int]] | None = None, *, apart: bool = False) -> None:
+        self._words = all_ = [word[:_WORD_CHARS].encode("utf-8", "surrogatepass") for word in words]
+        self._parts = {} if parts is None else parts
+        # Maps and lists: this is the hottest loop of all checks.
+        runs: list[Iterable[bytes]] = [all_, map(b" ".join, pairwise(all_))]
+        runs.append(map(b" ".join, zip(all_, all_[1:], all_[2:], strict=False)))
+        if apart:
+            runs += [map(b"~".join, zip(all_, all_[at:], strict=False)) for at in (2, 3)]
+        self._runs = [[each & _MASK for each in map(crc32, run)] for run in runs]
+        for word in set(all_) - self._parts.keys():
+            self._parts[word] = _of_word(word)
+
+    def of(self, start: int, end: int) -> set[int]:
+        """Those of the words from `start` to `end`."""
+        found = set(self._runs[0][start:end])
+        for run, more in zip(self._runs[1:], _MORE, strict=False):
+            found.update(run[start : max(start, end - more)])
+        found.update(*map(self._parts.__getitem__, set(self._words[start:end])))
+        return found
+
+
+def features(words: list[str], parts: dict[bytes, list[int]] | None = None, *, apart: bool = False) -> set[int]:
+    """Those of a text as a whole; see `Places`."""
+    return Places(words, parts, apart=apart).of(0, len(words))
+
+
+def _of_word(word: bytes) -> list[int]:
+    """The places of its parts. The size seeds the sum: a part and a whole word of the same letters are two."""
+    if word.isascii():
+        edged = b"^%b$" % word
+        return [crc32(edged[at : at + size], size) & _MASK for size in _PARTS for at in range(len(edged) - size + 1)]
+    # Parts of letters, not of their bytes.
+    letters = f"^{word.decode('utf-8', 'surrogatepass')}$"
+    return [
+        crc32(letters[at : at + size].encode("utf-8", "surrogatepass"), size) & _MASK
+        for size in _PARTS
+        for at in range(len(letters) - size + 1)
+    ]
 
 
 def words_of(text: str) -> list[str]:
@@ -74,12 +88,22 @@ def words_of(text: str) -> list[str]:
 
 def windows(text: str) -> Iterator[tuple[int, int, list[str]]]:
     """(start, end, words) of overlapping windows of a text; one window where it is short."""
-    found = list((_WORD if text.isascii() else _WIDE_WORD).finditer(text))
+    found = matches_of(text)
+    for first, last in runs(len(found)):
+        yield found[first].start(), found[last - 1].end(), [word[0] for word in found[first:last]]
+
+
+def matches_of(text: str) -> list[re.Match[str]]:
+    """Words and signs of a normal form, in order, with where they stand."""
+    return list((_WORD if text.isascii() else _WIDE_WORD).finditer(text))
+
+
+def runs(words: int) -> Iterator[tuple[int, int]]:
+    """From which word and to which each window goes, of so many words."""
     at = 0
-    while found:
-        part = found[at : at + WINDOW_WORDS]
-        yield part[0].start(), part[-1].end(), [word[0] for word in part]
-        if at + WINDOW_WORDS >= len(found):
+    while at < words:
+        yield at, min(words, at + WINDOW_WORDS)
+        if at + WINDOW_WORDS >= words:
             return
         at += _STEP_WORDS
 

@@ -10,16 +10,17 @@ import hashlib
 import json
 from array import array
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from math import sqrt
+from operator import itemgetter
 from typing import Any, Literal
 
 from aibox.errors import IntegrityError
 from aibox.guardrails.addressed import classes
-from aibox.guardrails.features import BITS, features
+from aibox.guardrails.features import BITS, Places, matches_of, runs
 
 APART = 0.3
 """How much of what a document's sentences usually weigh is taken off each of them; see `standing_out`."""
@@ -43,22 +44,33 @@ class Head:
     """Whether the classes of `addressed` are features too."""
 
     def margin(self, words: list[str], parts: dict[bytes, list[int]] | None = None) -> float:
-        """The raw decision value; 0 for no words."""
-        found = features(words, parts, apart=True)
+        """The raw decision value; of no words the lowest of the curve."""
+        return self._margin(words, Places(words, parts, apart=True).of(0, len(words)))
+
+    def margins(self, text: str, parts: dict[bytes, list[int]] | None = None) -> Iterator[tuple[int, int, float]]:
+        """(start, end, margin) of the overlapping windows of a text in normal form; see `windows` and `Places`."""
+        found = matches_of(text)
+        words = [match[0] for match in found]
+        places = Places(words, parts, apart=True)
+        for first, last in runs(len(found)):
+            margin = self._margin(words[first:last], places.of(first, last))
+            yield found[first].start(), found[last - 1].end(), margin
+
+    def _margin(self, words: list[str], found: set[int]) -> float:
         if self.addressed:
             found |= classes(words)
         if not found:
             return self.curve[0][0]
-        weights = self.weights
-        return self.bias + self.scale * sum(weights[place] for place in found) / sqrt(len(found))
-
-    def score(self, words: list[str], parts: dict[bytes, list[int]] | None = None) -> float:
-        """From 0 to 1; see the module, and `features` for `parts`."""
-        return self.calibrated(self.margin(words, parts))
+        return self.bias + self.scale * summed(self.weights, found) / sqrt(len(found))
 
     def calibrated(self, margin: float) -> float:
         """The score of a margin."""
         return on_curve(self.curve, margin)
+
+
+def summed(weights: array[int], places: set[int]) -> int:
+    """The sum of the weights at these places; `itemgetter` is the quickest way to many, and gives one bare."""
+    return sum(itemgetter(*places)(weights)) if len(places) > 1 else sum(weights[place] for place in places)
 
 
 def standing_out(margins: list[float]) -> list[float]:

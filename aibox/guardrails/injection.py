@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from aibox.guardrails.encodings import views
-from aibox.guardrails.features import segments, windows, words_of
+from aibox.guardrails.features import segments, words_of
 from aibox.guardrails.heads import head, standing_out
 from aibox.guardrails.normalise import normalise
 from aibox.guardrails.reading import flagged
@@ -64,11 +64,9 @@ def _weighed(text: str, *, foreign: bool) -> Iterator[tuple[int, int, str, float
         for (start, end), margin in zip(spans, margins, strict=True):
             yield start, end, "indirect", indirect.calibrated(margin)
         return
-    # It grows with the different words of one text, and is gone with it.
-    parts: dict[bytes, list[int]] = {}
     direct = head("direct")
-    for start, end, words in windows(text):
-        yield start, end, "direct", direct.score(words, parts)
+    for start, end, margin in direct.margins(text):
+        yield start, end, "direct", direct.calibrated(margin)
 
 
 def in_words(sentences: list[str]) -> list[float]:

@@ -14,7 +14,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from aibox.errors import ConfigError, MissingExtraError
-from aibox.guardrails.features import windows
 from aibox.guardrails.heads import Curve, card_of, curve_of, head, on_curve, rows_of
 from aibox.guardrails.injection import in_words
 from aibox.guardrails.likeness import BATCH, sentences
@@ -109,9 +108,9 @@ def in_message(text: str, some: Sequence[str], vectors: Sequence[Sequence[float]
 
 
 def _in_words(text: str, parts: dict[bytes, list[int]]) -> float:
-    """The highest margin of the words head for what users write; `parts` as of `features`."""
+    """The highest margin of the words head for what users write; `parts` as of `Places`."""
     known = head("direct")
-    margins = (known.margin(words, parts) for _, _, words in windows(normalise(text).text))
+    margins = (margin for _, _, margin in known.margins(normalise(text).text, parts))
     return max(margins, default=known.margin([]))
 
 

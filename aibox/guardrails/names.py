@@ -113,9 +113,14 @@ def _from_given_name(text: str, start: int, end: int) -> tuple[int, int] | None:
     return None
 
 
+_BREAK = re.compile("['’-]")
+
+
 def is_given(word: str) -> bool:
     """True for a common given name, in any case, with or without accents; of a double name the first part counts."""
-    first = re.split("['’-]", word, maxsplit=1)[0].casefold()
+    first = _BREAK.split(word, maxsplit=1)[0].casefold()
+    if first.isascii():
+        return first in _given_names()
     plain = "".join(char for char in unicodedata.normalize("NFKD", first) if not unicodedata.combining(char))
     return plain.replace("ł", "l").replace("ø", "o").replace("ß", "ss") in _given_names()
 

@@ -7,6 +7,7 @@ import codecs
 import hashlib
 import json
 import re
+from dataclasses import replace
 from importlib import resources
 
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from aibox.guardrails import encodings, injection, jailbreak, links, pii, secrets
 from aibox.guardrails.addressed import classes
 from aibox.guardrails.catalogue import built_in
-from aibox.guardrails.features import BITS, features, words_of
+from aibox.guardrails.features import BITS, features, windows, words_of
 from aibox.guardrails.heads import head, standing_out
 from aibox.guardrails.injection import Injection
 from aibox.guardrails.links import Links
@@ -105,6 +106,16 @@ def test_words_that_others_part_are_still_a_pair() -> None:
     shared = [features(plain, apart=apart) & features(padded, apart=apart) for apart in (False, True)]
     assert shared[0] < shared[1]
     assert features(plain) < features(plain, apart=True)
+
+
+@given(st.lists(st.sampled_from(["ignore", "all", "règles", "a", "!", "命", "x" * 30]), max_size=450), st.booleans())
+def test_windows_of_a_text_weigh_what_their_words_weigh_alone(words: list[str], addressed: bool) -> None:
+    """That words which two windows share are hashed once changes no margin."""
+    known = replace(head("direct"), addressed=addressed)
+    text = " ".join(words)
+    together = list(known.margins(text))
+    assert together == [(start, end, known.margin(part)) for start, end, part in windows(text)]
+    assert len(together) == len(range(0, max(0, len(words_of(text)) - 200), 120)) + bool(words)
 
 
 @given(st.lists(st.floats(-20, 20), min_size=1, max_size=30))
