@@ -1,6 +1,6 @@
 """A text as a reader means it, with a way back: every span of the normal form points at the original characters.
 
-Takes time linear in the text, whatever is in it. Plain lower-case ASCII is its own normal form.
+Takes time linear in the text, whatever is in it. Plain lower-case ASCII and Han are their own normal forms.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ _LOOK_ALIKES = (
 )
 _CONFUSABLES = {ord(pair[0]): pair[1] for pair in _LOOK_ALIKES.split()}
 
-# What is not plain printable ASCII with single spaces and line breaks; everything else is copied in slices.
-_SPECIAL = re.compile(r"\s{2,}|[^!-~ \n]+")
+# What is not plain printable ASCII, or Han, with single spaces and line breaks; everything else is copied in slices.
+# These ideographs are their own normal form (UAX 15), and Chinese is hardly anything else.
+_SPECIAL = re.compile(r"\s{2,}|[^!-~ \n\u3400-\u4dbf\u4e00-\u9fff]+")
 # A base character and the marks on it are normalised together. The bound keeps hostile stacks of marks linear: sorting
 # them is quadratic in their number.
 _MARKS = 30
@@ -95,7 +96,7 @@ class _Builder:
         self.length = 0
 
     def copy(self, start: int, end: int) -> None:
-        """Plain ASCII, as it is."""
+        """What is its own normal form but for case, as it is."""
         if start < end and self.source[start] in " \n" and self._ends_in_space():
             self._space(start, start + 1)
             start += 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
+import unicodedata
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aibox.guardrails.normalise import normalise
+from aibox.guardrails.normalise import _SPECIAL, normalise
 
 # Letters, marks, spaces, invisible and full-width characters, emoji, a lone surrogate: what texts are disguised with.
 ODD = st.text(alphabet="aBz 0９\u200b\u0301\u00a8\t\n\u2028éßİŉﬁЕоα각ᄀ\u1161🏴\U000e0061\ud800\x00", max_size=60)
@@ -32,6 +34,22 @@ def test_the_whole_normal_form_lies_within_the_original(text: str, fold: bool) -
     normal = normalise(text, fold=fold)
     start, end = normal.span(0, len(normal.text))
     assert 0 <= start <= end <= len(text)
+
+
+@pytest.mark.parametrize("form", ["NFKC", "NFKD"])
+def test_what_is_copied_is_its_own_normal_form(form: Literal["NFKC", "NFKD"]) -> None:
+    """All of Han that is copied as it stands: no form of Unicode, no case and no mark would change it."""
+    copied = [char for char in map(chr, range(0x80, 0x110000)) if not _SPECIAL.match(char)]
+    assert len(copied) > 27_000
+    assert [char for char in copied if unicodedata.normalize(form, char) != char or char.casefold() != char] == []
+    assert not any(map(unicodedata.combining, copied))
+
+
+def test_a_mark_on_han_belongs_to_it() -> None:
+    """A mark that nobody sees is dropped with its letter's span, and the letters around it keep theirs."""
+    normal = normalise("中文\u0301字")
+    assert normal.text == "中文字"
+    assert [normal.span(at, at + 1) for at in range(3)] == [(0, 1), (1, 3), (3, 4)]
 
 
 @given(st.lists(st.text(alphabet="abcdefghijklmnopqrstuvwxyz0123456789.,;!?@-", min_size=1), max_size=20).map(" ".join))
