@@ -20,8 +20,6 @@ WINDOW_WORDS = 200
 _STEP_WORDS = 120
 _WORD_CHARS = 24
 _PARTS = (3, 5)
-_MORE = (1, 2, 2, 3)
-"""By how many words each run of two and more goes on: pairs, threes, and pairs with one and two words between them."""
 
 _WORD = re.compile(r"[^\W_]{1,64}|[^\w\s]")
 # Scripts without spaces between words (Thai to Khmer, kana, Han): each character counts as a word.
@@ -55,9 +53,11 @@ class Places:
 
     def of(self, start: int, end: int) -> set[int]:
         """Those of the words from `start` to `end`."""
-        found = set(self._runs[0][start:end])
-        for run, more in zip(self._runs[1:], _MORE, strict=False):
-            found.update(run[start : max(start, end - more)])
+        found: set[int] = set()
+        for run in self._runs:
+            # A run of pairs has one less than there are words: so many of the last words begin none.
+            last = end - (len(self._words) - len(run))
+            found.update(run[start : max(start, last)])
         found.update(*map(self._parts.__getitem__, set(self._words[start:end])))
         return found
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from aibox.errors import IntegrityError
 from aibox.guardrails.addressed import classes
-from aibox.guardrails.features import BITS, Places, matches_of, runs
+from aibox.guardrails.features import BITS, Places, features, matches_of, runs
 
 APART = 0.3
 """How much of what a document's sentences usually weigh is taken off each of them; see `standing_out`."""
@@ -45,7 +45,7 @@ class Head:
 
     def margin(self, words: list[str], parts: dict[bytes, list[int]] | None = None) -> float:
         """The raw decision value; of no words the lowest of the curve."""
-        return self._margin(words, Places(words, parts, apart=True).of(0, len(words)))
+        return self._margin(words, features(words, parts, apart=True))
 
     def margins(self, text: str, parts: dict[bytes, list[int]] | None = None) -> Iterator[tuple[int, int, float]]:
         """(start, end, margin) of the overlapping windows of a text in normal form; see `windows` and `Places`."""
