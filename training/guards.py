@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import attacks
+import dropout
 import held_out
 import numpy as np
 import planted
 import sklearn
 from benign import families
-from linear import OUT, ROLES_BENIGN, fit, folded, matrix, save
+from linear import OUT, ROLES_BENIGN, evened, fit, folded, matrix, save
 from sklearn.linear_model import LogisticRegression
 from sources import Source, read
 from threadpoolctl import threadpool_limits
@@ -158,8 +159,17 @@ def unseen(sources: list[Source], parts: list[Part], rows: Any) -> list[float]:
 
 
 def trained(rows: Any, parts: list[Part], some: Any) -> LogisticRegression:
+    """The mean of two heads: all features restrained alike, and most of them hidden at a time (`dropout`).
+
+    With an author left out, in the mean of six: AUC against the author's own honest texts 0.949, the first alone 0.937,
+    the second 0.945; found at the score that 1 % of those exceed 52, 43 and 55 %, and at that of calm texts of
+    kinds that were left out 42, 42 and 39 %.
+    """
     labels, groups = [parts[at].label for at in some], [parts[at].group for at in some]
-    return fit(rows[some], labels, groups, strength=STRENGTH, emphasis=EMPHASIS, rare=RARE)
+    model = fit(rows[some], labels, groups, strength=STRENGTH, emphasis=EMPHASIS, rare=RARE)
+    weights, bias = dropout.learned(rows[some], labels, evened(groups, EMPHASIS))
+    model.coef_, model.intercept_ = (model.coef_ + weights) / 2, (model.intercept_ + bias) / 2
+    return model
 
 
 def highest(model: LogisticRegression, text: str) -> float:

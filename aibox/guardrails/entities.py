@@ -20,7 +20,7 @@ from aibox.guardrails import entity_model
 from aibox.guardrails.entity_model import GROUPS, PIECES, EntityModel, model
 from aibox.guardrails.formats import Found
 from aibox.guardrails.marks import masked
-from aibox.guardrails.names import NOT_A_NAME, is_given
+from aibox.guardrails.names import NOT_A_NAME, common_words, is_given
 from aibox.guardrails.normalise import normalise
 from aibox.guardrails.wordpiece import Piece
 from aibox.types import Decision, Finding, Label, Scope, Verdict, Where
@@ -163,49 +163,42 @@ def _batches(rows: Sequence[tuple[int, list[Piece]]]) -> Iterator[Sequence[tuple
 def _may_name(text: str, pieces: Sequence[Piece]) -> bool:
     """False for a sentence of common words alone: the model need not be asked, which is what saves most of the time.
 
-    A name has a capital, or is a known given name, or no common word; an address has a number or a capital.
+    A name has a capital, or is a known given name, or no common word; an address has a number or a capital. A word is
+    common that the model knows whole, or that is listed.
     """
-    for number, piece in enumerate(pieces):
-        word = text[piece.start : piece.end]
-        if not piece.first or word[0].isdigit():
+    for number, (start, end, its) in enumerate(_words(pieces)):
+        word = text[start:end]
+        if word[0].isdigit():
             return True
         if not word[0].isalpha():
             continue
         small = word.casefold()
         if small != word and number and small not in NOT_A_NAME and small != "i":
             return True
-        if is_given(word):
+        if is_given(word) or (its.stop - its.start > 1 and small not in common_words()):
             return True
     return False
 
 
+def _words(pieces: Sequence[Piece]) -> Iterator[tuple[int, int, slice]]:
+    """Words whole: start, end, and which pieces they are."""
+    firsts = [number for number, piece in enumerate(pieces) if piece.first or not number]
+    for first, after in zip(firsts, [*firsts[1:], len(pieces)], strict=True):
+        yield pieces[first].start, pieces[after - 1].end, slice(first, after)
+
+
 def _telling(text: str, pieces: Sequence[Piece], chances: Sequence[list[float]]) -> Iterator[Mark]:
-    for word, each in _by_word(pieces, chances):
+    for start, end, its in _words(pieces):
+        each = max(chances[its], key=sum)
         chance, group = max(zip(each, GROUPS, strict=True))
-        if sum(each) >= FLOOR and text[word[0] : word[1]].strip(".,;:!?'\"()-"):
-            yield *word, group, min(1.0, max(chance, FLOOR))
+        if sum(each) >= FLOOR and text[start:end].strip(".,;:!?'\"()-"):
+            yield start, end, group, min(1.0, max(chance, FLOOR))
 
 
 def _entities(text: str, marks: list[Mark]) -> list[Found]:
     """The entities of a sentence, in order and apart from each other."""
     forms = [(*match.span(), "ADDRESS", 0.9) for match in _UNIT.finditer(text)]
     return _joined(text, sorted({*marks, *forms}))
-
-
-def _by_word(pieces: Sequence[Piece], chances: Sequence[list[float]]) -> Iterator[tuple[tuple[int, int], list[float]]]:
-    """Words whole: each with its most telling piece's likelihoods."""
-    start = end = -1
-    best: list[float] = []
-    for piece, chance in zip(pieces, chances, strict=True):
-        if piece.first or start < 0:
-            if start >= 0:
-                yield (start, end), best
-            start, best = piece.start, chance
-        elif sum(chance) > sum(best):
-            best = chance
-        end = piece.end
-    if start >= 0:
-        yield (start, end), best
 
 
 def _joined(text: str, marks: list[Mark]) -> list[Found]:

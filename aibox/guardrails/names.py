@@ -127,5 +127,15 @@ def is_given(word: str) -> bool:
 
 @cache
 def _given_names() -> frozenset[str]:
-    text = resources.files("aibox.guardrails").joinpath("given_names.txt").read_text("ascii")
-    return frozenset(name for line in text.splitlines() if not line.startswith("#") for name in line.split())
+    return _listed("given_names.txt")
+
+
+@cache
+def common_words() -> frozenset[str]:
+    """Words that people write in small letters, of many languages, and so nobody's names; read when first asked for."""
+    return _listed("common_words.txt")
+
+
+def _listed(file: str) -> frozenset[str]:
+    text = resources.files("aibox.guardrails").joinpath(file).read_text("utf-8")
+    return frozenset(word for line in text.splitlines() if not line.startswith("#") for word in line.split())

@@ -136,23 +136,50 @@ async def test_the_event_loop_goes_on_while_the_model_works(scope: Scope) -> Non
     assert len(asked.result().findings) >= 60
 
 
-@needs_model
-def test_a_sentence_is_asked_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was found in a sentence is remembered, wherever the sentence stands; no text is kept for that."""
-    asked: list[int] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many sentences the model is asked about, each time it is."""
+    counts: list[int] = []
     weigh = EntityModel.weigh
 
     def counted(self: EntityModel, rows: list[list[entities.Piece]]) -> list[list[list[float]]]:
-        asked.append(len(rows))
+        counts.append(len(rows))
         return weigh(self, rows)
 
     monkeypatch.setattr(EntityModel, "weigh", counted)
+    return counts
+
+
+@needs_model
+def test_a_sentence_is_asked_about_once(asked: list[int]) -> None:
+    """What was found in a sentence is remembered, wherever the sentence stands; no text is kept for that."""
     check = Entities()
     first = check.scan(TEXT)
     assert asked == [1]
     assert len(check.scan(f"Thanks!\n\n{TEXT}")) == len(first)
     assert asked == [1]
     assert all("Adeyemi" not in repr(kept) for kept in check._seen.items())
+
+
+@needs_model
+@pytest.mark.parametrize(
+    ("text", "times"),
+    [
+        ("the boiler was mended and the invoice is paid", 0),
+        ("Invoices are for the boiler.", 0),
+        ("el contrato y la factura", 0),
+        ("the boiler of adeyemi was mended", 1),
+        ("the boiler of robert was mended", 1),
+        ("the boiler was mended by Invoice", 1),
+        ("the boiler was mended at 12", 1),
+    ],
+)
+def test_a_sentence_of_common_words_alone_is_not_asked_about(text: str, times: int, asked: list[int]) -> None:
+    """Words that the model does not know whole are common too, where many people write them in small letters."""
+    pieces = entity_model.model().pieces(text)
+    assert any(not piece.first for piece in pieces)
+    Entities().scan(text)
+    assert sum(asked) == times
 
 
 @needs_model

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from aibox.guardrails import names
+
 TRAINING = Path(__file__).parents[2] / "training"
-AUTHORS = [*"bcdfghijlmnqrstuvxyz", *(f"a{letter}" for letter in "abcdefg")]
+AUTHORS = [*"bcdfghijlmnqrstuvxyz", *(f"a{letter}" for letter in "abcdefghijklmno")]
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +55,11 @@ def test_the_card_is_of_the_texts_that_are_here(attacks):
     """Weights that were trained on other languages than these would not be the ones that the recipe makes."""
     card = (TRAINING.parent / "aibox" / "guardrails" / "weights" / "card.json").read_text("utf-8")
     assert json.loads(card)["heads"]["direct"]["languages_made"] == attacks.languages()
+
+
+def test_the_common_words_are_those_of_the_texts_that_are_here(programs):
+    """The list that the check `entities` reads is the one that the recipe makes, and no given name is on it."""
+    common_words = programs("training", "common_words")
+    assert common_words.OUT.read_text("utf-8") == common_words.written(), "run training/common_words.py"
+    assert [word for word in names.common_words() if names.is_given(word)] == []
+    assert {"boiler", "invoice", "factura"} < names.common_words()
