@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,12 +49,8 @@ def common(texts: Iterable[attacks.Made]) -> list[str]:
 
 def written() -> str:
     """What the file holds: the words of all texts that were written whole, in lines of at most 119 characters."""
-    lines = [""]
-    for word in common(made for made in attacks.direct() if made.author != "own"):
-        if len(lines[-1]) + 1 + len(word) > _WIDTH:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".lstrip()
-    return _TITLE + "\n".join(lines) + "\n"
+    words = common(made for made in attacks.direct() if made.author != "own")
+    return _TITLE + textwrap.fill(" ".join(words), _WIDTH) + "\n"
 
 
 def main() -> int:

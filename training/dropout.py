@@ -30,7 +30,7 @@ def learned(rows: Any, labels: Any, weights: Array) -> tuple[Array, float]:
     """The weights of the features and the bias, from rows of `matrix` and what each weighs."""
     chance = np.random.default_rng(0)
     known = np.flatnonzero(np.bincount(rows.indices, minlength=rows.shape[1]) >= SEEN)
-    some = rows[:, known].tocsr()
+    some = rows[:, known]
     wanted, costs = np.asarray(labels, dtype=float), weights / weights.mean()
     head, total = np.zeros(len(known)), np.zeros(len(known))
     bias = bias_total = 0.0

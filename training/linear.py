@@ -43,11 +43,8 @@ def matrix(texts: list[list[str]], *, addressed: bool = False) -> Any:
     return scipy.sparse.csr_matrix((np.array(values), places, ends), shape=(len(texts), 1 << BITS))
 
 
-def fit(
-    rows: Any, labels: Any, groups: Any, *, strength: float, emphasis: dict[str, float], rare: float
-) -> LogisticRegression:
-    """`emphasis`: see `evened`. `rare`: see `freedom`."""
-    weights = evened(groups, emphasis)
+def fit(rows: Any, labels: Any, weights: Array, *, strength: float, rare: float) -> LogisticRegression:
+    """`weights`: of the rows, see `evened`. `rare`: see `freedom`."""
     model = LogisticRegression(C=strength, solver="liblinear", random_state=0)
     scale = freedom(rows, rare)
     scaled = scipy.sparse.csr_matrix((rows.data * scale[rows.indices], rows.indices, rows.indptr), shape=rows.shape)

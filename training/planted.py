@@ -19,7 +19,7 @@ import attacks
 import documents
 import held_out
 import numpy as np
-from linear import OUT, Array, fit, folded, matrix, save
+from linear import OUT, Array, evened, fit, folded, matrix, save
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sources import Source
@@ -152,7 +152,7 @@ class Sentences:
         labels = [int(group[-1]) for group in groups]
         # Words hold no space.
         texts = [text.split(" ") for _, text in known]
-        return fit(matrix(texts, addressed=True), labels, groups, strength=STRENGTH, emphasis=EMPHASIS, rare=RARE)
+        return fit(matrix(texts, addressed=True), labels, evened(groups, EMPHASIS), strength=STRENGTH, rare=RARE)
 
 
 def margin(model: LogisticRegression, read: Read) -> float:
