@@ -172,7 +172,7 @@ def _may_name(text: str, pieces: Sequence[Piece]) -> bool:
             return True
         if not word[0].isalpha():
             continue
-        small = word.casefold()
+        small = word.lower()
         if small != word and number and small not in NOT_A_NAME and small != "i":
             return True
         if is_given(word) or (its.stop - its.start > 1 and small not in common_words()):

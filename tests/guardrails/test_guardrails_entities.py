@@ -168,6 +168,8 @@ def test_a_sentence_is_asked_about_once(asked: list[int]) -> None:
         ("the boiler was mended and the invoice is paid", 0),
         ("Invoices are for the boiler.", 0),
         ("el contrato y la factura", 0),
+        ("der weiß dass es ausschließlich so heißt", 0),
+        ("ο κανόνας χωρίς λάθος", 0),
         ("the boiler of adeyemi was mended", 1),
         ("the boiler of robert was mended", 1),
         ("the boiler was mended by Invoice", 1),
