@@ -29,6 +29,9 @@ PATHS: Mapping[Api, str] = {
 }
 
 
+_UNKNOWN = Weights()
+
+
 class Secret(Protocol):
     """A secret that hides itself, such as pydantic's SecretStr."""
 
@@ -149,7 +152,7 @@ class OpenAICompatible:
         return f"{self.base_url}/models"
 
     def _weights(self) -> Weights:
-        return Weights()
+        return _UNKNOWN
 
     def _info(self, entry: Mapping[str, Any]) -> ModelInfo:
         context = entry.get("max_model_len") or entry.get("context_length")

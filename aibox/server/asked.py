@@ -52,22 +52,16 @@ class Asked:
     def __init__(self, scope: Scope) -> None:
         self.method: str = scope["method"]
         self.route = OTHER
-        self.authorization = self.idempotency = ""
-        self.given = self.traceparent = b""
-        self.matter: str | None = None
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                # Two are one list (RFC 9110 sec. 5.3), which is no token: somebody else might read the other of them.
-                told = value.decode("latin-1")
-                self.authorization = f"{self.authorization}, {told}" if self.authorization else told
-            elif name == CORRELATION:
-                self.given = value
-            elif name == CASE:
-                self.matter = value.decode("latin-1")
-            elif name == b"idempotency-key":
-                self.idempotency = value.decode("latin-1")
-            elif name == TRACEPARENT:
-                self.traceparent = value
+        told: dict[bytes, bytes] = dict(scope["headers"])
+        proofs = [told.get(b"authorization", b"")]
+        if len(told) != len(scope["headers"]):
+            # Two are one list (RFC 9110 sec. 5.3), which is no token: somebody else might read the other of them.
+            proofs = [value for name, value in scope["headers"] if name == b"authorization"]
+        self.authorization = b", ".join(proofs).decode("latin-1")
+        self.idempotency = told.get(b"idempotency-key", b"").decode("latin-1")
+        self.given, self.traceparent = told.get(CORRELATION, b""), told.get(TRACEPARENT, b"")
+        matter = told.get(CASE)
+        self.matter = None if matter is None else matter.decode("latin-1")
         # Somebody else's id is taken over where it can do no harm in a log, an entry or a header.
         kept = _SAFE.fullmatch(self.given)
         self.correlation = self.given.decode() if kept else new_trace()

@@ -22,7 +22,7 @@ from aibox.server.problem import openai_error, refusal
 
 MAX_BODY_BYTES = 8 * 2**20
 """Of one request: room for a long conversation; a message alone is bounded by the policy."""
-WATCH_S = 0.02
+WATCH_S = 0.1
 """How long a call goes on before anybody looks whether the caller is still there."""
 ROUTES: Mapping[str, Api] = {
     "/v1/chat/completions": "chat",
