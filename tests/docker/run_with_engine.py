@@ -25,6 +25,8 @@ from typing import IO
 PACKAGES = ("docker.io", "runsc")
 BUDGET_S = 600
 ALONE = "tests/docker/test_docker_killed.py"
+REMOVED_S = 20
+"""How long the engine may take to remove what has ended: it does so after who waited for the end was told."""
 NOTHING = 5
 """What pytest ends with when it has found no test."""
 
@@ -134,11 +136,28 @@ def test(host: str) -> int:
             return 1
         if done.returncode != NOTHING:  # of those that failed before, none is in this round
             worst = max(worst, done.returncode)
-    left = subprocess.run(["docker", "-H", host, "ps", "-aq"], capture_output=True, text=True).stdout.split()
-    if left:
-        print(f"containers were left behind: {left}", flush=True)
-        return 1
+    until = time.monotonic() + REMOVED_S
+    while left := containers(host):
+        if time.monotonic() > until:
+            print("containers were left behind:", *left, sep="\n", flush=True)
+            return 1
+        time.sleep(0.5)
     return worst
+
+
+def containers(host: str) -> list[str]:
+    """What the engine has: names, whose they are, and since when they do what."""
+    words = [
+        "docker",
+        "-H",
+        host,
+        "ps",
+        "-a",
+        "--no-trunc",
+        "--format",
+        "{{.Names}} ({{.Labels}}): {{.Status}}, {{.Command}}",
+    ]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def main() -> int:
