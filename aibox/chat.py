@@ -128,9 +128,6 @@ class Agreed:
     policy: str
 
 
-_UNLABELLED = Label()
-
-
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
     """A Chat Completions request: `body` as it goes over the wire, and the label of all the text in it."""
@@ -152,7 +149,7 @@ class ChatRequest:
             raise ConfigError(f"the body is not JSON, or no object: {error}") from None
         if not isinstance(body, dict):
             raise ConfigError("the body is not JSON, or no object")
-        return cls(body, label or _UNLABELLED)
+        return cls(body, label or Label())
 
     def encoded(self) -> bytes:
         """The bytes of the body as they go over the wire. Raises ConfigError for what JSON cannot say."""

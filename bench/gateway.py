@@ -175,6 +175,8 @@ async def streams(target: Target, figures: Figures, *, rounds: int) -> None:
 
 PACED, PACED_ROUNDS = 8, 6
 """Streams at once, and how many each caller reads: so few that none of the targets is at its limit."""
+TURNS = 5
+"""How often each of two takes its turn: the median of so few is far steadier than one look, and takes little time."""
 
 
 def main() -> None:
@@ -208,10 +210,11 @@ def main() -> None:
                 measure("aibox serve, OpenID", target)
             with aibox(place / "checked", behind, checks=CHECKS) as target:
                 measure("aibox serve, checks on", target)
-                for text, user in ((SHORT, ""), (LONG, LONG)):
+                guardrail = Guardrail(Policy.load(place / "checked" / "policy.toml"))
+                for text in (SHORT, LONG):
                     turns = in_turns(
-                        lambda user=user: rps(target, seconds / 2, user=user),
-                        lambda text=text: checks_alone(place / "checked" / "policy.toml", text, seconds=seconds / 2),
+                        lambda text=text: rps(target, seconds / 2, user=text),
+                        lambda text=text: checks_alone(guardrail, text, seconds=seconds / 2),
                     )
                     checked(report, text, turns)
             with aibox(place / "tenants", behind, keys='api_keys = "api-keys.db"\n') as target:
@@ -349,20 +352,23 @@ output = "flag"
 
 SYSTEM, SHORT = (message["content"] for message in MESSAGES)
 """The gateway looks at both."""
-TURNS = 5
 
 
-def checks_alone(policy: Path, text: str, *, seconds: float) -> float:
+def checks_alone(guardrail: Guardrail, text: str, *, seconds: float) -> float:
     """How many requests' texts one process checks in a second, with what `aibox serve` asks of the guardrail."""
-    guardrail, scope = Guardrail(Policy.load(policy)), Scope(tenant="bench", user="b")
+    scope = Scope(tenant="bench", user="b")
+
+    async def once() -> None:
+        await guardrail.check(SYSTEM, where="input", scope=scope)
+        await guardrail.check(text, where="input", scope=scope)
+        await guardrail.together([text], scope=scope)
+        await guardrail.check(TEXT, where="output", scope=scope)
 
     async def loop() -> float:
+        await once()  # what is loaded for the first of them is loaded in the gateway too
         done, ends = 0, time.perf_counter() + seconds
         while time.perf_counter() < ends:
-            await guardrail.check(SYSTEM, where="input", scope=scope)
-            await guardrail.check(text, where="input", scope=scope)
-            await guardrail.together([text], scope=scope)
-            await guardrail.check(TEXT, where="output", scope=scope)
+            await once()
             done += 1
         return done / seconds
 

@@ -29,9 +29,6 @@ PATHS: Mapping[Api, str] = {
 }
 
 
-_UNKNOWN = Weights()
-
-
 class Secret(Protocol):
     """A secret that hides itself, such as pydantic's SecretStr."""
 
@@ -152,7 +149,7 @@ class OpenAICompatible:
         return f"{self.base_url}/models"
 
     def _weights(self) -> Weights:
-        return _UNKNOWN
+        return Weights()
 
     def _info(self, entry: Mapping[str, Any]) -> ModelInfo:
         context = entry.get("max_model_len") or entry.get("context_length")

@@ -15,7 +15,6 @@ from aibox.inference.capabilities import Api
 from aibox.inference.openai_compatible import OpenAICompatible
 from aibox.types import Scope
 
-_DECLARED = Weights(known="declared")
 _SALTED: tuple[Api, ...] = ("chat", "completions", "responses")
 _SAMPLE = re.compile(r"^(vllm:[a-z_]+)(?:\{([^}]*)\})?\s+([0-9.eE+-]+)\s*$", re.MULTILINE)
 
@@ -84,7 +83,7 @@ class VLLM(OpenAICompatible):
         return self.base_url.removesuffix("/v1")
 
     def _weights(self) -> Weights:
-        return _DECLARED
+        return Weights(known="declared")
 
     def _salt(self, tenant: str) -> str:
         if (salt := self._salts.get(tenant)) is None:

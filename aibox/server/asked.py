@@ -53,10 +53,8 @@ class Asked:
         self.method: str = scope["method"]
         self.route = OTHER
         told: dict[bytes, bytes] = dict(scope["headers"])
-        proofs = [told.get(b"authorization", b"")]
-        if len(told) != len(scope["headers"]):
-            # Two are one list (RFC 9110 sec. 5.3), which is no token: somebody else might read the other of them.
-            proofs = [value for name, value in scope["headers"] if name == b"authorization"]
+        # Two are one list (RFC 9110 sec. 5.3), which is no token: somebody else might read the other of them.
+        proofs = [value for name, value in scope["headers"] if name == b"authorization"]
         self.authorization = b", ".join(proofs).decode("latin-1")
         self.idempotency = told.get(b"idempotency-key", b"").decode("latin-1")
         self.given, self.traceparent = told.get(CORRELATION, b""), told.get(TRACEPARENT, b"")

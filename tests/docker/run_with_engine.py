@@ -147,16 +147,8 @@ def test(host: str) -> int:
 
 def containers(host: str) -> list[str]:
     """What the engine has: names, whose they are, and since when they do what."""
-    words = [
-        "docker",
-        "-H",
-        host,
-        "ps",
-        "-a",
-        "--no-trunc",
-        "--format",
-        "{{.Names}} ({{.Labels}}): {{.Status}}, {{.Command}}",
-    ]
+    shape = "{{.Names}} ({{.Labels}}): {{.Status}}, {{.Command}}"
+    words = ["docker", "-H", host, "ps", "-a", "--format", shape]
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
