@@ -53,14 +53,18 @@ class KeySet:
 
     async def key(self, kid: str) -> Any:
         """The key. Raises AuthError for one that the issuer does not have, UpstreamError when it cannot say."""
-        if not self._is_fresh() or (kid not in self._keys and self._may_ask()):
+        # Whoever does not know the key while somebody asks waits for that answer: it is the answer for all.
+        if self._wants(kid) or (kid not in self._keys and self._lock.locked()):
             async with self._lock:
-                # Whoever waited here looks again: the one before has asked for all.
-                if not self._is_fresh() or (kid not in self._keys and self._may_ask()):
+                if self._wants(kid):
                     await self._refresh()
         if kid not in self._keys:
             raise AuthError("the token was signed with a key that its issuer does not have")
         return self._keys[kid]
+
+    def _wants(self, kid: str) -> bool:
+        """Whether the issuer is to be asked for the sake of this key."""
+        return not self._is_fresh() or (kid not in self._keys and self._may_ask())
 
     def _is_fresh(self) -> bool:
         return self._fetched_at is not None and self._clock() - self._fetched_at < FRESH_S
