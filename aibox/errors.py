@@ -71,9 +71,13 @@ class PolicyError(AIBoxError):
 
 
 class AuthError(PolicyError):
-    """The caller did not prove who they are."""
+    """The caller did not prove who they are. `missing`: they sent nothing that could have been a proof."""
 
     code = "policy.auth"
+
+    def __init__(self, message: str, *, hint: str = "", missing: bool = False, code: str | None = None) -> None:
+        super().__init__(message, hint=hint, code=code)
+        self.missing = missing
 
 
 class AccessError(PolicyError):

@@ -45,12 +45,13 @@ class Asked:
 
     __slots__ = (
         *("authorization", "code", "correlation", "ended_by", "ending", "given", "headers", "idempotency"),
-        *("input_tokens", "matter", "method", "output_tokens", "place", "principal", "route", "started", "status"),
-        *("task", "traceparent"),
+        *("input_tokens", "matter", "method", "output_tokens", "path", "place", "principal", "route", "started"),
+        *("status", "task", "traceparent"),
     )
 
     def __init__(self, scope: Scope) -> None:
         self.method: str = scope["method"]
+        self.path = _within(scope)
         self.route = OTHER
         told: dict[bytes, bytes] = dict(scope["headers"])
         # Two are one list (RFC 9110 sec. 5.3), which is no token: somebody else might read the other of them.
@@ -84,6 +85,15 @@ class Asked:
     @property
     def tenant(self) -> str:
         return "" if self.principal is None else self.principal.scope.tenant
+
+
+def _within(scope: Scope) -> str:
+    """The path within this application: it may be mounted in another, under a `root_path` that the path begins with."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+        return path[len(root) :]
+    return path
 
 
 def asked(scope: Scope) -> Asked:

@@ -46,7 +46,10 @@ class Callers:
                     if self.admits is not None:
                         await self.admits(found)
                     return found
-        raise AuthError("the API key is missing or wrong", hint="send it as: Authorization: Bearer ...")
+        missing = scheme.lower() != "bearer" or not token.strip()
+        raise AuthError(
+            "the API key is missing or wrong", hint="send it as: Authorization: Bearer ...", missing=missing
+        )
 
     async def scope(self, authorization: str) -> Scope:
         """The scope of a caller who may ask models and agents; AccessError for an auditor. Else as `principal`."""

@@ -21,7 +21,7 @@ from aibox.server.asked import Receive, Scope, Send, asked, proved
 from aibox.server.auth import Callers
 from aibox.server.hot import GoneError, while_there
 from aibox.server.principal import Principal
-from aibox.server.problem import openai_error, problem, status_of
+from aibox.server.problem import fields, openai_error, problem, status_of
 from aibox.server.route import Route
 from aibox.validation import explain_validation
 
@@ -126,9 +126,7 @@ class ByMethod:
 async def failed(request: Request, error: Exception) -> Response:
     """An error of aibox, told in the shape that its route has."""
     assert isinstance(error, AIBoxError)
-    headers = {}
-    if isinstance(error, LimitError) and error.retry_after_s is not None:
-        headers["retry-after"] = str(int(error.retry_after_s) + 1)
+    headers = fields(error)
     asked = request.scope.get("endpoint")
     if isinstance(asked, Served) and asked.route.openai:
         return JSONResponse(openai_error(error), status_code=status_of(error), headers=headers)

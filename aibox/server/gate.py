@@ -84,19 +84,19 @@ class Gate:
         try:
             await self._pass(request, scope, receive, tell)
         except AIBoxError as error:
-            await _refuse(error, request, scope, tell)
+            await _refuse(error, request, tell)
         except asyncio.CancelledError:
             assert request.task is not None
             if request.ended_by is None or request.task.uncancel():
                 raise
-            await _cut_off(request, request.ended_by, scope, tell)
+            await _cut_off(request, request.ended_by, tell)
         except Exception as error:
             # A bug of ours. The caller gets a number to name it by; the line says where, and quotes nothing.
             if self._log is not None:
                 self._log.say("bug", level="error", correlation=request.correlation, **failure(error))
             if request.status:
                 raise
-            await _refuse(AIBoxError(OUR_FAULT), request, scope, tell)
+            await _refuse(AIBoxError(OUR_FAULT), request, tell)
         finally:
             self._live.discard(request)
             self._ended(request, scope)
@@ -148,12 +148,12 @@ class Gate:
     async def _pass(self, request: Asked, scope: Scope, receive: Receive, tell: Send) -> None:
         if self._stopping:
             raise _stopping()
-        if not scope["path"].startswith(GUARDED) or scope["path"] in OPEN:
+        if not request.path.startswith(GUARDED) or request.path in OPEN:
             await self._inner(scope, receive, tell)
             return
         await self._admit(request, scope)
         try:
-            receive = self._bounded(request, scope, receive)
+            receive = self._bounded(request, receive)
             if request.idempotency and self._once is not None and request.method in METHODS:
                 await self._once(self._inner, request, scope, receive, tell)
             else:
@@ -194,9 +194,9 @@ class Gate:
         if not self._running[tenant]:
             del self._running[tenant]
 
-    def _bounded(self, request: Asked, scope: Scope, receive: Receive) -> Receive:
+    def _bounded(self, request: Asked, receive: Receive) -> Receive:
         """The body, refused as soon as it is too long. The hot path counts by itself."""
-        hot = scope["path"] in ROUTES
+        hot = request.path in ROUTES
         if hot and not request.idempotency:
             return receive
         longest, seen = (self._limits.body_mib if hot else self._limits.upload_mib) << 20, 0
@@ -281,11 +281,11 @@ def _stopping() -> UpstreamError:
     )
 
 
-async def _refuse(error: AIBoxError, request: Asked, scope: Scope, send: Send) -> None:
+async def _refuse(error: AIBoxError, request: Asked, send: Send) -> None:
     request.code = error.code
     if request.status:
         raise error
-    status, headers, body = refusal(error, openai=scope["path"] in ROUTES or scope["path"] == "/v1/models")
+    status, headers, body = refusal(error, openai=request.path in ROUTES or request.path == "/v1/models")
     if status in (413, 503):
         # What is left of the body is not read, and a server that stops keeps no connection.
         headers.append((b"connection", b"close"))
@@ -293,13 +293,13 @@ async def _refuse(error: AIBoxError, request: Asked, scope: Scope, send: Send) -
     await send({"type": "http.response.body", "body": body})
 
 
-async def _cut_off(request: Asked, error: AIBoxError, scope: Scope, send: Send) -> None:
+async def _cut_off(request: Asked, error: AIBoxError, send: Send) -> None:
     """The last words to whoever waits, where they can still be said: a reader who takes nothing is left."""
     request.code = error.code
     try:
         async with asyncio.timeout(CUT_S):
             if not request.status:
-                await _refuse(error, request, scope, send)
+                await _refuse(error, request, send)
             elif request.ending is not None:
                 await send({"type": "http.response.body", "body": request.ending(error)})
     except TimeoutError:

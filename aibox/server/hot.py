@@ -49,12 +49,12 @@ class HotPath:
         self._max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        api = ROUTES.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if api is None:
+        under_way = asked(scope) if scope["type"] == "http" and scope["method"] == "POST" else None
+        api = ROUTES.get(under_way.path) if under_way is not None else None
+        if under_way is None or api is None:
             await self.rest(scope, receive, send)
             return
-        under_way = asked(scope)
-        under_way.route = scope["path"]
+        under_way.route = under_way.path
         try:
             await self._answer(api, under_way, scope, receive, send)
         except AIBoxError as error:

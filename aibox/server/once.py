@@ -32,7 +32,7 @@ class Once:
     async def __call__(self, inner: App, request: Asked, scope: Scope, receive: Receive, send: Send) -> None:
         """Do it, or tell what it was answered before. Raises ConfigError, StoreError, and what `receive` raises."""
         assert request.principal is not None
-        if scope["path"].startswith(UNKEPT):
+        if request.path.startswith(UNKEPT):
             raise ConfigError(
                 "an answer that holds a key is not kept, so there is no second time",
                 hint="leave Idempotency-Key out; GET /v1/admin/keys says whether the first time made one",
@@ -43,7 +43,7 @@ class Once:
         asking = of_request(
             request.principal.scope,
             method=scope["method"],
-            path=scope["path"],
+            path=request.path,
             query=scope["query_string"],
             key=request.idempotency,
             body=body,

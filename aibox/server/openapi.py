@@ -75,6 +75,10 @@ _WRITTEN: dict[str, dict[str, Any]] = {
         "description": "Seconds after which asking again may help.",
         "schema": {"type": "string", "pattern": "^[0-9]+$"},
     },
+    "WWW-Authenticate": {
+        "description": "How to prove who asks, and whether what was sent does not hold (RFC 6750).",
+        "schema": {"type": "string", "examples": ['Bearer error="invalid_token"']},
+    },
     "Idempotency-Replayed": {
         "description": "The answer is that of the first request with this `Idempotency-Key`.",
         "schema": {"type": "string", "const": "true"},
@@ -234,9 +238,8 @@ def _faults(schemas: _Schemas) -> dict[str, Any]:
     for shape, media in ((Problem, "application/problem+json"), (OpenAIError, "application/json")):
         for status, text in {**_TOLD, 0: "Something outside aibox failed, or is not there now."}.items():
             content = {media: {"schema": schemas.of(shape)}}
-            headers = _headers(
-                *(_ALWAYS if status == 401 else _LIMITED), *(("Retry-After",) if status in (0, 429) else ())
-            )
+            more = {0: ("Retry-After",), 401: ("WWW-Authenticate",), 429: ("Retry-After",)}.get(status, ())
+            headers = _headers(*(_ALWAYS if status == 401 else _LIMITED), *more)
             found[f"{shape.__name__}{status or ''}"] = {"description": text, "headers": headers, "content": content}
     return found
 

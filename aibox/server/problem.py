@@ -92,11 +92,19 @@ def openai_error(error: AIBoxError) -> dict[str, Any]:
     return {"error": {"message": str(error), "type": kind, "code": code, "param": param}}
 
 
+def fields(error: AIBoxError) -> dict[str, str]:
+    """Headers of an answer that is this error."""
+    if isinstance(error, LimitError) and error.retry_after_s is not None:
+        return {"retry-after": str(int(error.retry_after_s) + 1)}
+    if isinstance(error, AuthError):
+        # RFC 6750 sec. 3, RFC 9068 sec. 4: who sent no proof is told how, and who sent one that it does not hold.
+        return {"www-authenticate": "Bearer" if error.missing else 'Bearer error="invalid_token"'}
+    return {}
+
+
 def refusal(error: AIBoxError, *, openai: bool) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Status, headers and body of an answer that is an error."""
     kind = b"application/json" if openai else b"application/problem+json"
-    headers = [(b"content-type", kind)]
-    if isinstance(error, LimitError) and error.retry_after_s is not None:
-        headers.append((b"retry-after", str(int(error.retry_after_s) + 1).encode()))
+    headers = [(b"content-type", kind), *((name.encode(), value.encode()) for name, value in fields(error).items())]
     body = msgspec.json.encode(openai_error(error) if openai else problem(error))
     return status_of(error), [*headers, (b"content-length", str(len(body)).encode())], body

@@ -330,6 +330,9 @@ async def test_who_does_not_prove_who_they_are_gets_nothing(w: World, name: str)
         answered = await send(w, name, Asked(path=ABSENT), bearer)
         assert answered.status_code == (403 if bad == "tenant" else 401), (bad, answered.text)
         assert ("policy.access" if bad == "tenant" else "policy.auth") in answered.text, bad
+        # RFC 6750 sec. 3: of nothing there is nothing to say but how.
+        told = {"none": "Bearer", "tenant": None}.get(bad, 'Bearer error="invalid_token"')
+        assert answered.headers.get("www-authenticate") == told, bad
 
 
 @pytest.mark.parametrize("name", GUARDED)
