@@ -72,8 +72,16 @@ class Served:
         """One entry for what was done, durable before the answer is sent, unless the work leaves its own."""
         if who is None:
             return await self._act(**given)
-        if self.route.records or not self.route.changes:
+        if not self.route.changes:
             return await self._act(who, **given)
+        if self.route.records:
+            try:
+                return await self._act(who, **given)
+            except AccessError as error:
+                # No work was begun that could leave an entry: somebody reached for what is not theirs, or not there.
+                if error.absent:
+                    await self._note(who, error.code)
+                raise
         try:
             answer = await self._act(who, **given)
         except AIBoxError as error:
