@@ -49,6 +49,8 @@ class ServerLimits(Section):
     """How long a connection may take to send them; also how long a new one may say nothing."""
     body_s: float = Field(default=120.0, gt=0)
     """How long the body may take after that."""
+    read_s: float = Field(default=60.0, gt=0)
+    """How long a reader may take nothing of an answer that waits for them."""
     connections: int = Field(default=20_000, ge=1)
     """Open at once, busy or not."""
     requests: int = Field(default=12_000, ge=1)

@@ -124,7 +124,14 @@ class Wire:
         """
         reading = _Reading(self, path, weights, take)
         async with self._open("POST", path, data=body, correlation=correlation, trace=trace) as response:
-            await response.each(reading)
+            # Also while whoever reads it takes nothing, and so nothing is read here.
+            try:
+                async with asyncio.timeout(self.total_s) as over:
+                    await response.each(reading)
+            except TimeoutError:
+                if over.expired():
+                    raise self.late() from None
+                raise
         # Some servers end without [DONE]; then what was said must at least have come to its end.
         if not reading.ended and not reading.finished:
             raise BackendError(f"{self.name} broke off in the middle of its answer", retryable=True)

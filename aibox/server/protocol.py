@@ -1,7 +1,7 @@
-"""HTTP/1.1 connections with bounds: how long a head is, how slowly it may come, and how many there are.
+"""HTTP/1.1 connections with bounds: how long a head is, how slowly it may come or be read, and how many there are.
 
 The clock is looked at when something happens and by a sweep over all connections, so no request costs a timer. A whole
-answer leaves in one piece.
+answer leaves in one piece. Requests that come behind one another are answered in turn.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from aibox.errors import AIBoxError, ConfigError, LimitError
@@ -24,6 +25,7 @@ LINGER_S = 2.0
 LINGER_BYTES = 4 << 20
 JOINED_BYTES = 64 << 10
 """Of a body that is copied to stand behind its head; of a longer one a second write costs less."""
+_UPGRADES = (b"connection", b"upgrade", b"http2-settings")
 _SLASHES = re.compile(rb"%(?:2f|5c)", re.IGNORECASE)
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])
 """RFC 9110 sec. 5.5: none of them may stand in a field of an answer."""
@@ -43,6 +45,9 @@ class Cycle(RequestResponseCycle):
     async def send(self, message: Message) -> None:  # type: ignore[override]  # messages of ours are no TypedDicts
         head = self._head
         if head is None:
+            if self.waiting_for_100_continue and self.more_body:
+                # The body that was asked about may never come: what comes next could not be told from it.
+                self.keep_alive = False
             if not self.response_started and _length(message) is not None:
                 self._head = message
                 return
@@ -98,6 +103,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = self._read_bytes = 0
         self._gap = 0
         """What came of a request behind its head, since the last piece of its body: sizes of chunks, and trailers."""
+        self._running: RequestResponseCycle | None = None
+        """The request that is being answered; `cycle` is the one that came last."""
+        self._upgrading = False
+        self._stuck: tuple[int, float] | None = None
+        """How much of what was written waited for a reader who takes nothing, and since when."""
         self._refused: AIBoxError | None = None
         self._ended: float | None = None
         """When the connection was refused; what comes after that is thrown away."""
@@ -118,12 +128,49 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.transport.abort()
             return
         self._gap += len(data)
-        super().data_received(data)
+        self._parse(data)
         if (self._head_bytes if self._in_head else self._gap) > self._longest:
             self._refuse(self._too_long())
         elif self._ended is None and self._since is None and (self.cycle is None or self.cycle.response_complete):
             # Line ends between two requests are none, and are not a way to stay for ever.
             self._since, self._in_head, self._head_bytes = self.loop.time(), True, 0
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # uvicorn tells the request that came last: the one that is answered is to hear of it, and none begins any more.
+        self.pipeline.clear()
+        self._leave()
+        super().connection_lost(exc)
+
+    def _leave(self) -> None:
+        """Whoever works for the caller hears that there is none."""
+        for cycle in (self._running, self.cycle):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._stay(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("")
+
+    def _stay(self, rest: bytes) -> None:
+        """A request that would rather go on in another protocol is answered in this one (RFC 9110 sec. 7.8).
+
+        The parser takes what stands behind such a head for the other protocol, and so a body for the next request. A
+        fresh one is given the same head without that wish, and then what came behind it.
+        """
+        version, method = self.parser.get_http_version().encode(), self.parser.get_method()
+        fields = [(name, value) for name, value in self.headers if name not in _UPGRADES]
+        closes = any(name == b"connection" and b"close" in value.lower() for name, value in self.headers)
+        lines = [b"%b: %b\r\n" % field for field in (*fields, *([(b"connection", b"close")] if closes else ()))]
+        head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(lines))
+        self._upgrading = False
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        self._parse(head + rest)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -142,6 +189,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if amiss := self._amiss():
             self._refused = amiss
             raise amiss
+        if self.parser.should_upgrade():
+            self._upgrading = True
+            return
         self._in_head, self._since, self._gap = False, self.loop.time(), 0
         super().on_headers_complete()
         # What stands behind the body is no header of it (RFC 9110 sec. 6.5.1), and would come into the same list.
@@ -154,8 +204,16 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._upgrading:
+            return  # of its head alone: it comes again
         self._since, self._gap = None, 0
         super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        if self._since is not None:
+            self._since = self.loop.time()  # while it waited for its turn nothing of it was read
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """As uvicorn's, but that `sweep` sees to connections which nobody uses, and not a timer a request."""
@@ -172,16 +230,34 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refuse(self._refused or ConfigError("this is not HTTP/1.1"))
 
     def sweep(self, now: float) -> None:
-        """End the connection when what it is to send has not come in time, or nobody has used it for long."""
+        """End the connection when what it is to send has not come in time, or nobody has used or read it for long."""
         limits = self.limits
-        if self._ended is not None:
+        if self._unread(now) > limits.read_s:
+            self.transport.abort()
+        elif self._ended is not None:
             if now - self._ended > LINGER_S:
                 self.transport.close()
+        elif self._since is not None and (self.flow.read_paused or self.pipeline):
+            self._since = now  # that nothing comes is our doing, or nothing is made of it before its turn
         elif self._since is not None and now - self._since > (limits.head_s if self._in_head else limits.body_s):
             what = "headers" if self._in_head else "body"
             self._refuse(LimitError(f"the {what} did not come in time", code="policy.limit.time"))
         elif self._since is None and self._idle is not None and now - self._idle > self.timeout_keep_alive:
             self.transport.close()
+
+    def resume_writing(self) -> None:
+        self._stuck = None
+        super().resume_writing()
+
+    def _unread(self, now: float) -> float:
+        """For how many seconds the reader has taken nothing of what waits for them."""
+        waits = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
+        if not waits:
+            self._stuck = None
+            return 0.0
+        if self._stuck is None or waits < self._stuck[0]:
+            self._stuck = waits, now
+        return now - self._stuck[1]
 
     def _amiss(self) -> ConfigError | None:
         """What two servers in a row could read in two ways (RFC 9112 sec. 3.2; RFC 3986 sec. 2.2)."""
@@ -192,6 +268,12 @@ class BoundedProtocol(HttpToolsProtocol):
             return ConfigError("the request has no Host header", hint="send one, as HTTP/1.1 asks")
         if b"%" in self.url and _SLASHES.search(self.url.partition(b"?")[0]):
             return ConfigError("the path holds an encoded slash or backslash", hint="no name in a path here has one")
+        if any(name == b"transfer-encoding" and value.strip().lower() != b"chunked" for name, value in self.headers):
+            return ConfigError(
+                "the body has a transfer coding that is not understood", hint="send it as it is, or chunked"
+            )
+        if self.parser.should_upgrade() and self.parser.get_method() == b"CONNECT":
+            return ConfigError("this is no proxy")
         return None
 
     @property
@@ -209,17 +291,16 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._ended = self.loop.time()
         correlation = new_trace()
-        cycle = self.cycle
-        # Where an answer is under way there is no room for another.
-        answers = cycle is not None and cycle.response_started and not cycle.response_complete
+        # Where an answer is under way there is no room for another, nor where an earlier request waits for its own.
+        running = self._running if self._running is not None and not self._running.response_complete else None
+        answers = running is not None and (running.response_started or running is not self.cycle)
         if not answers:
             status, headers, body = refusal(error, openai=False)
             own = [(b"connection", b"close"), (CORRELATION, correlation.encode())]
             lines = [name + b": " + value + b"\r\n" for name, value in (*headers, *own)]
             self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
+        self.pipeline.clear()
+        self._leave()
         self.told(error, correlation)
         if answers or not self.transport.can_write_eof():
             self.transport.close()

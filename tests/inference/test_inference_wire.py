@@ -194,6 +194,28 @@ async def test_an_answer_that_drips_ends_when_its_time_is_over(
 
 @pytest.mark.anyio
 @pytest.mark.loopback
+@pytest.mark.parametrize("proxied", [False, True], ids=["ours", "aiohttp"])
+async def test_a_stream_that_nobody_takes_ends_when_its_time_is_over(
+    upstream: Upstream, scope: Scope, monkeypatch: pytest.MonkeyPatch, proxied: bool
+) -> None:
+    """A reader who takes nothing does not keep a model server busy for longer than `total_s`."""
+    if proxied:
+        monkeypatch.setattr("aibox.inference.wire.serves", lambda *_: False)
+    upstream.answer = upstream.sends(CHUNK, then="wait")
+    backend = OpenAICompatible(upstream.url, timeout_s=30, total_s=0.3)
+
+    async def never(_: list[Chunk]) -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(BackendError, match="took longer than") as caught:
+        await asyncio.wait_for(backend.stream_to("chat", REQUEST, never, scope=scope), 60)
+    assert caught.value.timeout
+    await until(upstream.gone.is_set)
+    await backend.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.loopback
 async def test_silence_ends_in_a_timeout(upstream: Upstream, scope: Scope) -> None:
     """A server that says nothing, before its first byte or in the middle, is given up."""
 

@@ -223,6 +223,8 @@ async def test_what_stands_behind_a_body_has_an_end(trailer: bytes) -> None:
         (b"GET / HTTP/1.0\r\nhost: a\r\nhost: a\r\n\r\n", b"more than one Host"),
         (b"GET /v1%2Fadmin HTTP/1.1\r\nhost: a\r\n\r\n", b"encoded slash"),
         (b"GET /v1/%5cadmin?x=1 HTTP/1.1\r\nhost: a\r\n\r\n", b"encoded slash"),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", b"transfer coding"),
+        (b"CONNECT a:443 HTTP/1.1\r\nhost: a\r\n\r\n", b"no proxy"),
     ],
 )
 async def test_what_two_servers_could_read_in_two_ways_is_refused(ask: bytes, says: bytes) -> None:
@@ -243,3 +245,146 @@ async def test_slashes_of_a_query_and_a_client_of_http_1_0_are_served() -> None:
     """A path in a query is no path of ours, and HTTP/1.0 knew no hosts."""
     async with served(answering(length(6))) as connection:
         assert b" 200 " in await connection.ask(b"GET /?path=a%2Fb HTTP/1.0\r\n\r\n")
+
+
+class Echo:
+    """Answers with the method, the path and the body of what it was asked; a path `/wait...` when it is let go on."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.left: list[str] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        if scope["path"].startswith("/wait"):
+            going, leaving = asyncio.ensure_future(self.go.wait()), asyncio.ensure_future(receive())
+            await asyncio.wait([going, leaving], return_when=asyncio.FIRST_COMPLETED)
+            going.cancel()
+            if leaving.done():
+                self.left.append(scope["path"])
+                return
+            leaving.cancel()
+        said = b"<%b %b %b>" % (scope["method"].encode(), scope["path"].encode(), body)
+        await send({"type": "http.response.start", "status": 200, "headers": [length(len(said))]})
+        await send({"type": "http.response.body", "body": said})
+
+
+UPGRADES = {
+    "h2c": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n",
+    "websocket": b"connection: upgrade\r\nupgrade: websocket\r\n",
+}
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40, None], ids=["after the head", "a byte later", "in the head", "in one piece"])
+@pytest.mark.parametrize("fields", UPGRADES.values(), ids=UPGRADES)
+async def test_who_would_rather_speak_another_protocol_is_answered_in_this_one(fields: bytes, cut: int | None) -> None:
+    """RFC 9110 sec. 7.8, and an attack: the body of such a request is its body, and never somebody's next request."""
+    body = b"GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n"
+    head = b"POST /asked HTTP/1.1\r\nHost: x\r\n" + fields + b"Content-Length: %d\r\n\r\n" % len(body)
+    sent = head + body
+    at = len(sent) if cut is None else cut if cut == 40 else len(head) + cut
+    async with served(Echo()) as one:
+        one.writer.write(sent[:at])
+        await asyncio.sleep(0.05)
+        one.writer.write(sent[at:])
+        assert (await one.reader.readuntil(b">")).endswith(b"<POST /asked " + body + b">")
+        one.writer.write(ASK)
+        assert (await one.reader.readuntil(b">")).endswith(b"<GET / >")
+
+
+async def test_an_upgrade_that_closes_closes() -> None:
+    """What else stands in the fields of the connection is done; a chunked body comes whole, and behind it nothing."""
+    asked = b"POST /a HTTP/1.1\r\nhost: x\r\nconnection: close, upgrade\r\nupgrade: h2c\r\n"
+    async with served(Echo()) as one:
+        said = await one.ask(asked + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n")
+        assert b"\r\nconnection: close\r\n" in said
+        assert said.endswith(b"<POST /a {}>")
+
+
+async def test_who_is_answered_is_told_that_the_caller_has_gone_also_where_more_was_asked() -> None:
+    """Requests that wait for their turn hide nobody's leaving, and do not begin when the caller has gone."""
+    echo = Echo()
+    async with served(echo) as one:
+        one.writer.write(ASK.replace(b"/ ", b"/wait1 ") + ASK.replace(b"/ ", b"/wait2 ") + ASK)
+        await asyncio.sleep(0.05)
+        one.writer.transport.abort()
+        async with asyncio.timeout(30):
+            while not echo.left:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+    assert echo.left == ["/wait1"]
+
+
+async def test_what_cannot_be_read_behind_a_request_writes_nothing_into_its_answer() -> None:
+    """The connection ends, and whoever was being answered hears that their caller has gone."""
+    echo = Echo()
+    async with served(echo) as one:
+        one.writer.write(ASK.replace(b"/ ", b"/wait "))
+        await asyncio.sleep(0.05)
+        assert await one.ask(ASK + b"NONSENSE\x00\r\n\r\n") == b""
+        async with asyncio.timeout(30):
+            while not echo.left:
+                await asyncio.sleep(0.01)
+    assert one.pieces == []
+
+
+async def test_a_request_that_waits_for_its_turn_has_all_its_time() -> None:
+    """What of it has not come by then was not read: the clock of its body begins when it is answered."""
+    echo = Echo()
+    post = b"POST /second HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n"
+    async with served(echo) as one:
+        one.writer.write(ASK.replace(b"/ ", b"/wait ") + post)
+        await asyncio.sleep(0.05)
+        one.protocol.sweep(asyncio.get_running_loop().time() + 3600)
+        echo.go.set()
+        assert (await one.reader.readuntil(b">")).endswith(b"<GET /wait >")
+        one.writer.write(b"{}")
+        assert (await one.reader.readuntil(b">")).endswith(b"<POST /second {}>")
+
+
+async def test_a_reader_who_takes_nothing_is_ended_and_a_slow_one_is_not() -> None:
+    """An answer that waits is not kept for ever; whoever takes some of it between two looks goes on."""
+    ended: list[bool] = []
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(4000):
+            await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
+        ended.append(True)
+
+    async with served(app) as one:
+        one.writer.write(ASK)
+        now = asyncio.get_running_loop().time()
+        async with asyncio.timeout(60):
+            while not one.protocol.flow.write_paused:
+                await asyncio.sleep(0.01)
+            one.protocol.sweep(now)
+            for looks in range(1, 4):
+                # More than lies between the two, so that some of what waited has gone.
+                await one.reader.readexactly(16 << 20)
+                one.protocol.sweep(now + 50 * looks)
+            assert not one.protocol.transport.is_closing()
+            while not one.protocol.flow.write_paused:
+                await asyncio.sleep(0.01)
+            one.protocol.sweep(now + 1000)
+            one.protocol.sweep(now + 1061)
+            assert one.protocol.transport.is_closing()
+            while not ended:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_body_that_was_asked_about_and_not_wanted_ends_the_connection() -> None:
+    """RFC 9110 sec. 10.1.1: whether it comes after all nobody knows, and the next request is not taken for it."""
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 401, "headers": [length(2)]})
+        await send({"type": "http.response.body", "body": b"no"})
+
+    async with served(app) as one:
+        said = await one.ask(b"POST / HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 64\r\n\r\n")
+        assert said.startswith(b"HTTP/1.1 401 ")
+        assert b"\r\nconnection: close\r\n" in said
