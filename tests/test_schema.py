@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,59 @@ def test_a_role_that_could_pass_the_guards_is_not_prepared(postgres_owner: str) 
         with pytest.raises(ConfigError, match="row-level security"):
             upgrade(postgres_owner, role=role)
     assert current(postgres_owner) is None
+
+
+@pytest.fixture
+def bypassing(postgres_full: str) -> Iterator[str]:
+    """A role with all the rights of the one that writes, which row-level security does not hold."""
+    import psycopg
+
+    name = "passer_" + uuid.uuid4().hex[:8]
+    with psycopg.connect(postgres_full, autocommit=True) as db:
+        db.execute(f"CREATE ROLE {name} LOGIN NOSUPERUSER BYPASSRLS IN ROLE writer".encode())
+        yield name
+        db.execute(f"DROP OWNED BY {name}".encode())
+        db.execute(f"DROP ROLE {name}".encode())
+
+
+@pytest.mark.anyio
+async def test_a_role_that_passes_row_security_by_opens_no_box(
+    postgres_full: str, postgres_url: str, bypassing: str, tmp_path: Path
+) -> None:
+    """It owns nothing and is no superuser: BYPASSRLS alone is why it is refused, and without it the box opens."""
+    import psycopg
+
+    settings = Settings(home=tmp_path, database=postgres_url.replace("writer@", f"{bypassing}@"))
+    with pytest.raises(ConfigError, match=f"the role {bypassing} .* passes row-level security by") as caught:
+        async with aibox.open(settings=settings):
+            pass
+    assert "aibox db upgrade --role" in caught.value.hint
+    with psycopg.connect(postgres_full, autocommit=True) as db:
+        db.execute(f"ALTER ROLE {bypassing} NOBYPASSRLS".encode())
+    async with aibox.open(settings=settings) as box:
+        assert await box.state.sessions.list(scope=aibox.Scope(tenant="acme", user="eva")) == []
+
+
+def test_a_role_that_passes_row_security_by_is_not_prepared(postgres_owner: str, bypassing: str) -> None:
+    """`aibox db upgrade --role` says what it would take, and has made nothing; without BYPASSRLS the role is taken."""
+    import psycopg
+
+    def typed() -> Any:
+        words = ["db", "upgrade", "--owner", postgres_owner, "--role", bypassing]
+        return CliRunner().invoke(app, words, standalone_mode=False)
+
+    refused = typed().exception
+    assert isinstance(refused, ConfigError)
+    assert f"the role {bypassing} must" in refused.message
+    assert refused.hint == f"CREATE ROLE {bypassing} LOGIN NOSUPERUSER NOBYPASSRLS"
+    assert current(postgres_owner) is None
+    assert rows(postgres_owner, "SELECT nspname::text FROM pg_namespace WHERE nspname LIKE 'aibox%'") == []
+    with psycopg.connect(postgres_owner, autocommit=True) as db:
+        db.execute(f"ALTER ROLE {bypassing} NOBYPASSRLS".encode())
+        made = typed()
+        assert f"nothing -> {REVISION}" in made.stdout
+        check_url(postgres_owner.replace("owner@", f"{bypassing}@"))
+        db.execute(f"DROP OWNED BY {bypassing}".encode())
 
 
 @pytest.mark.anyio
