@@ -113,3 +113,40 @@ async def test_a_router_holds_calls_back(scope: Scope) -> None:
     )
     assert len(whole) == 30
     assert most == 3
+
+
+@pytest.mark.parametrize("noisy", ["whole", "streamed"])
+@pytest.mark.parametrize("quiet", ["whole", "streamed"])
+async def test_a_noisy_tenant_does_not_slow_a_quiet_one_at_a_router(
+    noisy: str, quiet: str, scope: Scope, other_scope: Scope
+) -> None:
+    """Behind fifty calls of another tenant to a model that takes one at a time, a tenant's one call is next but one."""
+    served: list[str] = []
+    free = asyncio.Event()
+
+    async def answer(request: ChatRequest) -> str:
+        served.append(str(request.messages[-1]["content"]))
+        await free.wait()
+        return "Yes."
+
+    router = Router(ScriptedBackend(*[answer] * 51, name="m"), calls_at_once={"m": 1})
+
+    async def ask(how: str, text: str, whose: Scope) -> str:
+        if how == "whole":
+            return (await router.complete(text, scope=whose)).text
+        return "".join([chunk.text async for chunk in router.stream(text, scope=whose)])
+
+    many = [asyncio.create_task(ask(noisy, f"noisy {number}", scope)) for number in range(50)]
+    (replica,) = router.plan_in_force.registry.replicas
+    async with asyncio.timeout(60):
+        while replica.queue.waiting < 49:
+            await asyncio.sleep(0)
+        one = asyncio.create_task(ask(quiet, "quiet", other_scope))
+        while replica.queue.waiting < 50:
+            await asyncio.sleep(0)
+    assert served == ["noisy 0"]
+    free.set()
+    assert await asyncio.gather(*many, one) == ["Yes."] * 51
+    assert served.index("quiet") in (1, 2)
+    assert sorted(served) == sorted(["quiet", *(f"noisy {number}" for number in range(50))])
+    assert (replica.queue.busy, replica.queue.waiting) == (0, 0)
