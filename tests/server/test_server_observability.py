@@ -52,9 +52,9 @@ def flat(split: list[list[Any]]) -> list[Any]:
     return [one for page in split for one in page]
 
 
-def use(w: World, tenant: str, user: str, model: str, tokens: int) -> None:
-    scope = Scope(tenant=tenant, user=user)
-    call = Call(scope=scope, model=model, backend="b", external=False, usage=Usage(tokens, 1), total_s=1.0)
+def use(w: World, tenant: str, user: str, model: str, tokens: int, usd: float | None = None) -> None:
+    scope, usage = Scope(tenant=tenant, user=user), Usage(tokens, 1, cost_usd=usd)
+    call = Call(scope=scope, model=model, backend="b", external=False, usage=usage, total_s=1.0)
     w.box.router.accounts.settle(call)
 
 
@@ -75,6 +75,42 @@ async def test_usage_comes_by_user_and_model_a_page_at_a_time(w: World) -> None:
     assert [one["input_tokens"] for one in (await get(w, BOSS, "/usage", by="model"))["data"]] == [60, 5]
     assert [one["input_tokens"] for one in (await get(w, OPERATOR, "/usage", tenant="rival"))["data"]] == [1000]
     assert (await get(w, OPERATOR, "/usage"))["data"] == []
+
+
+async def test_usage_says_what_it_cost_by_user_by_model_and_to_the_caller(w: World) -> None:
+    """All views add up to the same calls, tokens and dollars, without another tenant's; what has no price is free."""
+    for user, model, tokens, usd in (
+        ("eva", "m", 10, 0.25), ("eva", "m", 20, 0.5), ("eva", "free", 5, None), ("tom", "m", 40, 1.125),
+    ):  # fmt: skip
+        use(w, "acme", user, model, tokens, usd)
+    use(w, "rival", "eva", "m", 1000, 64.0)
+
+    def row(user: str, model: str, tokens: int, calls: int, usd: float) -> dict[str, Any]:
+        counted = {"input_tokens": tokens, "output_tokens": calls, "calls": calls, "usd": usd}
+        return {"user": user, "model": model, **counted}
+
+    split = [row("eva", "b/free", 5, 1, 0.0), row("eva", "b/m", 30, 2, 0.75), row("tom", "b/m", 40, 1, 1.125)]
+    users = [row("eva", "", 35, 3, 0.75), row("tom", "", 40, 1, 1.125)]
+    assert (await get(w, BOSS, "/usage"))["data"] == split
+    assert (await get(w, BOSS, "/usage", by="user_model"))["data"] == split
+    assert (await get(w, BOSS, "/usage", by="user"))["data"] == users
+    assert await pages(w, BOSS, "/usage", by="user", limit=1) == [[one] for one in users]
+    assert (await get(w, BOSS, "/usage", by="user", user="tom"))["data"] == users[1:]
+    models = [row("", "b/free", 5, 1, 0.0), row("", "b/m", 70, 3, 1.875)]
+    assert (await get(w, BOSS, "/usage", by="model"))["data"] == models
+    eva, tenant = {"tokens": 38, "usd": 0.75, "calls": 3}, {"tokens": 79, "usd": 1.875, "calls": 4}
+    spent = (await get(w, BOSS))["spent"]
+    assert spent == {"day": tenant, "month": tenant}
+
+    own = await w.send("get", "/v1/usage", Asked(), Person("acme", "eva", ("user",)).token())
+    assert own.status_code == 200
+    shown = own.json()
+    assert (shown["user"], shown["tenant"]) == ({"day": eva, "month": eva}, None)
+    assert shown["models"] == [{**one, "user": "eva"} for one in split[:2]]
+    boss = (await w.send("get", "/v1/usage", Asked(), BOSS.token())).json()
+    nothing = {"tokens": 0, "usd": 0.0, "calls": 0}
+    assert (boss["user"], boss["models"]) == ({"day": nothing, "month": nothing}, [])
+    assert boss["tenant"] == {"day": tenant, "month": tenant}
 
 
 async def test_deliveries_come_newest_first_and_without_their_text(w: World) -> None:
