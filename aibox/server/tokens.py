@@ -79,6 +79,9 @@ class Tokens:
             return None
         if len(token) > MAX_TOKEN_CHARS:
             raise AuthError("the token is too long")
+        if "=" in token:
+            # RFC 7515 sec. 2 leaves padding out; with it one token could be written in several ways.
+            raise AuthError("the token cannot be read")
         digest = hashlib.sha256(token.encode()).digest()
         now = self._clock()
         # One that was checked later than now was checked before the clock was put back.
