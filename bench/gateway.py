@@ -1,4 +1,4 @@
-"""The gateway: `aibox serve` with a token checked, limits, budgets and durable audit, beside a bare pass-through.
+"""The gateway: `aibox serve` with OpenID tokens, rates, budgets and durable audit, beside a bare pass-through.
 
 The gateway under test has one core for itself where there are two; the model server and the load share the other, and
 are not at its end when the fastest of those measured is at its own.
@@ -200,23 +200,22 @@ def main() -> None:
             command = [sys.executable, standin, "bare", str(port), str(behind)]
             with (
                 running(command, port, core=0, log=place / "bare") as pid,
-                aibox(place / "aibox", behind) as target,
+                issuer() as (issued, token),
             ):
                 bare = Target(port, "x", pid)
                 measure("bare pass-through", bare)
-                measure("aibox serve", target)
-                ratios = in_turns(lambda: rps(target, seconds / 2), lambda: rps(bare, seconds / 2))
-            with issuer() as (issued, token), aibox(place / "openid", behind, keys=issued, key=token) as target:
-                measure("aibox serve, OpenID", target)
-            with aibox(place / "checked", behind, checks=CHECKS) as target:
-                measure("aibox serve, checks on", target)
-                guardrail = Guardrail(Policy.load(place / "checked" / "policy.toml"))
-                for text in (SHORT, LONG):
-                    turns = in_turns(
-                        lambda text=text: rps(target, seconds / 2, user=text),
-                        lambda text=text: checks_alone(guardrail, text, seconds=seconds / 2),
-                    )
-                    checked(report, text, turns)
+                with aibox(place / "aibox", behind, keys=issued, key=token) as target:
+                    measure("aibox serve", target)
+                    ratios = in_turns(lambda: rps(target, seconds / 2), lambda: rps(bare, seconds / 2))
+                with aibox(place / "checked", behind, checks=CHECKS, keys=issued, key=token) as target:
+                    measure("aibox serve, checks on", target)
+                    guardrail = Guardrail(Policy.load(place / "checked" / "policy.toml"))
+                    for text in (SHORT, LONG):
+                        turns = in_turns(
+                            lambda text=text: rps(target, seconds / 2, user=text),
+                            lambda text=text: checks_alone(guardrail, text, seconds=seconds / 2),
+                        )
+                        checked(report, text, turns)
             with aibox(place / "tenants", behind, keys='api_keys = "api-keys.db"\n') as target:
                 leaking = isolation(place / "tenants", target.port)
             # One at a time: what a peer leaves to be done after a load is not the next one's to bear.
@@ -275,7 +274,7 @@ def of_each(turns: Sequence[tuple[float, float]]) -> tuple[float, str]:
 
 def goals(report: Report, found: Mapping[str, Figures], turns: Sequence[tuple[float, float]]) -> None:
     ours, base = found["aibox serve"], found["direct"]
-    note = "token, budget, policy and two durable audit entries a call; no checks; the model server is Python too"
+    note = "OpenID, rates, budget and two durable audit entries a call; no checks; the model server is Python too"
     ratio, ratios = of_each(turns)
     report.goal(
         "gateway.rps_vs_bare_passthrough",
@@ -392,31 +391,27 @@ def isolation(place: Path, port: int) -> tuple[int, int]:
 
 
 @contextmanager
-def aibox(place: Path, behind: int, *, checks: str = "", keys: str = "", key: str = "") -> Iterator[Target]:
+def aibox(place: Path, behind: int, *, checks: str = "", keys: str, key: str = "") -> Iterator[Target]:
+    """With bounds that nobody meets: what they cost is to be seen, and not what they do."""
     port = free_port()
     place.mkdir()
     home = place / "home"
     config = place / "aibox.toml"
     policy = place / "policy.toml"
-    policy.write_text("[budgets.user]\ntokens_per_day = 1000000000\n[limits]\noutput_tokens = 256\n" + checks)
+    rates = "requests_per_minute = 1000000000\ntokens_per_minute = 1000000000000\n"
+    policy.write_text(
+        "[budgets.user]\ntokens_per_day = 1000000000000\n[limits]\noutput_tokens = 256\n"
+        f"[rates.tenant]\n{rates}[rates.user]\n{rates}{checks}"
+    )
     config.write_text(
         f'home = "{home}"\npolicy = "{policy}"\n[[backends]]\nkind = "openai"\nname = "up"\n'
         f'url = "http://127.0.0.1:{behind}/v1"\nmodels = ["m", "paced"]\n[server]\nport = {port}\n{keys}'
     )
-    log = place / "serve"
     # Compiled beforehand, as it is where it is installed, and as the peers are.
     compileall.compile_dir(HERE.parent / "aibox", quiet=2)
     command = [sys.executable, "-m", "aibox", "serve", "--config", str(config)]
-    with running(command, port, core=0, log=log) as pid:
-        if keys:
-            yield Target(port, key, pid)
-            return
-        for _ in range(50):
-            if local := re.search(r"aibox-local-[A-Za-z0-9_-]+", log.read_text()):
-                break
-            time.sleep(0.1)
-        assert local is not None, log.read_text()
-        yield Target(port, local[0], pid)
+    with running(command, port, core=0, log=place / "serve") as pid:
+        yield Target(port, key, pid)
 
 
 if __name__ == "__main__":
