@@ -72,6 +72,7 @@ class Memory(_Calls):
         confidence: float = 1.0,
         valid_from: datetime | None = None,
         valid_until: datetime | None = None,
+        idempotency_key: str | None = None,
     ) -> memory.MemoryShown:
         body = {
             "text": text,
@@ -81,7 +82,8 @@ class Memory(_Calls):
             "valid_from": None if valid_from is None else valid_from.isoformat(),
             "valid_until": None if valid_until is None else valid_until.isoformat(),
         }
-        return await self._to.ask("POST", "/v1/memory", memory.MemoryShown, body=body)
+        shape, key = memory.MemoryShown, idempotency_key
+        return await self._to.ask("POST", "/v1/memory", shape, body=body, idempotency_key=key)
 
     async def recall(
         self, query: str, *, limit: int = 8, types: Sequence[Kind] | None = None, ceiling: str | None = None

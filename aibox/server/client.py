@@ -25,7 +25,8 @@ class Client:
     `key` is an API key or an access token. Errors come out as they were on the server, as classes of `aibox.errors`;
     a server that cannot be reached is UpstreamError. Connections are kept and used again. `https` only, but for
     loopback. `case` names the matter that all its calls belong to: pseudonyms are one mapping in it. `timeout_s` is the
-    longest silence to bear.
+    longest silence to bear. A call with an `idempotency_key` can be made again when nobody knows what became of it: the
+    server does it once, and tells the same answer for a day.
     """
 
     def __init__(
@@ -51,18 +52,31 @@ class Client:
         self.admin = calls.Admin(self._to)
 
     async def chat(
-        self, message: str, *, agent: str = "default", session: str = "", label: str | None = None
+        self,
+        message: str,
+        *,
+        agent: str = "default",
+        session: str = "",
+        label: str | None = None,
+        idempotency_key: str | None = None,
     ) -> talk.Told:
         """One turn of an agent. With a `session` it goes on with that conversation. Cancelling ends the turn."""
         body = {"message": message, "agent": agent, "session": session, "label": label}
-        return await self._to.ask("POST", "/v1/chat", talk.Told, body=body)
+        return await self._to.ask("POST", "/v1/chat", talk.Told, body=body, idempotency_key=idempotency_key)
 
     async def stream(
-        self, message: str, *, agent: str = "default", session: str = "", label: str | None = None
+        self,
+        message: str,
+        *,
+        agent: str = "default",
+        session: str = "",
+        label: str | None = None,
+        idempotency_key: str | None = None,
     ) -> AsyncGenerator[talk.Event, None]:
         """The events of one turn as they happen; the last has the type `reply` or `failed`. Leaving ends the turn."""
         body = {"message": message, "agent": agent, "session": session, "label": label}
-        async with aclosing(self._to.events("/v1/chat/stream", _EVENT, body=body)) as events:
+        told = self._to.events("/v1/chat/stream", _EVENT, body=body, idempotency_key=idempotency_key)
+        async with aclosing(told) as events:
             async for event in events:
                 yield event
 
@@ -105,7 +119,12 @@ class Client:
         return await self._to.ask("GET", "/v1/models", Models)
 
     async def complete(
-        self, messages: str | Sequence[Mapping[str, Any]], *, model: str = "default", **fields: Any
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        model: str = "default",
+        idempotency_key: str | None = None,
+        **fields: Any,
     ) -> ChatCompletion:
         """A chat completion of a model or, as `agent:NAME`, an agent. `fields` are further fields of OpenAI's API.
 
@@ -113,7 +132,8 @@ class Client:
         """
         asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
         body = {"model": model, "messages": asked, **fields, "stream": False}
-        return await self._to.ask("POST", "/v1/chat/completions", ChatCompletion, body=body)
+        key = idempotency_key
+        return await self._to.ask("POST", "/v1/chat/completions", ChatCompletion, body=body, idempotency_key=key)
 
     async def post(self, api: Literal["completions", "embeddings", "responses"], body: Mapping[str, Any]) -> bytes:
         """Another API of OpenAI's in its own JSON, without a stream."""

@@ -45,13 +45,16 @@ class Connection:
         body: Any = None,
         query: Any = None,
         match: str | None = None,
+        idempotency_key: str | None = None,
         **parts: str | int,
     ) -> A:
         """An answer of that type. Raises the AIBoxError that the server told, UpstreamError where it cannot be had.
 
-        `match` is the digest of what is to be replaced, or `*` for whatever is there.
+        `match` is the digest of what is to be replaced, or `*` for whatever is there. What has an `idempotency_key` is
+        done once: asked again with the same key it has the same answer.
         """
-        data = await self.raw(method, path, body=body, query=query, match=match, **parts)
+        more: dict[str, Any] = {"match": match, "idempotency_key": idempotency_key, **parts}
+        data = await self.raw(method, path, body=body, query=query, **more)
         try:
             return answer.model_validate_json(data)
         except ValidationError as error:
@@ -65,12 +68,15 @@ class Connection:
         body: Any = None,
         query: Any = None,
         match: str | None = None,
+        idempotency_key: str | None = None,
         **parts: str | int,
     ) -> bytes:
         """The answer's bytes. `body` is bytes as they are, or anything that is JSON; raises as `ask`."""
         import httpx2
 
         request = self._request(method, path, body, query, parts)
+        if idempotency_key is not None:
+            request.headers["idempotency-key"] = idempotency_key
         if match is not None:
             request.headers["if-match"] = match if match == "*" else f'"{match}"'
         try:
@@ -81,11 +87,15 @@ class Connection:
             raise error_of(response.status_code, response.content, response.headers)
         return response.content
 
-    async def events(self, path: str, kind: TypeAdapter[Any], *, body: Any) -> AsyncGenerator[Any, None]:
+    async def events(
+        self, path: str, kind: TypeAdapter[Any], *, body: Any, idempotency_key: str | None = None
+    ) -> AsyncGenerator[Any, None]:
         """The events of a stream as they come. Leaving early closes the call, and so ends what runs there."""
         import httpx2
 
         request = self._request("POST", path, body, None, {})
+        if idempotency_key is not None:
+            request.headers["idempotency-key"] = idempotency_key
         try:
             response = await self._open().send(request, stream=True)
             try:

@@ -7,96 +7,20 @@ what is there exactly what is heard of what is not. Where the owner does not mee
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 from pydantic import BaseModel
 
-from aibox.audit import canonical
-from aibox.audit.chain import AuditChain
-from aibox.audit.receipt import Receipt
-from aibox.errors import AIBoxError, IntegrityError, StoreError
+from aibox.errors import AIBoxError
 from aibox.server.client import Client
-from aibox.types import Scope
+from aibox.server.isolation_report import IsolationReport, Outcome, Row
 
-FORMAT = "aibox/isolation/v1"
-KIND = "isolation.verified"
 ABSENT = uuid.UUID(int=0).hex
-Outcome = Literal["held", "crossed", "not tried"]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One way that was tried, from whose side, and what came of it. `why` never holds what was seen."""
-
-    area: str
-    way: str
-    stranger: str
-    outcome: Outcome
-    why: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class IsolationReport:
-    """What held. `ok` needs that nothing crossed and that something was tried; what was `not tried` is no proof."""
-
-    url: str
-    tenants: tuple[str, ...]
-    rows: tuple[Row, ...]
-    left: tuple[str, ...] = ()
-    """What could not be cleaned up."""
-    receipt: Receipt | None = field(default=None, repr=False)
-
-    @property
-    def ok(self) -> bool:
-        outcomes = {row.outcome for row in self.rows}
-        return "crossed" not in outcomes and "held" in outcomes
-
-    def count(self, outcome: Outcome) -> int:
-        return sum(row.outcome == outcome for row in self.rows)
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready, without the receipt."""
-        rows = [[row.area, row.way, row.stranger, row.outcome, row.why] for row in self.rows]
-        return {
-            "format": FORMAT, "url": self.url, "tenants": list(self.tenants), "ok": self.ok, "rows": rows,
-            "left": list(self.left),
-        }  # fmt: skip
-
-    @property
-    def digest(self) -> str:
-        """`sha256:` and the SHA-256 of the report's canonical JSON."""
-        return "sha256:" + hashlib.sha256(canonical.dumps(self.as_dict())).hexdigest()
-
-    async def seal(self, chain: AuditChain, *, scope: Scope) -> IsolationReport:
-        """The report with a receipt: its digest is on record, under a signed checkpoint, when this returns."""
-        turn = str(uuid.uuid4())
-        outcome = {"report": self.digest, "outcome": "held" if self.ok else "crossed"}
-        await chain.append(KIND, scope=scope, turn=turn, detail=outcome)
-        receipt = await chain.seal(turn, scope=scope, detail={"outcome": "verified"})
-        return IsolationReport(self.url, self.tenants, self.rows, self.left, receipt)
-
-    def verify(self, public_key: str | None = None) -> None:
-        """Hold the report against its receipt. Raises IntegrityError."""
-        if self.receipt is None:
-            raise IntegrityError("this report was not sealed")
-        self.receipt.verify(public_key)
-        if [e.detail.get("report") for e in self.receipt.entries if e.kind == KIND] != [self.digest]:
-            raise IntegrityError("the report is not the one that its receipt speaks of")
-
-    def save(self, path: str | Path) -> None:
-        """Write JSON, with the receipt. Raises StoreError."""
-        receipt = None if self.receipt is None else self.receipt.as_dict()
-        try:
-            Path(path).write_text(json.dumps({"report": self.as_dict(), "receipt": receipt}, indent=1) + "\n", "utf-8")
-        except OSError as error:
-            raise StoreError(f"the report cannot be written to {path}: {error.strerror}") from None
 
 
 @dataclass(slots=True)
@@ -113,10 +37,11 @@ class Probe:
 
 Thing = Callable[[Client, str], Awaitable[Any]]
 Look = Callable[[Client], Awaitable[Any]]
+Keyed = Callable[[Client, str, str], Awaitable[Any]]
 
 
-async def _streamed(client: Client, session: str) -> str:
-    async with aclosing(client.stream("What did I tell you before?", session=session)) as events:
+async def _streamed(client: Client, said: str, **more: str) -> str:
+    async with aclosing(client.stream(said, **more)) as events:
         return "\n".join([event.model_dump_json() async for event in events])
 
 
@@ -167,8 +92,15 @@ LISTS: Sequence[tuple[str, str, Callable[[Client, Probe], Awaitable[Any]]]] = (
 # A conversation under the name that the owner's has, and what waits for people: the owner's word may not turn up.
 CLAIMS: Sequence[tuple[str, str, Callable[[Client, Probe], Awaitable[Any]]]] = (
     ("sessions", "chat under the same name", lambda c, o: c.chat("What did I tell you?", session=o.ids["sessions"])),
-    ("streams", "stream under the same name", lambda c, o: _streamed(c, o.ids["sessions"])),
+    ("streams", "stream under the same name", lambda c, o: _streamed(c, "Tell me.", session=o.ids["sessions"])),
     ("approvals", "list", lambda c, _: c.approvals.list()),
+)
+# What is answered once and kept under an Idempotency-Key: by a route of the platform, by a model, by a stream. No two
+# answers are alike, for each has an id of its own.
+KEPT: Sequence[tuple[str, Keyed]] = (
+    ("memory remembered", lambda c, said, key: c.memory.remember(said, idempotency_key=key)),
+    ("chat completion", lambda c, said, key: c.complete(said, max_tokens=16, idempotency_key=key)),
+    ("stream", lambda c, said, key: _streamed(c, said, idempotency_key=key)),
 )
 
 
@@ -255,6 +187,8 @@ async def _tried(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:
             yield Row(area, way, stranger.tenant, "crossed", "what is the owner's stands in the stranger's answer")
         else:
             yield Row(area, way, stranger.tenant, "held" if good else "not tried", "" if good else said[:200])
+    async for row in _kept(owner, stranger):
+        yield row
     async for row in _still_there(owner, stranger):
         yield row
 
@@ -265,6 +199,34 @@ def _judged(owner: Probe, there: tuple[bool, str], absent: tuple[bool, str]) -> 
     if owner.word in there[1] or there != absent:
         return "crossed", "what is there is refused otherwise than what is not"
     return "held", there[1].partition(":")[0]
+
+
+async def _kept(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:
+    """A key that the owner has used is to the stranger one that nobody has: no answer of the owner's, no refusal."""
+    said, otherwise = "This is asked under a key.", "This is asked otherwise, under the same key."
+    for way, ask in KEPT:
+        for what, body in (("the same request", said), ("another request", otherwise)):
+            key = f"isolation-{uuid.uuid4().hex}"
+            mine = await _outcome(ask(owner.client, said, key))
+            good, again = await _outcome(ask(owner.client, otherwise, key))
+            if good or not again.startswith("config.key_reused"):
+                why = "the owner's key is not held either" if mine[0] else mine[1][:200]
+                outcome: Outcome = "not tried"
+            else:
+                outcome, why = await _judged_key(partial(ask, stranger.client, body), key, mine)
+            yield Row("caches", f"{way}, {what} under the same key", stranger.tenant, outcome, why)
+
+
+async def _judged_key(ask: Callable[[str], Awaitable[Any]], key: str, mine: tuple[bool, str]) -> tuple[Outcome, str]:
+    there = await _outcome(ask(key))
+    if there[0] and there != mine:
+        return "held", ""
+    unused = await _outcome(ask(f"isolation-{uuid.uuid4().hex}"))
+    if there == unused:
+        return "not tried", "answers are alike here, whoever asks" if there[0] else there[1][:200]
+    if there[0]:
+        return "crossed", "the stranger was told the owner's answer"
+    return "crossed", f"a key that another has used is refused ({there[1].partition(':')[0]}), an unused one is not"
 
 
 async def _still_there(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:

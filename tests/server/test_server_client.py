@@ -203,6 +203,19 @@ async def test_a_day_with_the_client(tmp_path: Path) -> None:
         assert (await ask.admin.deliveries()).data == []
 
 
+async def test_a_call_with_a_key_is_done_once(tmp_path: Path) -> None:
+    """Made again with the same idempotency key a call has the same answer, a stream the same events."""
+    async with talking(tmp_path) as (w, ask):
+        for number, call_ in enumerate((ask.chat, ask.complete, ask.memory.remember)):
+            first = await call_("hello", idempotency_key=f"k-{number}")
+            assert await call_("hello", idempotency_key=f"k-{number}") == first
+        told = [[event async for event in ask.stream("hello", idempotency_key="s")] for _ in range(2)]
+        assert told[0] == told[1]
+        assert len(w.model.requests) == 3
+        with pytest.raises(errors.ConfigError, match="another request"):
+            await ask.chat("goodbye", idempotency_key="k-0")
+
+
 async def test_errors_come_out_as_they_were(tmp_path: Path) -> None:
     """Not proved, not there, wrongly asked, a model that is gone: the library's own classes, with code and hint."""
     async with talking(tmp_path, model=aibox.BackendError("the model server is gone")) as (_, ask):

@@ -20,9 +20,12 @@ import aibox
 from aibox.audit.receipt import Receipt
 from aibox.chat import ChatRequest
 from aibox.cli.isolation import isolation
-from aibox.errors import AccessError, AuthError, BackendError, IntegrityError
+from aibox.errors import AccessError, AuthError, BackendError, ConfigError, IntegrityError
 from aibox.protocols import Health
-from aibox.server.isolation import IsolationReport, verify_isolation
+from aibox.server.answers import Answers, Asking
+from aibox.server.isolation import verify_isolation
+from aibox.server.isolation_report import IsolationReport
+from aibox.server.once import Once
 from aibox.settings import ServerSettings, Settings
 from aibox.types import Scope
 
@@ -35,6 +38,13 @@ A, B = (Person(name, "probe", ("user", "tenant_admin")) for name in ("one", "two
 async def w(tmp_path: Path) -> AsyncIterator[World]:
     async with world(tmp_path) as made:
         yield made
+
+
+KEYED = {
+    ("caches", f"{way}, {what} request under the same key")
+    for way in ("memory remembered", "chat completion", "stream")
+    for what in ("the same", "another")
+}
 
 
 async def verified(w: World) -> IsolationReport:
@@ -66,6 +76,24 @@ async def test_the_report_is_held_by_its_receipt(w: World) -> None:
     better = IsolationReport(sealed.url, sealed.tenants, sealed.rows[1:], (), sealed.receipt)
     with pytest.raises(IntegrityError, match="not the one"):
         better.verify()
+
+
+def _everybodys_keys(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def named(self: Answers, asking: Asking) -> bytes:
+        return self._hidden(asking.scope.user, asking.route, asking.key)
+
+    monkeypatch.setattr(Answers, "_name", named)
+
+
+def _telling_keys(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, used = Answers.begin, dict[str, str]()
+
+    async def telling(self: Answers, asking: Asking) -> Any:
+        if used.setdefault(asking.key, asking.scope.tenant) != asking.scope.tenant:
+            raise ConfigError("that key is not yours")
+        return await begin(self, asking)
+
+    monkeypatch.setattr(Answers, "begin", telling)
 
 
 def _everybodys_sandbox(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +143,8 @@ def _everybodys_sessions(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
         (_everybodys_sandbox, {("sandbox", "read"), ("sandbox", "run"), ("sandbox", "still there")}),
         (_telling_sandbox, {("sandbox", "read"), ("sandbox", "end")}),
         (_everybodys_memory, {("memory", "recall"), ("knowledge", "search")}),
+        (_everybodys_keys, KEYED),
+        (_telling_keys, KEYED),
     ],
 )
 async def test_a_way_that_is_open_is_found(
@@ -155,6 +185,17 @@ async def test_what_cannot_be_had_here_is_not_tried_and_said(w: World, monkeypat
     assert {row.area for row in skipped} == {"sandbox"}
     assert all("cannot be isolated" in row.why for row in skipped)
     assert found.ok
+
+
+async def test_where_no_answer_is_kept_no_key_is_tried(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is proved by a key that is not held for its owner either, and the report says so."""
+
+    async def passed_over(self: Once, inner: Any, request: Any, scope: Any, receive: Any, send: Any) -> None:
+        await inner(scope, receive, send)
+
+    monkeypatch.setattr(Once, "__call__", passed_over)
+    rows = [row for row in (await verified(w)).rows if row.area == "caches"]
+    assert {(row.outcome, row.why) for row in rows} == {("not tried", "the owner's key is not held either")}
 
 
 async def test_without_a_model_the_rest_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
