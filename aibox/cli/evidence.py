@@ -18,6 +18,7 @@ from aibox.cli import interrupt
 from aibox.cli.options import ConfigOption, load_settings
 from aibox.cli.say import plain, visible
 from aibox.errors import ConfigError, IntegrityError
+from aibox.server.isolation_report import OUTCOMES, IsolationReport, is_report
 
 ISOLATION = "isolation"
 KeyOption = Annotated[
@@ -30,8 +31,8 @@ def verify(
     path: Annotated[
         str,
         typer.Argument(
-            help="An audit.db, postgresql://..., a receipt (.json) or an export (.zip); or `isolation`: try every way "
-            "from one tenant into another in the running server."
+            help="An audit.db, postgresql://..., a receipt or a report of `verify isolation` (.json) or an export "
+            "(.zip); or `isolation`: try every way from one tenant into another in the running server."
         ),
     ],
     key: KeyOption = None,
@@ -68,6 +69,9 @@ def verify(
         pinned = key.read_text("utf-8") if key else None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot be read: {error}") from None
+    if path.endswith(".json") and is_report(path):
+        _tell_report(path, pinned, as_json=as_json, console=console)
+        return
     shown = Progress(transient=True, disable=as_json, console=Console(stderr=True))
     try:
         with shown:
@@ -94,6 +98,25 @@ def verify(
         print(json.dumps(report.as_dict()))
     else:
         console.print(f"[green]holds:[/] {report}", soft_wrap=True)
+
+
+def _tell_report(path: str, pinned: str | None, *, as_json: bool, console: Console) -> None:
+    """Whether it is what was found. What that was is another matter: the exit code is 0 also where tenants met."""
+    try:
+        found = IsolationReport.read(path, pinned)
+    except IntegrityError as error:
+        if as_json:
+            print(json.dumps({"ok": False, "cause": error.message}))
+        else:
+            console.print(f"[red]does not hold:[/] {plain(error.message)}", soft_wrap=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps({"ok": True, "key_pinned": pinned is not None, "report": found.as_dict()}))
+        return
+    counts = ", ".join(f"{found.count(outcome)} {outcome}" for outcome in OUTCOMES)
+    what = f"{'isolated' if found.ok else 'not isolated'} at {found.url}: {counts}"
+    trusted = "" if pinned else "; the key is the one in the receipt"
+    console.print(f"[green]holds:[/] {plain(what)}{trusted}", soft_wrap=True)
 
 
 def why(receipt: Annotated[Path, typer.Argument(help="A receipt, as `aibox run --receipt FILE` saves one.")]) -> None:

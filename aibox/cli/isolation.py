@@ -21,6 +21,7 @@ async def isolation(settings: Settings, *, url: str | None, report: Path | None,
         from aibox.server.api_keys import ApiKeys
         from aibox.server.client import Client
         from aibox.server.isolation import verify_isolation
+        from aibox.server.isolation_report import OUTCOMES
         from aibox.server.people import People
         from aibox.server.principal import Role
     except ImportError:
@@ -49,17 +50,17 @@ async def isolation(settings: Settings, *, url: str | None, report: Path | None,
             await keys.close()
             await people.close()
         found = await found.seal(box.audit, scope=scopes[0])
-    table = Table("area", "way", "held", "crossed", "not tried", box=None, header_style="bold", pad_edge=False)
+    table = Table("area", "way", *OUTCOMES, box=None, header_style="bold", pad_edge=False)
     for area, way in dict.fromkeys((row.area, row.way) for row in found.rows):
         rows = [row for row in found.rows if (row.area, row.way) == (area, way)]
-        table.add_row(area, way, *(str(sum(r.outcome == o for r in rows)) for o in ("held", "crossed", "not tried")))
+        table.add_row(area, way, *(str(sum(r.outcome == o for r in rows)) for o in OUTCOMES))
     console.print(table)
     for row in found.rows:
         if row.outcome != "held":
             console.print(f"{row.outcome}: {row.area}, {row.way}: {escape(row.why)}", soft_wrap=True)
     for what in found.left:
         console.print(f"left behind: {escape(what)}", soft_wrap=True)
-    counts = ", ".join(f"{found.count(outcome)} {outcome}" for outcome in ("held", "crossed", "not tried"))
+    counts = ", ".join(f"{found.count(outcome)} {outcome}" for outcome in OUTCOMES)
     console.print(f"{'[green]isolated[/]' if found.ok else '[red]not isolated[/]'}: {counts}")
     if report is not None:
         found.save(report)

@@ -7,17 +7,22 @@ import json
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from aibox.audit import canonical
-from aibox.audit.chain import AuditChain
-from aibox.audit.receipt import Receipt
+from aibox.audit.receipt import MAX_RECEIPT_BYTES, Receipt
 from aibox.errors import IntegrityError, StoreError
 from aibox.types import Scope
 
+if TYPE_CHECKING:
+    from aibox.audit.chain import AuditChain
+
 FORMAT = "aibox/isolation/v1"
 KIND = "isolation.verified"
+MAX_BYTES = MAX_RECEIPT_BYTES
+"""Of a saved report, which is short; what is longer is not read."""
 Outcome = Literal["held", "crossed", "not tried"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +91,53 @@ class IsolationReport:
             Path(path).write_text(json.dumps({"report": self.as_dict(), "receipt": receipt}, indent=1) + "\n", "utf-8")
         except OSError as error:
             raise StoreError(f"the report cannot be written to {path}: {error.strerror}") from None
+
+    @classmethod
+    def read(cls, path: str | Path, public_key: str | None = None) -> Self:
+        """A saved report that holds against its receipt, under the log's public key where it is given.
+
+        Raises StoreError for what cannot be read or is no such report, IntegrityError for one that was not sealed or
+        has been changed.
+        """
+        value = _loaded(path)
+        if not _named(value):
+            raise StoreError(f"{path} is no report of `aibox verify isolation`")
+        told = value["report"]
+        try:
+            receipt = None if value["receipt"] is None else Receipt.read(json.dumps(value["receipt"]).encode())
+            rows = tuple(Row(area, way, stranger, outcome, why) for area, way, stranger, outcome, why in told["rows"])
+            found = cls(told["url"], tuple(told["tenants"]), rows, tuple(told["left"]), receipt)
+            # What the file says besides, such as `ok`, follows from the rows, and nobody may write it otherwise.
+            if found.as_dict() != told:
+                raise IntegrityError("the report says otherwise than its rows")
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise StoreError(f"{path} is no report of `aibox verify isolation`: {error}") from None
+        found.verify(public_key)
+        return found
+
+
+def is_report(path: str | Path) -> bool:
+    """Whether the file calls itself such a report; False also where it cannot be read. Nothing is verified."""
+    try:
+        return _named(_loaded(path))
+    except StoreError:
+        return False
+
+
+def _loaded(path: str | Path) -> Any:
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        # What was cut off there is no JSON any more.
+        return json.loads(data[:MAX_BYTES])
+    except OSError as error:
+        raise StoreError(f"the report {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is no report of `aibox verify isolation`: {error}") from None
+
+
+def _named(value: Any) -> bool:
+    """Whether it has the two parts of a saved report, the first of this format."""
+    if not isinstance(value, dict) or set(value) != {"report", "receipt"}:
+        return False
+    return isinstance(value["report"], dict) and value["report"].get("format") == FORMAT

@@ -14,17 +14,19 @@ import pytest
 import uvicorn
 from platform_world import Person, World, world
 from rich.console import Console
+from typer.testing import CliRunner
 from waiting import until
 
 import aibox
-from aibox.audit.receipt import Receipt
+from aibox.audit.chain import AuditChain
 from aibox.chat import ChatRequest
+from aibox.cli.app import app
 from aibox.cli.isolation import isolation
-from aibox.errors import AccessError, AuthError, BackendError, ConfigError, IntegrityError
+from aibox.errors import AccessError, AuthError, BackendError, ConfigError, IntegrityError, StoreError
 from aibox.protocols import Health
 from aibox.server.answers import Answers, Asking
 from aibox.server.isolation import verify_isolation
-from aibox.server.isolation_report import IsolationReport
+from aibox.server.isolation_report import IsolationReport, is_report
 from aibox.server.once import Once
 from aibox.settings import ServerSettings, Settings
 from aibox.types import Scope
@@ -76,6 +78,59 @@ async def test_the_report_is_held_by_its_receipt(w: World) -> None:
     better = IsolationReport(sealed.url, sealed.tenants, sealed.rows[1:], (), sealed.receipt)
     with pytest.raises(IntegrityError, match="not the one"):
         better.verify()
+
+
+async def test_a_saved_report_is_read_back(w: World, tmp_path: Path) -> None:
+    """It is the report that was saved; changed anywhere, under another key or never sealed it does not hold."""
+    found, file = await verified(w), tmp_path / "report.json"
+    found.save(file)
+    with pytest.raises(IntegrityError, match="not sealed"):
+        IsolationReport.read(file)
+    sealed = await found.seal(w.box.audit, scope=A.scope)
+    sealed.save(file)
+    assert sealed.receipt is not None
+    assert is_report(file)
+    assert IsolationReport.read(file, sealed.receipt.public_key) == sealed
+    value = json.loads(file.read_text())
+    told = value["report"]
+    for change in (
+        {"ok": not told["ok"]},
+        {"rows": told["rows"][1:]},
+        {"rows": [[*told["rows"][0][:3], "not tried", ""], *told["rows"][1:]]},
+        {"url": "http://elsewhere"},
+        {"tenants": ["one", "three"]},
+        {"left": ["a memory"]},
+        {"more": 1},
+    ):
+        file.write_text(json.dumps({**value, "report": {**told, **change}}))
+        with pytest.raises(IntegrityError):
+            IsolationReport.read(file)
+    sealed.save(file)
+    elsewhere = AuditChain(tmp_path / "elsewhere.db", keys=tmp_path / "elsewhere")
+    other = await sealed.seal(elsewhere, scope=A.scope)
+    await elsewhere.close()
+    assert other.receipt is not None
+    with pytest.raises(IntegrityError, match="not signed by this key"):
+        IsolationReport.read(file, other.receipt.public_key)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{", "[" * 100_000, '{"report": {}, "receipt": null}', '{"report": null, "receipt": null}'),
+        json.dumps({"report": {"format": "aibox/isolation/v1"}, "receipt": None}),
+        json.dumps({"report": {"format": "aibox/isolation/v1", "rows": [[]]}, "receipt": None}),
+        json.dumps({"report": {"format": "aibox/isolation/v1"}, "receipt": {"format": "aibox/receipt/v1"}}),
+    ],
+)
+def test_what_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
+    """Whatever else is in the file, and no file at all, is a StoreError that names it."""
+    file = tmp_path / "report.json"
+    with pytest.raises(StoreError, match=r"report\.json"):
+        IsolationReport.read(file)
+    file.write_text(text)
+    with pytest.raises(StoreError, match=r"report\.json"):
+        IsolationReport.read(file)
 
 
 def _everybodys_keys(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +292,18 @@ async def test_the_command_tries_a_running_server(w: World, tmp_path: Path) -> N
         await serving
     value = json.loads((tmp_path / "report.json").read_text())
     assert value["report"]["ok"] is True
-    Receipt.read(json.dumps(value["receipt"]).encode()).verify()
+    assert IsolationReport.read(tmp_path / "report.json").ok
+    told = CliRunner().invoke(app, ["verify", str(tmp_path / "report.json")])
+    assert (told.exit_code, "holds: isolated at" in told.output) == (0, True)
+    pin = tmp_path / "log.pub"
+    pin.write_text(value["receipt"]["public_key"])
+    pinned = CliRunner().invoke(app, ["verify", str(tmp_path / "report.json"), "--key", str(pin), "--json"])
+    assert json.loads(pinned.output) == {"ok": True, "key_pinned": True, "report": value["report"]}
+    value["report"]["rows"].pop()
+    (tmp_path / "changed.json").write_text(json.dumps(value))
+    for more in ((), ("--json",)):
+        changed = CliRunner().invoke(app, ["verify", str(tmp_path / "changed.json"), *more])
+        assert (changed.exit_code, "not the one" in changed.output) == (1, True)
     for tenant in value["report"]["tenants"]:
         assert all(key.revoked for key in await w.keys.list(tenant))
         assert await w.people.users(tenant) == []
