@@ -9,8 +9,10 @@ from typing import Any
 
 from aibox.agents import events
 from aibox.agents.agent import Agent
+from aibox.agents.parts import Parts
 from aibox.errors import AccessError, AIBoxError
 from aibox.leaving import leave
+from aibox.protocols import Tool
 from aibox.server.principal import Principal
 from aibox.server.problem import problem
 from aibox.server.route import ASKS, route
@@ -161,7 +163,16 @@ def _agent(agent: Agent) -> talk.AgentShown:
         model=parts.model,
         version=agent.version,
         policy=parts.policy.digest,
-        tools=[talk.ToolOffered(name=tool.name, description=tool.description) for tool in parts.tools],
+        tools=[
+            talk.ToolOffered(name=tool.name, description=tool.description, approve=_waits(tool, parts))
+            for tool in parts.tools
+        ],
         skills=[skill.name for skill in parts.skills],
         remembers=parts.memory is not None,
     )
+
+
+def _waits(tool: Tool, parts: Parts) -> bool:
+    """An agent that has somebody to ask at once lets no call wait."""
+    asks = getattr(tool, "approve", False) or parts.policy.tools.needs_approval(tool.name)
+    return asks and parts.approver is None

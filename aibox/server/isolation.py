@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from aibox.errors import AIBoxError
+from aibox.errors import AIBoxError, ConfigError
 from aibox.server.client import Client
 from aibox.server.isolation_report import IsolationReport, Outcome, Row
 
@@ -66,6 +66,10 @@ THINGS: Sequence[tuple[str, str, Thing]] = (
     ("sandbox", "read", lambda c, id_: c.sandbox.read(id_, "word.txt")),
     ("sandbox", "write", lambda c, id_: c.sandbox.write(id_, "word.txt", b"")),
     ("sandbox", "end", lambda c, id_: c.sandbox.end(id_)),
+    ("approvals", "get", lambda c, id_: c.approvals.get(id_)),
+    ("approvals", "approve", lambda c, id_: c.approvals.approve(id_, digest=f"sha256:{ABSENT * 2}")),
+    ("approvals", "reject", lambda c, id_: c.approvals.reject(id_)),
+    ("runs", "resume", lambda c, id_: c.resume(id_)),
     ("keys", "rotate", lambda c, id_: c.keys.rotate(id_)),
     ("keys", "revoke", lambda c, id_: c.keys.revoke(id_)),
     ("tenant named", "keys", lambda c, name: c.keys.list(tenant=name)),
@@ -87,13 +91,15 @@ LISTS: Sequence[tuple[str, str, Callable[[Client, Probe], Awaitable[Any]]]] = (
     ("knowledge", "list", lambda c, _: c.knowledge.list()),
     ("sessions", "list", lambda c, _: c.sessions.list()),
     ("keys", "list", lambda c, _: c.keys.list()),
+    ("approvals", "list", lambda c, _: c.approvals.list()),
     ("audit", "log", lambda c, _: _log(c)),
 )
-# A conversation under the name that the owner's has, and what waits for people: the owner's word may not turn up.
+# What the owner's is known by in a list, where it need not hold the word.
+MARKED = ("approvals", "audit")
+# A conversation under the name that the owner's has: the owner's word may not turn up.
 CLAIMS: Sequence[tuple[str, str, Callable[[Client, Probe], Awaitable[Any]]]] = (
     ("sessions", "chat under the same name", lambda c, o: c.chat("What did I tell you?", session=o.ids["sessions"])),
     ("streams", "stream under the same name", lambda c, o: _streamed(c, "Tell me.", session=o.ids["sessions"])),
-    ("approvals", "list", lambda c, _: c.approvals.list()),
 )
 # What is answered once and kept under an Idempotency-Key: by a route of the platform, by a model, by a stream. No two
 # answers are alike, for each has an id of its own.
@@ -152,12 +158,34 @@ async def _seed(probe: Probe) -> None:
     async def audit() -> str:
         return (await client.audit.log(limit=1)).data[0].leaf
 
+    async def approvals() -> str:
+        probe.ids["runs"], question = await _asked(client, word)
+        return question
+
     probe.ids["tenant named"] = probe.tenant
-    for make in (memory, knowledge, sessions, sandbox, keys, audit):
+    for make in (memory, knowledge, sessions, sandbox, keys, approvals, audit):
         try:
             probe.ids[make.__name__] = await make()
         except AIBoxError as error:
             probe.refused[make.__name__] = f"{error.code}: {error.message}"
+
+
+async def _asked(client: Client, word: str) -> tuple[str, str]:
+    """A run that waits for a person, and its question. Raises AIBoxError where there is no way to one.
+
+    Only a tool that never runs without a yes is asked for: nothing is done here that somebody would have to undo.
+    """
+    tool = ""
+    for agent in await client.agents():
+        tools = [tool.name for tool in agent.tools if tool.approve]
+        for tool in tools[:1]:
+            said = f"{tool} {word} - call the tool {tool} now, with the word {word}."
+            told = await client.chat(said, agent=agent.name)
+            if told.pending:
+                return told.run, told.pending[0].id
+    if not tool:
+        raise ConfigError("no agent here has a tool whose calls wait for a person")
+    raise ConfigError(f"the model was told to call {tool}, which waits for a person, and did not")
 
 
 async def _tried(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:
@@ -170,7 +198,7 @@ async def _tried(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:
         outcome, why = _judged(owner, there, absent)
         yield Row(area, way, stranger.tenant, outcome, why)
     for area, way, look in LISTS:
-        mark = owner.ids.get("audit", "") if area == "audit" else owner.word
+        mark = owner.ids.get(area, "") if area in MARKED else owner.word
         mine, theirs = await _outcome(look(owner.client, owner)), await _outcome(look(stranger.client, owner))
         if mark and mark in theirs[1]:
             yield Row(area, way, stranger.tenant, "crossed", "what is the owner's stands in the stranger's answer")
@@ -237,6 +265,7 @@ async def _still_there(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:
         "sessions": lambda c: c.sessions.export(owner.ids["sessions"]),
         "sandbox": lambda c: c.sandbox.read(owner.ids["sandbox"], "word.txt"),
         "keys": lambda c: _unrevoked(c, owner.ids["keys"]),
+        "approvals": lambda c: _waiting(c, owner),
     }
     for area, look in looks.items():
         if area not in owner.ids:
@@ -252,6 +281,10 @@ async def _unrevoked(client: Client, key: str) -> str:
     return "".join(one.note for one in await client.keys.list() if one.id == key and not one.revoked)
 
 
+async def _waiting(client: Client, owner: Probe) -> str:
+    return owner.word if (await client.approvals.get(owner.ids["approvals"])).status == "waiting" else ""
+
+
 async def _clean(probe: Probe, ids: set[str]) -> list[str]:
     """Let go of all that was made; what could not be."""
     client = probe.client
@@ -262,6 +295,12 @@ async def _clean(probe: Probe, ids: set[str]) -> list[str]:
         acts += [("session", client.sessions.delete(session)) for session in sessions]
     except AIBoxError as error:
         left.append(f"sessions of {probe.tenant}: {error.code}: {error.message}")
+    if "approvals" in probe.ids:
+        # The run goes on with the no that it was told, and so ends.
+        acts.append(
+            ("question", client.approvals.reject(probe.ids["approvals"], reason="it was asked to be looked at"))
+        )
+        acts.append(("run", client.resume(probe.ids["runs"])))
     acts += [("sandbox", client.sandbox.end(probe.ids["sandbox"]))] if "sandbox" in probe.ids else []
     acts += [("key", client.keys.revoke(probe.ids["keys"]))] if "keys" in probe.ids else []
     acts += [("document", client.knowledge.remove(probe.ids["knowledge"]))] if "knowledge" in probe.ids else []
@@ -290,4 +329,4 @@ def _text(value: Any) -> str:
 
 
 def _why(probe: Probe, area: str) -> str:
-    return probe.refused.get("sessions" if area == "receipts" else area, "")
+    return probe.refused.get({"receipts": "sessions", "runs": "approvals"}.get(area, area), "")

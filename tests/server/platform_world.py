@@ -116,7 +116,7 @@ class World:
         """What a reload would read."""
         tokens = Tokens([issuer], http=Provider())
         callers = Callers(keys, tokens)
-        agents = {"default": box.agent(tools=[pay], sandbox=box.sandbox if code else None)}
+        self.agents = agents = {"default": box.agent(tools=[pay], sandbox=box.sandbox if code else None)}
         self.reload = Reload(
             box,
             callers=callers,

@@ -110,7 +110,7 @@ async def test_a_day_with_the_client(tmp_path: Path) -> None:
     """Turns, conversations, memories, documents, code, evidence and keys: each call answers with its object."""
     async with talking(tmp_path) as (_, ask):
         assert [agent.name for agent in await ask.agents()] == ["default"]
-        assert (await ask.agent("default")).tools[0].name == "pay"
+        assert [(one.name, one.approve) for one in (await ask.agent("default")).tools] == [("pay", True)]
         told = await ask.chat("hello", session="s1", label="confidential/PHI")
         assert (told.text, told.label) == ("You said: hello", "confidential/PHI")
         Receipt.read((await ask.receipt(told.turn)).model_dump_json().encode()).verify()

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from waiting import until
 
 import aibox
+from aibox.agents.approvals import Approvals
 from aibox.audit.chain import AuditChain
 from aibox.chat import ChatRequest
 from aibox.cli.app import app
@@ -68,6 +69,7 @@ async def test_it_holds_and_leaves_nothing_behind(w: World) -> None:
         assert await w.box.memory.documents(scope=who.scope) == []
         assert await w.box.state.sessions.list(scope=who.scope) == []
         assert w.box.sandbox.ids(scope=who.scope) == []
+        assert await w.box.state.approvals.pending(scope=who.scope) == []
         assert all(key.revoked for key in await w.keys.list(who.tenant))
 
 
@@ -151,6 +153,15 @@ def _telling_keys(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Answers, "begin", telling)
 
 
+def _everybodys_questions(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    select = Approvals._select
+
+    async def anywhere(self: Approvals, scope: Scope, *more: Any) -> Any:
+        return [found for who in (A, B) for found in await select(self, who.scope, *more)]
+
+    monkeypatch.setattr(Approvals, "_select", anywhere)
+
+
 def _everybodys_sandbox(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def attach(id_: str, *, scope: Scope) -> Any:
         if id_ not in w.box.sandbox._held:
@@ -198,6 +209,7 @@ def _everybodys_sessions(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
         (_everybodys_sandbox, {("sandbox", "read"), ("sandbox", "run"), ("sandbox", "still there")}),
         (_telling_sandbox, {("sandbox", "read"), ("sandbox", "end")}),
         (_everybodys_memory, {("memory", "recall"), ("knowledge", "search")}),
+        (_everybodys_questions, {("approvals", way) for way in ("get", "list", "approve", "reject")}),
         (_everybodys_keys, KEYED),
         (_telling_keys, KEYED),
     ],
@@ -240,6 +252,18 @@ async def test_what_cannot_be_had_here_is_not_tried_and_said(w: World, monkeypat
     assert {row.area for row in skipped} == {"sandbox"}
     assert all("cannot be isolated" in row.why for row in skipped)
     assert found.ok
+
+
+async def test_without_a_question_none_is_tried(tmp_path: Path) -> None:
+    """Where no call waits for a person, be it for want of such a tool or of the call, no way to questions has held."""
+    async with world(tmp_path, model="I would rather not.") as w:
+        pay = w.agents["default"].parts.tools[0]
+        for asks, why in ((True, "was told to call pay"), (False, "has a tool whose calls wait")):
+            pay.approve = asks  # type: ignore[attr-defined]  # a FunctionTool
+            rows = [row for row in (await verified(w)).rows if row.area in {"approvals", "runs"}]
+            assert {row.way for row in rows} == {"get", "approve", "reject", "resume", "list"}
+            assert {row.outcome for row in rows} == {"not tried"}
+            assert all(why in row.why for row in rows)
 
 
 async def test_where_no_answer_is_kept_no_key_is_tried(w: World, monkeypatch: pytest.MonkeyPatch) -> None:

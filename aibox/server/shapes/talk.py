@@ -199,6 +199,8 @@ SubagentEvent.model_rebuild()
 class ToolOffered(Answer):
     name: str
     description: str
+    approve: bool
+    """Every call waits until a person has said yes. Of other tools a call may wait too, for what else the turn did."""
 
 
 class AgentShown(Answer):
