@@ -60,7 +60,8 @@ THINGS: Sequence[tuple[str, str, Thing]] = (
     ("sessions", "export", lambda c, id_: c.sessions.export(id_)),
     ("sessions", "title", lambda c, id_: c.sessions.title(id_, "mine now")),
     ("sessions", "delete", lambda c, id_: c.sessions.delete(id_)),
-    ("receipts", "get", lambda c, id_: c.receipt(id_)),
+    ("receipts", "of a turn", lambda c, id_: c.receipt(id_)),
+    ("calls", "receipt of a call to a model", lambda c, id_: c.receipt(id_)),
     ("sandbox", "run", lambda c, id_: c.sandbox.run(id_, "cat word.txt", language="bash")),
     ("sandbox", "files", lambda c, id_: c.sandbox.files(id_)),
     ("sandbox", "read", lambda c, id_: c.sandbox.read(id_, "word.txt")),
@@ -93,9 +94,12 @@ LISTS: Sequence[tuple[str, str, Callable[[Client, Probe], Awaitable[Any]]]] = (
     ("keys", "list", lambda c, _: c.keys.list()),
     ("approvals", "list", lambda c, _: c.approvals.list()),
     ("audit", "log", lambda c, _: _log(c)),
+    # The stranger has an entry of that number too, or none; its leaf is another.
+    ("audit", "show", lambda c, owner: c.audit.show(int(owner.ids.get("seq", "0")))),
+    ("checkpoint", "get", lambda c, _: c.audit.checkpoint()),
 )
 # What the owner's is known by in a list, where it need not hold the word.
-MARKED = ("approvals", "audit")
+MARKED = ("approvals", "audit", "checkpoint")
 # A conversation under the name that the owner's has: the owner's word may not turn up.
 CLAIMS: Sequence[tuple[str, str, Callable[[Client, Probe], Awaitable[Any]]]] = (
     ("sessions", "chat under the same name", lambda c, o: c.chat("What did I tell you?", session=o.ids["sessions"])),
@@ -155,15 +159,28 @@ async def _seed(probe: Probe) -> None:
     async def keys() -> str:
         return (await client.keys.create("isolation", note=word)).split("-")[1]
 
+    async def calls() -> str:
+        await client.complete(f"{word} is my word.", max_tokens=16)
+        turns = [entry.turn for entry in (await client.audit.log(kind="turn.")).data]
+        if not turns:
+            raise ConfigError("the log names no turn of the call")
+        return turns[-1]
+
     async def audit() -> str:
-        return (await client.audit.log(limit=1)).data[0].leaf
+        entry = (await client.audit.log(limit=1)).data[0]
+        probe.ids["seq"] = str(entry.seq)
+        return entry.leaf
+
+    async def checkpoint() -> str:
+        """The name of the log, which the first line of its checkpoint is."""
+        return (await client.audit.checkpoint()).partition("\n")[0]
 
     async def approvals() -> str:
         probe.ids["runs"], question = await _asked(client, word)
         return question
 
     probe.ids["tenant named"] = probe.tenant
-    for make in (memory, knowledge, sessions, sandbox, keys, approvals, audit):
+    for make in (memory, knowledge, sessions, sandbox, keys, approvals, calls, audit, checkpoint):
         try:
             probe.ids[make.__name__] = await make()
         except AIBoxError as error:

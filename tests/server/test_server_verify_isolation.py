@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 from collections.abc import AsyncIterator
@@ -43,6 +44,12 @@ async def w(tmp_path: Path) -> AsyncIterator[World]:
         yield made
 
 
+EVIDENCE = {
+    *(("audit", way) for way in ("log", "show")),
+    ("checkpoint", "get"),
+    ("receipts", "of a turn"),
+    ("calls", "receipt of a call to a model"),
+}
 KEYED = {
     ("caches", f"{way}, {what} request under the same key")
     for way in ("memory remembered", "chat completion", "stream")
@@ -162,6 +169,21 @@ def _everybodys_questions(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Approvals, "_select", anywhere)
 
 
+def _one_log(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for the log reads that of the first tenant, and every receipt is anybody's."""
+    chain, entries, checkpoint, receipt = w.box.audit, w.box.audit.entries, w.box.audit.checkpoint, w.box.audit.receipt
+
+    async def anybodys(turn: str, *, scope: Scope) -> Any:
+        for who in (A, B):
+            with contextlib.suppress(ConfigError):
+                return await receipt(turn, scope=who.scope)
+        raise ConfigError("there is no such turn")
+
+    monkeypatch.setattr(chain, "entries", lambda tenant, start=0: entries("one", start=start))
+    monkeypatch.setattr(chain, "checkpoint", lambda tenant: checkpoint("one"))
+    monkeypatch.setattr(chain, "receipt", anybodys)
+
+
 def _everybodys_sandbox(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def attach(id_: str, *, scope: Scope) -> Any:
         if id_ not in w.box.sandbox._held:
@@ -210,6 +232,7 @@ def _everybodys_sessions(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
         (_telling_sandbox, {("sandbox", "read"), ("sandbox", "end")}),
         (_everybodys_memory, {("memory", "recall"), ("knowledge", "search")}),
         (_everybodys_questions, {("approvals", way) for way in ("get", "list", "approve", "reject")}),
+        (_one_log, EVIDENCE),
         (_everybodys_keys, KEYED),
         (_telling_keys, KEYED),
     ],
