@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import SecretStr, TypeAdapter
 
 from aibox.server import calls
 from aibox.server.connection import SILENCE_S, Connection
+from aibox.server.inference_calls import Inference, Messages
 from aibox.server.shapes import admin, guard, talk
 from aibox.server.shapes.evidence import ReceiptShown
 from aibox.server.shapes.guard import Place
@@ -41,6 +42,7 @@ class Client:
         secret = key.get_secret_value() if isinstance(key, SecretStr) else key
         self._url = url
         self._to = Connection(url, secret, case=case, timeout_s=timeout_s, transport=transport)
+        self.inference = Inference(self._to)
         self.sessions = calls.Sessions(self._to)
         self.approvals = calls.Approvals(self._to)
         self.memory = calls.Memory(self._to)
@@ -119,25 +121,10 @@ class Client:
         return await self._to.ask("GET", "/v1/models", Models)
 
     async def complete(
-        self,
-        messages: str | Sequence[Mapping[str, Any]],
-        *,
-        model: str = "default",
-        idempotency_key: str | None = None,
-        **fields: Any,
+        self, messages: Messages, *, model: str = "default", idempotency_key: str | None = None, **fields: Any
     ) -> ChatCompletion:
-        """A chat completion of a model or, as `agent:NAME`, an agent. `fields` are further fields of OpenAI's API.
-
-        For streams, tools and whatever else that API has, the official client does with this server's URL and key.
-        """
-        asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
-        body = {"model": model, "messages": asked, **fields, "stream": False}
-        key = idempotency_key
-        return await self._to.ask("POST", "/v1/chat/completions", ChatCompletion, body=body, idempotency_key=key)
-
-    async def post(self, api: Literal["completions", "embeddings", "responses"], body: Mapping[str, Any]) -> bytes:
-        """Another API of OpenAI's in its own JSON, without a stream."""
-        return await self._to.raw("POST", f"/v1/{api}", body={**body})
+        """A chat completion; `inference.chat`, for short."""
+        return await self.inference.chat(messages, model=model, idempotency_key=idempotency_key, **fields)
 
     async def health(self) -> Health:
         """Whether a model can answer; a server whose models cannot is UpstreamError."""

@@ -20,6 +20,8 @@ CONNECT_S = 10.0
 SILENCE_S = 600.0
 """How long an answer may let one wait. A stream is never so long without a sign of life."""
 MAX_EVENT_BYTES = 8 << 20
+DONE = "[DONE]"
+"""What OpenAI's streams end with, which is no JSON."""
 
 
 class Connection:
@@ -102,6 +104,8 @@ class Connection:
                 if response.status_code >= 300:
                     raise error_of(response.status_code, await response.aread(), response.headers)
                 async for data in _events(response):
+                    if data == DONE:
+                        break
                     yield kind.validate_json(data)
             finally:
                 await response.aclose()

@@ -160,11 +160,7 @@ async def _seed(probe: Probe) -> None:
         return (await client.keys.create("isolation", note=word)).split("-")[1]
 
     async def calls() -> str:
-        await client.complete(f"{word} is my word.", max_tokens=16)
-        turns = [entry.turn for entry in (await client.audit.log(kind="turn.")).data]
-        if not turns:
-            raise ConfigError("the log names no turn of the call")
-        return turns[-1]
+        return await _called(client, word)
 
     async def audit() -> str:
         entry = (await client.audit.log(limit=1)).data[0]
@@ -185,6 +181,15 @@ async def _seed(probe: Probe) -> None:
             probe.ids[make.__name__] = await make()
         except AIBoxError as error:
             probe.refused[make.__name__] = f"{error.code}: {error.message}"
+
+
+async def _called(client: Client, word: str) -> str:
+    """The turn that a call to a model was, as only the log names it."""
+    await client.complete(f"{word} is my word.", max_tokens=16)
+    turns = [entry.turn for entry in (await client.audit.log(kind="turn.")).data]
+    if not turns:
+        raise ConfigError("the log names no turn of the call")
+    return turns[-1]
 
 
 async def _asked(client: Client, word: str) -> tuple[str, str]:

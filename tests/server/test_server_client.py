@@ -18,18 +18,21 @@ import msgspec
 import pytest
 import uvicorn
 from platform_world import ROLES, Person, World, world
+from test_server_openai import Everything
 from waiting import until
 
 import aibox
 from aibox import errors
 from aibox.audit.receipt import Receipt
-from aibox.chat import ChatRequest
+from aibox.chat import ChatRequest, Chunk
 from aibox.errors import AIBoxError
-from aibox.server import calls, client
+from aibox.inference.capabilities import Api
+from aibox.server import calls, client, inference_calls
 from aibox.server.problem import STATUS, problem, status_of
 from aibox.server.table import table
 from aibox.server.told import error_of
 from aibox.testing import call
+from aibox.types import Scope
 
 pytestmark = [pytest.mark.anyio, pytest.mark.loopback]
 
@@ -60,21 +63,16 @@ async def talking(home: Path, **options: Any) -> AsyncIterator[tuple[World, aibo
 def test_the_client_has_a_call_for_every_route() -> None:
     """Of each row of the table: a route without a call fails here."""
     asked = set()
-    for module in (client, calls):
+    for module in (client, calls, inference_calls):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
             if isinstance(node, ast.Call):
                 words = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
                 asked.update(pairwise(words))
                 asked.update(("POST", word) for word in words if word.startswith("/v1/chat/stream"))
-    written = Path(calls.__file__).read_text() + Path(client.__file__).read_text()
     missing = {(r.method, r.path) for r in table()} - asked
-    # One is written a line above its call, and three are one call with a name in it.
-    assert '"/v1/admin/keys/{id}/rotate"' in written
-    assert 'f"/v1/{api}"' in written
-    assert missing == {
-        ("POST", "/v1/admin/keys/{id}/rotate"),
-        *(("POST", f"/v1/{api}") for api in ("completions", "embeddings", "responses")),
-    }
+    # It is written a line above its call.
+    assert '"/v1/admin/keys/{id}/rotate"' in Path(calls.__file__).read_text()
+    assert missing == {("POST", "/v1/admin/keys/{id}/rotate")}
 
 
 def drawing(request: ChatRequest) -> Any:
@@ -157,7 +155,7 @@ async def test_a_day_with_the_client(tmp_path: Path) -> None:
         assert (await ask.check("hello")).decision == "allow"
         assert (await ask.policy()).digest == (await ask.admin.policy()).digest
         assert (await ask.complete("hello", model="m")).choices[0].message.content == "You said: hello"
-        assert b"embedding" in await ask.post("embeddings", {"input": ["a"]})
+        assert len((await ask.inference.embeddings(["a"])).data[0]["embedding"]) == 384
         assert (await ask.models()).data[0].id == "agent:default"
         assert {route.model for route in (await ask.routes()).data} > {"m"}
         assert (await ask.usage()).user.day.calls > 3
@@ -214,6 +212,64 @@ async def test_a_call_with_a_key_is_done_once(tmp_path: Path) -> None:
         assert len(w.model.requests) == 3
         with pytest.raises(errors.ConfigError, match="another request"):
             await ask.chat("goodbye", idempotency_key="k-0")
+
+
+def pieces(chunks: list[Any]) -> list[Any]:
+    """The fields of each first choice, of those chunks that have one."""
+    return [chunk.choices[0] for chunk in chunks if chunk.choices]
+
+
+async def test_openais_apis_are_typed_and_stream(tmp_path: Path) -> None:
+    """Chat, completions, responses and embeddings: whole answers as objects, and streams that say the same."""
+    async with talking(tmp_path) as (w, ask):
+        w.box.__dict__["router"] = aibox.Router(Everything(), policy=w.box.policy, audit=w.box.audit)
+        open_ = ask.inference
+        chat = await open_.chat([{"role": "user", "content": "hi"}], model="m", temperature=0)
+        told = [chunk async for chunk in open_.stream_chat([{"role": "user", "content": "hi"}], model="m")]
+        said = chat.choices[0].message.content
+        assert isinstance(said, str)
+        assert said.startswith("You said: ")
+        assert "".join(piece["delta"].get("content") or "" for piece in pieces(told)) == said
+
+        whole = await open_.completions("hi", model="m")
+        parts = [chunk async for chunk in open_.stream_completions("hi", model="m")]
+        assert whole.choices[0]["text"] == "You said: hi"
+        assert "".join(piece["text"] for piece in pieces(parts)) == "You said: hi"
+
+        answer = await open_.responses("hi", model="m")
+        assert answer.object == "response"
+        assert answer.model_dump()["output"][0]["content"][0]["text"] == "You said: hi"
+        events = [event async for event in open_.stream_responses("hi", model="m")]
+        deltas = [event.model_dump()["delta"] for event in events if event.type == "response.output_text.delta"]
+        assert ("".join(deltas), events[-1].type) == ("You said: hi", "response.completed")
+
+        vectors = await open_.embeddings(["a", "b"], model="m")
+        assert [one["embedding"] for one in vectors.data] == [[0.5, -0.25]] * 2
+
+
+class Breaking(Everything):
+    """A model server that goes away in the middle of a stream."""
+
+    async def events(self, api: Api, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:
+        said = [chunk async for chunk in super().events(api, request, scope=scope)]
+        for chunk in said[: len(said) // 2]:
+            yield chunk
+        raise aibox.BackendError("the model server is gone")
+
+
+async def test_a_stream_of_openais_that_fails_raises(tmp_path: Path) -> None:
+    """Before the first chunk and after it: the library's own error, with its code, in each of the APIs."""
+    async with talking(tmp_path) as (w, ask):
+        with pytest.raises(aibox.ConfigError, match="no model"):
+            [_ async for _ in ask.inference.stream_chat("hello", model="nothing")]
+        w.box.__dict__["router"] = aibox.Router(Breaking(), policy=w.box.policy, audit=w.box.audit)
+        long = "one two three four five six seven " * 200
+        open_ = ask.inference
+        for stream in (open_.stream_completions(long, model="m"), open_.stream_responses(long, model="m")):
+            assert await anext(stream)
+            with pytest.raises(aibox.BackendError, match="gone") as caught:
+                [_ async for _ in stream]
+            assert caught.value.code == "upstream.backend"
 
 
 async def test_errors_come_out_as_they_were(tmp_path: Path) -> None:

@@ -59,6 +59,16 @@ class ChatCompletion(_Open):
     choices: list[Choice]
 
 
+class ChatChunk(_Open):
+    """A piece of a streamed answer: what is new stands in the `delta` of each choice."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[dict[str, Any]]
+
+
 class Completion(_Open):
     object: str
     choices: list[dict[str, Any]]
@@ -72,6 +82,12 @@ class Embeddings(_Open):
 class Response(_Open):
     id: str
     object: str
+
+
+class ResponseEvent(_Open):
+    """An event of a streamed response, such as `response.output_text.delta`."""
+
+    type: str
 
 
 class Model(_Open):
