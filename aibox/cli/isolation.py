@@ -42,7 +42,8 @@ async def isolation(settings: Settings, *, url: str | None, report: Path | None,
         secrets = [await keys.create(scope=scope, roles=roles, days=1, note="verify isolation") for scope in scopes]
         try:
             async with Client(url, secrets[0]) as one, Client(url, secrets[1]) as other:
-                found = await verify_isolation(url, (scopes[0].tenant, one), (scopes[1].tenant, other))
+                sides = (scopes[0].tenant, one), (scopes[1].tenant, other)
+                found = await verify_isolation(url, *sides, databases=settings.databases)
         finally:
             for secret, scope in zip(secrets, scopes, strict=True):
                 await keys.revoke(secret.split("-")[1], tenant=scope.tenant)

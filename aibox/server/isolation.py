@@ -1,5 +1,6 @@
-"""Tries every way from one tenant into another in a running deployment, over HTTP as anybody would, and says what held.
+"""Tries every way from one tenant into another in a running deployment, and says what held.
 
+All is asked over HTTP, as anybody would, but for the rows of a shared database (`isolation_rows`).
 Two tenants are seeded with a word each. Whoever is not the owner must never meet the owner's word, and must hear of
 what is there exactly what is heard of what is not. Where the owner does not meet the word either, nothing was proved.
 """
@@ -17,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from aibox.errors import AIBoxError, ConfigError
+from aibox.server import isolation_rows
 from aibox.server.client import Client
 from aibox.server.isolation_report import IsolationReport, Outcome, Row
 
@@ -114,8 +116,12 @@ KEPT: Sequence[tuple[str, Keyed]] = (
 )
 
 
-async def verify_isolation(url: str, one: tuple[str, Client], other: tuple[str, Client]) -> IsolationReport:
+async def verify_isolation(
+    url: str, one: tuple[str, Client], other: tuple[str, Client], *, databases: Sequence[str] = ()
+) -> IsolationReport:
     """Seed both tenants, try every way in both directions, and clean up. The clients are administrators of theirs.
+
+    `databases` are those of the server, by its own role: rows are tried there without the server between.
 
     What an area cannot do here (no sandbox, no model) is `not tried`, with the reason. Raises AIBoxError where the
     server cannot be asked at all.
@@ -129,6 +135,7 @@ async def verify_isolation(url: str, one: tuple[str, Client], other: tuple[str, 
             await _seed(probe)
         for owner, stranger in ((first, second), (second, first)):
             rows += [row async for row in _tried(owner, stranger)]
+            rows += await asyncio.to_thread(isolation_rows.tried, databases, owner.tenant, stranger.tenant)
     finally:
         for probe in (first, second):
             left += await asyncio.shield(_clean(probe, {*first.ids.values(), *second.ids.values()}))

@@ -148,13 +148,15 @@ class World:
 
 
 @asynccontextmanager
-async def world(home: Path, *, model: Any = answer, isolated: bool = False, code: bool = False) -> AsyncIterator[World]:
+async def world(
+    home: Path, *, model: Any = answer, isolated: bool = False, code: bool = False, database: str | None = None
+) -> AsyncIterator[World]:
     """A served world in a folder. `isolated`: code really runs where it can harm nobody, or not at all.
 
-    `code`: the agent has the sandbox as tools.
+    `code`: the agent has the sandbox as tools. `database`: what several servers would share is there.
     """
     keys, people = ApiKeys(home / "api-keys.db"), People(home / "home" / "people.db")
-    async with Box(Settings(home=home / "home", policy="permissive")) as box:
+    async with Box(Settings(home=home / "home", policy="permissive", database=database)) as box:
         made = World(box, keys, model=model, isolated=isolated, code=code)
         made.people = people
         try:

@@ -26,6 +26,7 @@ from aibox.cli.app import app
 from aibox.cli.isolation import isolation
 from aibox.errors import AccessError, AuthError, BackendError, ConfigError, IntegrityError, StoreError
 from aibox.protocols import Health
+from aibox.server import isolation_rows
 from aibox.server.answers import Answers, Asking
 from aibox.server.isolation import verify_isolation
 from aibox.server.isolation_report import IsolationReport, is_report
@@ -44,6 +45,8 @@ async def w(tmp_path: Path) -> AsyncIterator[World]:
         yield made
 
 
+UNNAMED = "tenant = coalesce(current_setting('aibox.tenant', true), tenant)"
+"""A rule that forgets to ask whose the transaction is."""
 EVIDENCE = {
     *(("audit", way) for way in ("log", "show")),
     ("checkpoint", "get"),
@@ -61,13 +64,15 @@ async def verified(w: World) -> IsolationReport:
     transport = httpx2.ASGITransport(app=w.app)
     url = "http://127.0.0.1"
     one, two = (aibox.Client(url, who.token(), transport=transport) for who in (A, B))
-    return await verify_isolation(url, ("one", one), ("two", two))
+    return await verify_isolation(url, ("one", one), ("two", two), databases=w.box.settings.databases)
 
 
 async def test_it_holds_and_leaves_nothing_behind(w: World) -> None:
     """Every way is tried in both directions; afterwards both tenants have nothing but their logs."""
     found = await verified(w)
-    assert {row.outcome for row in found.rows} == {"held"}, [row for row in found.rows if row.outcome != "held"]
+    rows = [row for row in found.rows if row.area != "database"]
+    assert {row.outcome for row in rows} == {"held"}, [row for row in rows if row.outcome != "held"]
+    assert all("no PostgreSQL database" in row.why for row in found.rows if row not in rows)
     assert found.ok
     assert len(found.rows) > 60
     assert found.left == ()
@@ -271,7 +276,7 @@ async def test_what_cannot_be_had_here_is_not_tried_and_said(w: World, monkeypat
 
     monkeypatch.setattr(w.box.sandbox, "open", nothing)
     found = await verified(w)
-    skipped = [row for row in found.rows if row.outcome == "not tried"]
+    skipped = [row for row in found.rows if row.outcome == "not tried" and row.area != "database"]
     assert {row.area for row in skipped} == {"sandbox"}
     assert all("cannot be isolated" in row.why for row in skipped)
     assert found.ok
@@ -298,6 +303,53 @@ async def test_where_no_answer_is_kept_no_key_is_tried(w: World, monkeypatch: py
     monkeypatch.setattr(Once, "__call__", passed_over)
     rows = [row for row in (await verified(w)).rows if row.area == "caches"]
     assert {(row.outcome, row.why) for row in rows} == {("not tried", "the owner's key is not held either")}
+
+
+async def test_rows_of_a_shared_database_are_tried(tmp_path: Path, postgres_url: str) -> None:
+    """With a shared database every table with something of the owner's is read as the server's role, and holds."""
+    async with world(tmp_path, database=postgres_url) as w:
+        found = await verified(w)
+    assert found.ok, [row for row in found.rows if row.outcome == "crossed"]
+    assert found.left == ()
+    assert "owner@" not in json.dumps(found.as_dict())
+    rows = [row for row in found.rows if row.area == "database"]
+    held = {row.way for row in rows if row.outcome == "held"}
+    assert held >= {
+        *(f"aibox_audit.{name}" for name in ("entries", "checkpoints", "turns")),
+        *(f"aibox_agents.{name}" for name in ("sessions", "messages", "runs", "approvals")),
+        *("aibox_memory.records", "aibox_documents.documents", "aibox_documents.passages", "aibox_server.people"),
+    }
+    assert {row.way for row in rows if row.outcome == "not tried"} == {*isolation_rows.OPEN, "rows elsewhere"}
+
+
+@pytest.mark.parametrize(
+    ("opened", "why"),
+    [
+        ("ALTER TABLE aibox_memory.records DISABLE ROW LEVEL SECURITY", "in the other tenant's name"),
+        ("CREATE POLICY lost ON aibox_memory.records USING (current_setting('aibox.tenant') = '')", "in nobody's name"),
+        (f"ALTER POLICY one_tenant ON aibox_memory.records USING ({UNNAMED})", "in nobody's name"),
+    ],
+)
+async def test_a_table_that_is_open_is_found(
+    tmp_path: Path, postgres_full: str, postgres_url: str, opened: str, why: str
+) -> None:
+    """Where a table's security is off, or a rule lets in whoever names no tenant, that table is named, and no other."""
+    import psycopg
+
+    with psycopg.connect(postgres_full, autocommit=True) as db:
+        db.execute(opened.encode())
+    async with world(tmp_path, database=postgres_url) as w:
+        found = await verified(w)
+    crossed = {(row.way, row.why) for row in found.rows if row.outcome == "crossed" and row.area == "database"}
+    assert {way for way, _ in crossed} == {"aibox_memory.records"}
+    assert all(why in said for _, said in crossed)
+
+
+async def test_a_database_that_cannot_be_asked_is_not_tried(tmp_path: Path) -> None:
+    """It is told, without the password that its URL holds, and nothing of it counts as held."""
+    url = f"postgresql://writer:secret@/nowhere?host={tmp_path}"
+    (row,) = await asyncio.to_thread(isolation_rows.tried, [url], "one", "two")
+    assert (row.outcome, "secret" in row.why) == ("not tried", False)
 
 
 async def test_without_a_model_the_rest_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
