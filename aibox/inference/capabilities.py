@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from aibox.chat import Capability, ModelInfo
 from aibox.errors import ConfigError, EgressError
@@ -77,15 +77,70 @@ OUTPUT_BOUNDS: Mapping[Api, tuple[str, ...]] = {
     "responses": ("max_output_tokens",),
 }
 """The names by which a request says how many tokens may be written."""
+_BOUNDS = frozenset(
+    {
+        *(name for names in OUTPUT_BOUNDS.values() for name in names),
+        # llama.cpp (where it outdoes `max_tokens`), Ollama, Text Generation Inference, Transformers, Anthropic.
+        *("n_predict", "num_predict", "max_new_tokens", "max_length", "max_tokens_to_sample"),
+    }
+)
 
 
 def output_bounds(api: Api, body: Mapping[str, Any]) -> dict[str, int]:
     """What is said by those names. Raises ConfigError for what is no number of tokens."""
-    names = OUTPUT_BOUNDS[api]
-    bounds = {name: body[name] for name in names if body.get(name) is not None}
-    if any(type(bound) is not int or bound < 1 for bound in bounds.values()):
-        raise ConfigError(f"`{names[0]}` is a whole number above 0")
-    return bounds
+    return {name: _tokens(name, body[name]) for name in OUTPUT_BOUNDS[api] if body.get(name) is not None}
+
+
+_TURNS = frozenset({"priority", "id_slot"})
+"""With these a caller would overtake others in the engine, or take the place where another's prompt is kept."""
+_ENGINE = frozenset(
+    {
+        *("kv_transfer_params", "ec_transfer_params", "vllm_xargs"),  # vLLM; the last one can hold the first
+        *("bootstrap_host", "bootstrap_port", "bootstrap_room", "session_params", "custom_logit_processor"),  # SGLang
+        *("data_parallel_rank", "routed_dp_rank", "disagg_prefill_dp_rank"),
+    }
+)
+_HELD: Mapping[Api, frozenset[str]] = {
+    **dict.fromkeys(get_args(Api), _TURNS | _ENGINE),
+    **{api: _TURNS | _ENGINE | {"min_tokens"} | _BOUNDS.difference(own) for api, own in OUTPUT_BOUNDS.items()},
+}
+"""Fields that are not sent as they came. One look tells that a request has none of them."""
+
+
+def hold_fields(api: Api, body: dict[str, Any]) -> None:
+    """Take out of the body what is an engine's own affair, and call what bounds the answer by the API's own name.
+
+    Raises EgressError for what would make the engine connect elsewhere, run a caller's code, or read what it keeps of
+    others; ConfigError for a bound that is no number of tokens.
+    """
+    if body.keys().isdisjoint(_HELD[api]):
+        return
+    for key in _ENGINE:
+        if body.get(key) is not None:
+            raise EgressError(
+                f"with `{key}` the model's server would reach elsewhere, or for what it keeps of others, past the door",
+                hint="leave it out: it is for whoever runs the server",
+            )
+    for key in _TURNS:
+        body.pop(key, None)
+    if api in OUTPUT_BOUNDS:
+        _rename_bounds(api, body)
+
+
+def _rename_bounds(api: Api, body: dict[str, Any]) -> None:
+    least, own = body.get("min_tokens"), OUTPUT_BOUNDS[api]
+    if least is not None and (type(least) is not int or least < 0):
+        raise ConfigError("`min_tokens` is a whole number")
+    others = [name for name in body if name in _BOUNDS and name not in own]
+    bounds = [_tokens(name, bound) for name in others if (bound := body.pop(name)) is not None]
+    if bounds and all(body.get(name) is None for name in own):
+        body[own[0]] = min(bounds)
+
+
+def _tokens(name: str, bound: Any) -> int:
+    if type(bound) is not int or bound < 1:
+        raise ConfigError(f"`{name}` is a whole number above 0")
+    return bound
 
 
 _ADDRESSES = ("image_url", "video_url", "audio_url", "file_url")

@@ -277,9 +277,10 @@ def _prepared(
         body["model"] = route.model.id
     for key in ("stream", "stream_options"):
         body.pop(key, None)
-    if body.get("n") not in (None, 1) or body.get("best_of") not in (None, 1):
+    if body.get("n") not in (None, 1) or body.get("best_of") not in (None, 1) or body.get("n_cmpl") not in (None, 1):
         # Checks look at one answer; a second would pass them by.
         raise ConfigError("only one answer a call can be had: `n` must be 1")
+    capabilities.hold_fields(api, body)
     capabilities.hold_addresses(body)
     if api in capabilities.OUTPUT_BOUNDS:
         _bound(api, body, route.model.context_tokens, policy)
@@ -311,6 +312,9 @@ def _bound(api: Api, body: dict[str, Any], context_tokens: int | None, policy: P
     elif context_tokens is None or context_tokens > limit:
         # A model whose whole context is smaller cannot write more, and would refuse to be asked for it.
         body[capabilities.OUTPUT_BOUNDS[api][0]] = limit
+    if body.get("min_tokens") is not None:
+        # A server refuses to write more at least than at most, and the caller cannot know that the policy says less.
+        body["min_tokens"] = min(body["min_tokens"], limit)
 
 
 def _posts(backend: Any, api: Api) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from inference_parts import Notes, Upstream
 
-from aibox.chat import ChatRequest, ModelInfo, assemble
+from aibox.chat import ChatRequest, Completion, ModelInfo, assemble
 from aibox.errors import BackendError, ConfigError, EgressError, StoreError
 from aibox.inference.openai_compatible import OpenAICompatible
 from aibox.inference.router import Router
@@ -179,14 +179,90 @@ async def test_the_policy_bounds_the_output(field: str, asked: int | None, sent:
     assert model.requests[0].body["max_tokens" if asked is None else field] == sent
 
 
+class Everything(ScriptedBackend):
+    """Takes a request of any API."""
+
+    async def post(self, api: str, request: ChatRequest, *, scope: Scope) -> Completion:
+        return await self.complete(request, scope=scope)
+
+
 @pytest.mark.parametrize(
-    "fields", [{"n": 2}, {"max_tokens": "9999"}, {"max_tokens": 0}, {"max_completion_tokens": True}]
+    ("api", "asked", "sent"),
+    [
+        ("chat", {"n_predict": 5000}, {"max_tokens": 100}),
+        ("chat", {"max_new_tokens": 50, "max_length": 60, "num_predict": None}, {"max_tokens": 50}),
+        ("chat", {"max_completion_tokens": 5000, "n_predict": 5000}, {"max_completion_tokens": 100}),
+        ("chat", {"max_output_tokens": 7, "max_tokens": None}, {"max_tokens": 7}),
+        ("completions", {"max_completion_tokens": 5000, "max_tokens": 20}, {"max_tokens": 20}),
+        ("responses", {"max_tokens": 5000}, {"max_output_tokens": 100}),
+        ("chat", {"max_tokens": 500, "min_tokens": 400}, {"max_tokens": 100, "min_tokens": 100}),
+        ("chat", {"min_tokens": 3}, {"max_tokens": 100, "min_tokens": 3}),
+    ],
+)
+async def test_no_other_name_of_a_bound_passes_the_policy(
+    api: Any, asked: dict[str, Any], sent: dict[str, int], scope: Scope
+) -> None:
+    """Whatever a server calls it, how much may be written goes under the API's own name, within the policy."""
+    model = Everything("ok")
+    router = Router(model, policy=Policy(limits=TurnLimits(output_tokens=100)))
+    text = {"chat": {"messages": [{"role": "user", "content": "Hi"}]}, "completions": {"prompt": "Hi"}}
+    first = {"model": "default", **text.get(api, {"input": "Hi"})}
+    await router.post(api, ChatRequest({**first, **asked}), scope=scope)
+    body = model.requests[0].body
+    assert {key: body[key] for key in body.keys() - {*first, "store"}} == sent
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 2},
+        {"n_cmpl": 2},
+        {"max_tokens": "9999"},
+        {"max_tokens": 0},
+        {"max_completion_tokens": True},
+        {"n_predict": -1},
+        {"max_new_tokens": 9999.0},
+        {"min_tokens": 9999.0},
+    ],
+    ids=str,
 )
 async def test_a_way_round_the_policy_is_refused(fields: dict[str, Any], scope: Scope) -> None:
     """A second answer that no check sees, or a bound that is no number, never reaches a backend."""
     model = ScriptedBackend()
     with pytest.raises(ConfigError):
         await Router(model, policy=Policy()).complete("Hi", scope=scope, **fields)
+
+
+@pytest.mark.parametrize("api", ["chat", "completions", "responses", "embeddings", "rerank"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"kv_transfer_params": {"do_remote_prefill": True, "remote_host": "evil.example"}},
+        {"vllm_xargs": {"kv_transfer_params": "x"}},
+        {"bootstrap_host": "evil.example"},
+        {"bootstrap_port": 0},
+        {"bootstrap_room": 7},
+        {"data_parallel_rank": 0},
+    ],
+    ids=str,
+)
+async def test_an_engine_is_not_told_where_to_connect_or_whose_cache_to_read(
+    api: Any, field: dict[str, Any], scope: Scope
+) -> None:
+    """What one engine says to another is refused from a caller, at every API."""
+    model = ScriptedBackend("ok")
+    asked = {"model": "scripted/scripted", "messages": [{"role": "user", "content": "Hi"}]}
+    body = {**asked, "prompt": "Hi", "input": "Hi", "query": "Hi", **field}
+    with pytest.raises(EgressError, match=f"`{next(iter(field))}`.*past the door"):
+        await Router(model).post(api, ChatRequest(body), scope=scope)
+    assert not model.requests
+
+
+async def test_nobody_overtakes_others_in_the_engine(scope: Scope) -> None:
+    """A priority and a slot of a caller's own are left out; the salt of a cache only parts, and goes."""
+    model = ScriptedBackend("ok")
+    await Router(model).complete("Hi", scope=scope, priority=-5, id_slot=0, cache_salt="mine", top_k=3)
+    assert model.requests[0].body.keys() == {"model", "messages", "cache_salt", "top_k"}
 
 
 @pytest.mark.parametrize("messages", ["", [], "request"])
