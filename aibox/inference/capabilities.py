@@ -45,25 +45,16 @@ def check(model: ModelInfo, api: Api, body: Mapping[str, Any]) -> None:
         )
 
 
-_KEPT = ("previous_response_id", "conversation", "background", "prompt")
 _TOOLS = (None, "function", "custom")
 
 
-def hold_responses(body: Mapping[str, Any]) -> None:
-    """Raises ConfigError for what would need an answer that was kept, and EgressError for a tool of the server's own.
-
-    An answer kept by a model server belongs to whoever knows its id, of whatever tenant; and what a server runs by
-    itself (web search, MCP) carries text past the door.
-    """
-    if kept := [key for key in _KEPT if body.get(key)]:
-        raise ConfigError(
-            f"`{kept[0]}` cannot be used: nothing is kept between calls", hint="send the items themselves"
-        )
+def hold_tools(body: Mapping[str, Any]) -> None:
+    """Raises EgressError for a tool of the server's own: what it runs by itself carries text past the door."""
     tools = body.get("tools") or ()
     if not isinstance(tools, list | tuple):
         raise ConfigError("`tools` is a list")
     for tool in tools:
-        kind = tool.get("type") if isinstance(tool, Mapping) else ""
+        kind = tool.get("type") if type(tool) is dict or isinstance(tool, Mapping) else ""
         if kind not in _TOOLS:
             raise EgressError(
                 f"the tool {str(kind)[:40]!r} would be run by the model's server, past the door",
@@ -100,9 +91,14 @@ _ENGINE = frozenset(
         *("data_parallel_rank", "routed_dp_rank", "disagg_prefill_dp_rank"),
     }
 )
+_SEARCH = frozenset({"web_search_options", "search_parameters", "data_sources"})
+"""OpenAI's, xAI's and Azure's ways to have the server look something up; an empty object asks for it too."""
+_KEPT = frozenset({"previous_response_id", "conversation", "background", "prompt"})
+_WRITES = _TURNS | _ENGINE | _SEARCH | _KEPT | {"store", "min_tokens"}
 _HELD: Mapping[Api, frozenset[str]] = {
     **dict.fromkeys(get_args(Api), _TURNS | _ENGINE),
-    **{api: _TURNS | _ENGINE | {"min_tokens"} | _BOUNDS.difference(own) for api, own in OUTPUT_BOUNDS.items()},
+    **{api: _WRITES | _BOUNDS.difference(own) for api, own in OUTPUT_BOUNDS.items()},
+    "completions": (_WRITES - {"prompt"}) | _BOUNDS.difference(OUTPUT_BOUNDS["completions"]),
 }
 """Fields that are not sent as they came. One look tells that a request has none of them."""
 
@@ -110,19 +106,32 @@ _HELD: Mapping[Api, frozenset[str]] = {
 def hold_fields(api: Api, body: dict[str, Any]) -> None:
     """Take out of the body what is an engine's own affair, and call what bounds the answer by the API's own name.
 
-    Raises EgressError for what would make the engine connect elsewhere, run a caller's code, or read what it keeps of
-    others; ConfigError for a bound that is no number of tokens.
+    Raises EgressError for what would make the engine connect elsewhere, search, run a caller's code, or read what it
+    keeps of others; ConfigError for what would need an answer that was kept, which belongs to whoever knows its id, of
+    whatever tenant, and for a bound that is no number of tokens.
     """
-    if body.keys().isdisjoint(_HELD[api]):
+    held = _HELD[api]
+    if body.keys().isdisjoint(held):
         return
-    for key in _ENGINE:
-        if body.get(key) is not None:
+    for key in held.intersection(body):
+        if key in _KEPT and body[key]:
+            raise ConfigError(
+                f"`{key}` cannot be used: nothing is kept between calls", hint="send the items themselves"
+            )
+        if key in _SEARCH and body[key] is not None:
+            raise EgressError(
+                f"with `{key}` the model's server would look something up, past the door",
+                hint="give functions, and look it up yourself",
+            )
+        if key in _ENGINE and body[key] is not None:
             raise EgressError(
                 f"with `{key}` the model's server would reach elsewhere, or for what it keeps of others, past the door",
                 hint="leave it out: it is for whoever runs the server",
             )
     for key in _TURNS:
         body.pop(key, None)
+    if body.get("store") is not None:
+        body["store"] = False
     if api in OUTPUT_BOUNDS:
         _rename_bounds(api, body)
 

@@ -281,12 +281,12 @@ def _prepared(
         # Checks look at one answer; a second would pass them by.
         raise ConfigError("only one answer a call can be had: `n` must be 1")
     capabilities.hold_fields(api, body)
+    capabilities.hold_tools(body)
     capabilities.hold_addresses(body)
     if api in capabilities.OUTPUT_BOUNDS:
         _bound(api, body, route.model.context_tokens, policy)
     if api == "responses":
-        capabilities.hold_responses(body)
-        body["store"] = False
+        body["store"] = False  # which is true where it is left out
     # Often it goes as it came, and then its bytes are known.
     prepared = request if body == request.body and api != "responses" else request.with_body(body)
     if api == "chat" and not route.model.tools and body.get("tool_choice") == "none":

@@ -251,8 +251,8 @@ async def test_an_engine_is_not_told_where_to_connect_or_whose_cache_to_read(
 ) -> None:
     """What one engine says to another is refused from a caller, at every API."""
     model = ScriptedBackend("ok")
-    asked = {"model": "scripted/scripted", "messages": [{"role": "user", "content": "Hi"}]}
-    body = {**asked, "prompt": "Hi", "input": "Hi", "query": "Hi", **field}
+    text = {"chat": {"messages": [{"role": "user", "content": "Hi"}]}, "completions": {"prompt": "Hi"}}
+    body = {"model": "default", **text.get(api, {"input": "Hi", "query": "Hi"}), **field}
     with pytest.raises(EgressError, match=f"`{next(iter(field))}`.*past the door"):
         await Router(model).post(api, ChatRequest(body), scope=scope)
     assert not model.requests

