@@ -36,15 +36,18 @@ class Usage(msgspec.Struct, frozen=True):
     def read(cls, body: Mapping[str, Any] | None) -> Usage:
         """From the `usage` object of an answer, also of `/responses`; missing or null fields count as 0.
 
-        `cost` is OpenRouter's field, in USD; a Router fills it in where it knows the price.
+        Where there is a total alone (of a rerank), what is no output of it is input. `cost` is OpenRouter's field, in
+        USD; a Router fills it in where it knows the price.
         """
         body = body if isinstance(body, dict) else {}
         incoming = body.get("prompt_tokens_details") or body.get("input_tokens_details")
         outgoing = body.get("completion_tokens_details") or body.get("output_tokens_details")
         cost = body.get("cost")
+        output = _count(body.get("completion_tokens", body.get("output_tokens")))
+        asked = _count(body.get("prompt_tokens", body.get("input_tokens")))
         return cls(
-            input_tokens=_count(body.get("prompt_tokens", body.get("input_tokens"))),
-            output_tokens=_count(body.get("completion_tokens", body.get("output_tokens"))),
+            input_tokens=asked or max(0, _count(body.get("total_tokens")) - output),
+            output_tokens=output,
             cached_tokens=_count(incoming.get("cached_tokens")) if isinstance(incoming, dict) else 0,
             reasoning_tokens=_count(outgoing.get("reasoning_tokens")) if isinstance(outgoing, dict) else 0,
             cost_usd=float(min(cost, MOST_USD)) if isinstance(cost, int | float) and 0 <= cost < math.inf else None,
@@ -62,8 +65,10 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 def _count(value: object) -> int:
-    """A server's count; what is no count is 0, for it must never lower what was spent."""
-    return min(int(value), MOST_TOKENS) if isinstance(value, int) and value > 0 else 0
+    """A server's count, also where it writes 12.0; what is no count is 0, for it must never lower what was spent."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return min(value, MOST_TOKENS) if type(value) is int and value > 0 else 0
 
 
 Capability = Literal[

@@ -40,7 +40,8 @@ _LIKE = "model.answered"
 class Call(msgspec.Struct, frozen=True):
     """One model call that has ended. Times are in seconds; `first_token_s` is None where none came.
 
-    `counted` is False when the server gave no counts (a stream was left, or broke off): the usage is then an estimate.
+    `counted` is False when the server gave no counts, or none of a part (a call was left, a stream broke off, it says
+    0): the usage is then an estimate.
     """
 
     scope: Scope

@@ -506,6 +506,126 @@ async def test_every_call_is_counted_with_its_cost(stream: bool, scope: Scope) -
     assert (await router.accounts.spent(scope.tenant, user=scope.user)).tokens == 4
 
 
+class Teller(Server):
+    """A replica that counts as it is told to; a list is what a stream says, one after the other."""
+
+    def __init__(self, usage: Any, *, price: Price | None = None) -> None:
+        super().__init__("teller", price=price)
+        self.usage = usage
+
+    async def complete(self, request: ChatRequest, *, scope: Scope) -> Completion:
+        completion = await super().complete(request, scope=scope)
+        return Completion({**completion.body, "usage": self.usage}, self.name)
+
+    async def stream(self, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:
+        self.requests.append(request)
+        for usage in self.usage if isinstance(self.usage, list) else [None, self.usage]:
+            choice = {"index": 0, "delta": {"content": "word"}, "finish_reason": "stop" if usage is not None else None}
+            yield Chunk({"choices": [choice], "usage": usage}, self.name)
+
+
+async def used(server: Server, scope: Scope, *, stream: bool) -> Call:
+    calls: list[Call] = []
+    router = Router(server, on_call=calls.append)
+    if stream:
+        assert [chunk async for chunk in router.stream(HI, model="m", scope=scope)]
+    else:
+        assert (await router.complete(HI, model="m", scope=scope)).text == "Hello there, friend."
+    return calls[0]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        {},
+        {"prompt_tokens": 0, "completion_tokens": 0},
+        {"prompt_tokens": -5, "completion_tokens": -5},
+        {"prompt_tokens": "12", "completion_tokens": "30"},
+        {"prompt_tokens": 0.5, "completion_tokens": math.nan},
+        {"prompt_tokens": True, "completion_tokens": True},
+        5,
+    ],
+    ids=str,
+)
+async def test_a_server_whose_counts_say_nothing_is_not_asked_for_nothing(
+    usage: Any, stream: bool, scope: Scope
+) -> None:
+    """The prompt and the answer are estimated, and marked so."""
+    call = await used(server := Teller(usage), scope, stream=stream)
+    said = 2 if stream else len(str({"role": "assistant", "content": "Hello there, friend."})) // 4
+    assert call.usage == Usage(len(server.requests[0].encoded()) // 4, said)
+    assert not call.counted
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("usage", "counted"),
+    [
+        ({"prompt_tokens": 12.0, "completion_tokens": 30.0}, Usage(12, 30)),
+        ({"completion_tokens": 30, "total_tokens": 42}, Usage(12, 30)),
+    ],
+    ids=str,
+)
+async def test_counts_are_read_however_a_server_writes_them(
+    usage: Any, counted: Usage, stream: bool, scope: Scope
+) -> None:
+    """A whole number with a point is one, and a total says what a part leaves out."""
+    call = await used(Teller(usage), scope, stream=stream)
+    assert (call.usage, call.counted) == (counted, True)
+
+
+async def test_a_part_that_a_server_does_not_count_is_estimated(scope: Scope) -> None:
+    """What it counts stays, and the call is marked."""
+    call = await used(Teller({"prompt_tokens": 12}), scope, stream=True)
+    assert (call.usage, call.counted) == (Usage(12, 2), False)
+
+
+async def test_a_later_count_takes_nothing_back(scope: Scope) -> None:
+    """Of the counts of one stream the largest holds, each for itself."""
+    counts = [
+        {"prompt_tokens": 900, "completion_tokens": 50, "cost": 0.5},
+        {"prompt_tokens": 0, "completion_tokens": 60, "cost": 0},
+        {"prompt_tokens": 0, "completion_tokens": 0},
+    ]
+    assert (await used(Teller(counts), scope, stream=True)).usage == Usage(900, 60, cost_usd=0.5)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_price_of_the_operator_goes_before_a_servers_cost(stream: bool, scope: Scope) -> None:
+    """A server that says that it costs nothing costs what it is said to cost here; without a price its word counts."""
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "cost": 0}
+    call = await used(Teller(usage, price=Price(input_usd=2, output_usd=10)), scope, stream=stream)
+    assert call.usage.cost_usd == pytest.approx(70e-6)
+    assert (await used(Teller({**usage, "cost": 0.25}), scope, stream=stream)).usage.cost_usd == 0.25
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_leaves_before_the_first_piece_has_had_the_prompt_read(stream: bool, scope: Scope) -> None:
+    """The prompt of a call that was sent counts, as it is estimated; of one that failed before it said a word, none."""
+
+    class Slow(Server):
+        async def stream(self, request: ChatRequest, *, scope: Scope) -> AsyncIterator[Chunk]:
+            yield Chunk((await self.complete(request, scope=scope)).body)
+
+    calls: list[Call] = []
+    router = Router(server := Slow("a"), on_call=calls.append)
+    server.hold.clear()
+    asks = anext(router.stream(HI, model="m", scope=scope)) if stream else router.complete(HI, model="m", scope=scope)
+    task = asyncio.ensure_future(asks)
+    await until(lambda: server.calls == 1)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert calls[0].usage == Usage(len(server.requests[0].encoded()) // 4, 0)
+    assert (calls[0].outcome, calls[0].counted) == ("left", False)
+    server.hold.set()
+    server.fails = down()
+    with pytest.raises(BackendError):
+        await router.complete(HI, model="m", scope=scope)
+    assert calls[1].usage == Usage()
+
+
 @given(st.floats(0, 1e4), st.integers(0, 10**9), st.integers(0, 10**9), st.integers(0, 10**9))
 def test_a_price_is_never_negative_and_cached_input_costs_no_more(
     usd: float, asked: int, cached: int, said: int
