@@ -23,6 +23,7 @@ from aibox.guardrails.marks import json_might_hold_tokens
 from aibox.guardrails.reading import bound_texts
 from aibox.guardrails.stream import OutputFilter
 from aibox.inference.capabilities import Api
+from aibox.inference.head import Held
 from aibox.inference.readable import ENDS
 from aibox.inference.router import Router
 from aibox.inference.streams import Take, waited
@@ -87,23 +88,23 @@ class BareCall:
         The end of the answer comes when the entry that ends the call is durable.
         """
         came = _Came(self._api)
-        ending: list[Chunk] = []
+        ending = Held()
         try:
             request = await self._prepare()
             through = self._looked_through(bodies.offered(request.body)) if self._shows else None
 
             def plainly(batch: list[Chunk]) -> Awaitable[None] | None:
-                if not came.add(batch) and not ending:
+                if not came.add(batch) and not ending.chunks:
                     return take(batch)
-                ending.extend(batch)
+                ending.add(batch)
                 return None
 
             async def looked(batch: list[Chunk]) -> None:
                 assert through is not None
                 over = came.add(batch)
                 made = [new for one in batch for new in await self._through(through, one)]
-                if over or ending:
-                    ending.extend(made)
+                if over or ending.chunks:
+                    ending.add(batch, made)
                 elif made:
                     await waited(take(made))
 
@@ -111,7 +112,7 @@ class BareCall:
                 self._api, request, plainly if through is None else looked, scope=self._called_under
             )
             if through is not None and came.last is not None:
-                ending += [Chunk(body, came.last.backend, came.last.weights) for body in await through.rest()]
+                ending.chunks += [Chunk(body, came.last.backend, came.last.weights) for body in await through.rest()]
             await self._end(came.whole())
         except AIBoxError as error:
             await self._record.fail(error, label=self._label)
@@ -122,9 +123,9 @@ class BareCall:
         except Exception:
             await self._record.fail(AIBoxError("this went wrong"), label=self._label)
             raise
-        if ending:
+        if ending.chunks:
             # The call has ended: whoever leaves now does not give it a second end.
-            await waited(take(ending))
+            await waited(take(ending.chunks))
 
     def _looked_through(self, tools: frozenset[str]) -> Response | Choices:
         if self._api == "responses":

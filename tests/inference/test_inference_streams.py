@@ -13,11 +13,14 @@ from inference_parts import Upstream
 from waiting import until
 
 import aibox
+from aibox.agents.bare import BareCall
 from aibox.chat import ChatRequest, Chunk
 from aibox.errors import BackendError, LimitError
+from aibox.guardrails.guardrail import Guardrail
 from aibox.inference.openai_compatible import OpenAICompatible
 from aibox.inference.replica import Circuit
 from aibox.inference.streams import Take, iterated, pushed
+from aibox.policy.policy import Policy
 from aibox.testing import ScriptedBackend
 from aibox.types import Scope
 
@@ -259,3 +262,44 @@ async def test_a_reader_that_is_left_in_the_moment_of_a_piece_leaves_nothing_und
         gc.collect()
     assert not begun
     await until(upstream.gone.is_set)
+
+
+NOTHING = b'data: {"choices":[{"delta":{}}]}\n\n'
+LARGE = b'data: {"choices":[{"delta":{}}],"pad":"' + b"x" * (1 << 20) + b'"}\n\n'
+TOO_MUCH = [[NOTHING * 5_000] * 3, [LARGE] * 17]
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("nothing", TOO_MUCH, ids=["pieces", "bytes"])
+async def test_a_server_that_never_says_a_word_is_given_up(
+    nothing: list[bytes], upstream: Upstream, server: OpenAICompatible, scope: Scope
+) -> None:
+    """What comes before the first word is kept up to a bound, which is far above what servers send there."""
+    router = aibox.Router(server)
+    upstream.answer = upstream.sends(*nothing)
+    with pytest.raises(BackendError, match="server sent more than 10000 pieces or 16 MiB before"):
+        await anext(router.stream(REQUEST, scope=scope))
+    assert router._registry.replicas[0].circuit is Circuit.CLOSED
+    upstream.answer = upstream.sends(*nothing[: len(nothing) // 2], CHUNK, LAST)
+    assert "".join([piece.text async for piece in router.stream(REQUEST, scope=scope)]) == "a"
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("policy", [Policy(), Policy.profile("balanced")], ids=["as it came", "looked at"])
+@pytest.mark.parametrize("nothing", TOO_MUCH, ids=["pieces", "bytes"])
+async def test_a_server_that_goes_on_after_its_answer_is_given_up(
+    nothing: list[bytes], policy: Policy, upstream: Upstream, server: OpenAICompatible, scope: Scope
+) -> None:
+    """What comes after the end of an answer waits for the end to be on record, up to the same bound."""
+    last, done = LAST.split(b"data: [DONE]")[0], b"data: [DONE]\n\n"
+    router = aibox.Router(server)
+
+    async def said() -> str:
+        call = BareCall(REQUEST, router=router, guardrail=Guardrail(policy), audit=None, scope=scope)
+        return "".join([piece.text async for piece in iterated(call.stream)])
+
+    upstream.answer = upstream.sends(CHUNK, last, *nothing)
+    with pytest.raises(BackendError, match="or after the last"):
+        await said()
+    upstream.answer = upstream.sends(CHUNK, last, *nothing[: len(nothing) // 2], done)
+    assert await said() == "a"
