@@ -131,8 +131,9 @@ class Wire:
             except TimeoutError:
                 if over.expired():
                     raise self.late() from None
-                raise
-        # Some servers end without [DONE]; then what was said must at least have come to its end.
+                if not reading.finished:
+                    raise
+        # Some servers end without [DONE], or fall silent; then what was said must at least have come to its end.
         if not reading.ended and not reading.finished:
             raise BackendError(f"{self.name} broke off in the middle of its answer", retryable=True)
 

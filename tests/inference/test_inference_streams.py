@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import pytest
+from aiohttp import web
 from inference_parts import Upstream
 from waiting import until
 
@@ -17,6 +18,7 @@ from aibox.agents.bare import BareCall
 from aibox.chat import ChatRequest, Chunk
 from aibox.errors import BackendError, LimitError
 from aibox.guardrails.guardrail import Guardrail
+from aibox.inference import wire
 from aibox.inference.openai_compatible import OpenAICompatible
 from aibox.inference.replica import Circuit
 from aibox.inference.streams import Take, iterated, pushed
@@ -303,3 +305,32 @@ async def test_a_server_that_goes_on_after_its_answer_is_given_up(
         await said()
     upstream.answer = upstream.sends(CHUNK, last, *nothing[: len(nothing) // 2], done)
     assert await said() == "a"
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("lean", [True, False], ids=["lean", "aiohttp"])
+async def test_an_answer_that_has_ended_is_not_thrown_away_by_silence(
+    lean: bool, upstream: Upstream, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that ends its answer and then neither says so nor closes has answered; one that stops before has not."""
+    if not lean:
+        monkeypatch.setattr(wire, "serves", lambda *_: False)
+    over = asyncio.Event()
+
+    def silent(*parts: bytes) -> Any:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            response: web.StreamResponse = await upstream.sends(*parts)(request)
+            await over.wait()
+            return response
+
+        return answer
+
+    router = aibox.Router(OpenAICompatible(upstream.url, name="server", models=["m"], timeout_s=0.3))
+    upstream.answer = silent(CHUNK, LAST.split(b"data: [DONE]")[0])
+    assert "".join([piece.text async for piece in router.stream(REQUEST, scope=scope)]) == "a"
+    assert router._registry.replicas[0].circuit is Circuit.CLOSED
+    upstream.answer = silent(CHUNK)
+    with pytest.raises(BackendError, match="silent for too long"):
+        [_ async for _ in router.stream(REQUEST, scope=scope)]
+    over.set()
+    await router.close()
