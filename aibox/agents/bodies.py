@@ -42,8 +42,8 @@ _PROGRAM = frozenset(
 _SEEN: Mapping[str, str] = {"image_url": "image_url", "input_image": "image_url", "input_audio": "input_audio"}
 """Parts of a message that are for eyes and ears, and the field of what no check reads."""
 _FILES = ("file", "input_file")
-_EMBEDS = "prompt_embeds"
-"""A prompt as vLLM's completions take it too: numbers, which no check reads."""
+_NUMBERS = ("prompt_embeds", "input_embeds", "prompt_token_ids", "input_ids")
+"""A prompt as vLLM and SGLang take it too, beside the text or in its place: numbers, which no check reads."""
 _SAYS = ("text", "refusal", "thinking")
 
 
@@ -66,8 +66,8 @@ async def asked(api: Api, body: Mapping[str, Any], change: Change, *, checked: b
         raise ConfigError("token ids cannot be checked, as the policy asks", hint="send the text itself")
     else:
         made = value
-    if checked and body.get(_EMBEDS):
-        raise ConfigError(f"`{_EMBEDS}` cannot be checked, as the policy asks", hint="send the text itself")
+    if checked and (unread := [name for name in _NUMBERS if body.get(name)]):
+        raise ConfigError(f"`{unread[0]}` cannot be checked, as the policy asks", hint="send the text itself")
     others = {name: value for name, value in body.items() if name != key and name not in _PROGRAM}
     told = {name: value for name, value in others.items() if isinstance(value, str | list | dict)}
     where: Where

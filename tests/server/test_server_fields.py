@@ -470,12 +470,24 @@ async def test_who_has_a_role_speaks_in_it_whatever_type_is_written(kind: str, s
         await sent("responses", {"input": [message]}, scope, policy=policy)
 
 
-async def test_a_prompt_in_numbers_is_refused_where_a_check_is_to_look(scope: Scope) -> None:
-    """Embeddings of a prompt are read by a model, and by no check."""
-    body = {"prompt": "Hi", "prompt_embeds": "QUJD" * 100}
-    with pytest.raises(ConfigError, match="prompt_embeds"):
-        await sent("completions", body, scope)
-    assert (await sent("completions", body, scope, policy=Policy()))["prompt_embeds"] == "QUJD" * 100
+@pytest.mark.parametrize(
+    ("api", "name", "value"),
+    [
+        ("completions", "prompt_embeds", "QUJD" * 100),
+        ("chat", "prompt_embeds", "QUJD" * 100),
+        ("chat", "input_ids", [1, 2, 3]),
+        ("completions", "prompt_token_ids", [1, 2, 3]),
+        ("chat", "input_embeds", [[0.5]]),
+    ],
+)
+async def test_a_prompt_in_numbers_is_refused_where_a_check_is_to_look(
+    scope: Scope, api: Api, name: str, value: object
+) -> None:
+    """Embeddings and token ids of a prompt are read by a model, some in the place of the text, and by no check."""
+    body = {"messages": [{"role": "user", "content": "Hi"}]} if api == "chat" else {"prompt": "Hi"}
+    with pytest.raises(ConfigError, match=name):
+        await sent(api, {**body, name: value}, scope)
+    assert (await sent(api, {**body, name: value}, scope, policy=Policy()))[name] == value
 
 
 async def test_a_number_where_an_object_belongs_is_no_bug_of_ours(scope: Scope) -> None:
