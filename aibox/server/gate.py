@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 
 import msgspec
 
@@ -34,6 +35,8 @@ CUT_S = 2.0
 """How long the last words of a stream that is cut off may take to be sent."""
 OUR_FAULT = "this went wrong, and it is our fault"
 _STREAM = b"text/event-stream"
+# What is done for a request is done in its task, or in one that began there: no id that somebody chose is asked.
+_ASKED: ContextVar[Asked | None] = ContextVar("asked", default=None)
 
 
 class Gate:
@@ -67,8 +70,6 @@ class Gate:
         self._traces = traces
         self._live: set[Asked] = set()
         self._running: Counter[str] = Counter()
-        # By tenant, user and id: who uses an id twice at a time confuses their own lines, and nobody else's.
-        self._named: dict[tuple[str, str, str], Asked] = {}
         self._stopping = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,6 +82,7 @@ class Gate:
             request.place = self._traces.begin(request.traceparent, request.correlation)
         tell = _Telling(request, send).send
         self._live.add(request)
+        before = _ASKED.set(request)
         try:
             await self._pass(request, scope, receive, tell)
         except AIBoxError as error:
@@ -98,6 +100,8 @@ class Gate:
                 raise
             await _refuse(AIBoxError(OUR_FAULT), request, tell)
         finally:
+            # It knows its task, whose context would know it: such a ring would wait for the collector.
+            _ASKED.reset(before)
             self._live.discard(request)
             self._ended(request, scope)
 
@@ -123,15 +127,16 @@ class Gate:
             request.task.cancel(error)
 
     def called(self, call: Call) -> None:
-        """A model call has ended: its tokens stand in the line of the request that it was made for."""
-        request = self._named.get(_name(call.scope))
-        if request is not None:
+        """A model call has ended: its tokens are its request's, and are taken from the rates of whoever sent that."""
+        request, who = _ASKED.get(), None
+        # What goes on with something that another request began has that one's scope: it is its user's, and no key's.
+        if request is not None and request.principal is not None and _same(request.principal.scope, call.scope):
+            who = request.principal
             request.input_tokens += call.usage.input_tokens
             request.output_tokens += call.usage.output_tokens
         if self._rates is not None and self._rules is not None:
-            who = request.principal if request is not None and request.principal is not None else Principal(call.scope)
             tokens = call.usage.input_tokens + call.usage.output_tokens
-            self._rates.used(who, self._rules(call.scope.tenant).rates, tokens)
+            self._rates.used(who or Principal(call.scope), self._rules(call.scope.tenant).rates, tokens)
 
     def drain(self) -> None:
         """Take no more requests; those under way go on."""
@@ -166,8 +171,7 @@ class Gate:
         limits = self._limits
         if len(self._live) > limits.requests:
             raise LimitError("the server has too much to do", retry_after_s=1, code="policy.limit.busy")
-        who = (await proved(scope, self._callers)).scope
-        tenant = who.tenant
+        tenant = (await proved(scope, self._callers)).scope.tenant
         if self._running[tenant] >= limits.requests_per_tenant:
             raise LimitError(
                 f"{limits.requests_per_tenant} requests of this tenant are under way, and no more may be",
@@ -177,7 +181,6 @@ class Gate:
             )
         # Counted before the rates are asked for, which may be elsewhere: else a thousand pass while one is answered.
         self._running[tenant] += 1
-        self._named[_name(who)] = request
         if self._rates is not None and self._rules is not None:
             try:
                 await self._rates.admit(request, self._rules(tenant).rates)
@@ -187,9 +190,7 @@ class Gate:
 
     def _release(self, request: Asked) -> None:
         assert request.principal is not None
-        who, tenant = _name(request.principal.scope), request.principal.scope.tenant
-        if self._named.get(who) is request:
-            del self._named[who]
+        tenant = request.principal.scope.tenant
         self._running[tenant] -= 1
         if not self._running[tenant]:
             del self._running[tenant]
@@ -247,8 +248,8 @@ class Gate:
         )
 
 
-def _name(scope: Whose) -> tuple[str, str, str]:
-    return scope.tenant, scope.user, scope.correlation
+def _same(one: Whose, other: Whose) -> bool:
+    return (one.tenant, one.user, one.correlation) == (other.tenant, other.user, other.correlation)
 
 
 class _Telling:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 import shutil
@@ -29,6 +30,7 @@ from aibox.server.api_keys import ApiKeys
 from aibox.server.app import create_app
 from aibox.server.auth import Callers
 from aibox.server.buckets import Buckets, Left, Want
+from aibox.server.log import Log
 from aibox.server.principal import Principal
 from aibox.server.rates import RateLimits, wanted
 from aibox.server.redis_buckets import RedisBuckets
@@ -266,7 +268,7 @@ class Slow(Buckets):
 
 @asynccontextmanager
 async def serving(
-    home: Path, policy: Policy, buckets: Buckets, *, model: Any = "Yes.", **limits: int
+    home: Path, policy: Policy, buckets: Buckets, *, model: Any = "Yes.", log: Log | None = None, **limits: int
 ) -> AsyncIterator[tuple[httpx2.AsyncClient, dict[str, str]]]:
     """Keys of two users of one tenant."""
     keys = ApiKeys(home / "keys.db")
@@ -275,7 +277,7 @@ async def serving(
     async with Box(settings_, policy=policy) as box:
         scripted = ScriptedBackend(*[model] * 9)
         box.__dict__["router"] = aibox.Router(scripted, policy=box.policy, audit=box.audit, on_call=box._called)
-        app = create_app(box, callers=Callers(keys), rates=RateLimits(buckets))
+        app = create_app(box, callers=Callers(keys), rates=RateLimits(buckets), log=log)
         async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://aibox") as client:
             yield client, made
     await keys.close()
@@ -316,3 +318,32 @@ async def test_an_id_that_two_users_send_says_nothing_about_whose_tokens_they_ar
         go.set()
         assert {(await one).status_code for one in asking} == {200}
         assert [(await ask(client, keys[name])).status_code for name in "ba"] == [200, 429]
+
+
+@pytest.mark.parametrize("model", ["scripted", "agent:default"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_id_that_is_used_twice_takes_no_tokens_from_a_key(tmp_path: Path, model: str, stream: bool) -> None:
+    """A request that comes and goes under the id of one that runs leaves that one's tokens where they belong."""
+    go, asked = asyncio.Event(), asyncio.Event()
+
+    async def answer(_: ChatRequest) -> str:
+        asked.set()
+        await go.wait()
+        return "Yes."
+
+    out = io.BytesIO()
+    policy, log = Policy(rates=Rates(key=Rate(tokens_per_minute=100))), Log(out)
+    async with serving(tmp_path, policy, Buckets(clock=lambda: 0.0), model=answer, log=log) as (client, keys):
+        client.headers |= {"x-correlation-id": "one-id-of-two", "authorization": f"Bearer {keys['a']}"}
+        body = {"model": model, "stream": stream, "messages": [{"role": "user", "content": "w " * 300}]}
+        long = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+        await asked.wait()
+        assert (await client.get("/v1/models")).status_code == 200
+        go.set()
+        assert (await long).status_code == 200
+        assert (await ask(client, keys["a"])).json()["error"]["code"] == "policy.limit.rate"
+        assert (await ask(client, keys["b"])).status_code == 200
+    log.close()
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    used = [(one["route"], one["input_tokens"] >= 300, one["output_tokens"] > 0) for one in lines]
+    assert used[:2] == [("/v1/models", False, False), ("/v1/chat/completions", True, True)]
