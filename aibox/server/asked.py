@@ -12,6 +12,7 @@ from aibox.errors import AIBoxError
 from aibox.outbound.span import UNTRACED, Place, new_trace
 from aibox.server.auth import Callers
 from aibox.server.principal import Principal
+from aibox.server.problem import status_of
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -44,7 +45,7 @@ class Asked:
     """A request under way. `headers` are added to its answer; `ending` words the event that cuts its stream off."""
 
     __slots__ = (
-        *("authorization", "code", "correlation", "ended_by", "ending", "given", "headers", "idempotency"),
+        *("authorization", "code", "correlation", "ended_by", "ending", "fault", "given", "headers", "idempotency"),
         *("input_tokens", "matter", "method", "output_tokens", "path", "place", "principal", "route", "started"),
         *("status", "task", "traceparent"),
     )
@@ -71,12 +72,18 @@ class Asked:
         self.status = 0
         self.code = ""
         """Of the error that it ended with."""
+        self.fault = 0
+        """The status that this error has, also where a stream that had begun with another was what told it."""
         self.started = time.perf_counter()
         self.input_tokens = self.output_tokens = 0
         self.task: asyncio.Task[Any] | None = None
         self.ended_by: AIBoxError | None = None
         """Why the server broke it off, which is what its caller is told and its entry says."""
         self.ending: Callable[[AIBoxError], bytes] | None = None
+
+    def failed(self, error: AIBoxError) -> None:
+        """It ends with this error."""
+        self.code, self.fault = error.code, status_of(error)
 
     @property
     def took_s(self) -> float:

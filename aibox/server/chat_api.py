@@ -97,13 +97,16 @@ def _artifact(made: events.ArtifactMade, *, whole: bool = True) -> dict[str, Any
 
 
 async def _shown(turn: AsyncIterator[events.Event]) -> AsyncGenerator[talk.Event, None]:
+    """What goes wrong in the turn is raised, as what goes wrong before it begins: the route has one event for both."""
+    failed: AIBoxError | None = None
     try:
         async for event in turn:
-            if (shown := _event(event)) is not None:
+            if isinstance(event, events.Failed):
+                failed = event.error
+            elif (shown := _event(event)) is not None:
                 yield shown
-    except AIBoxError as error:
-        # What goes wrong before the turn begins is told in the same way as what goes wrong in it.
-        yield _failed(error)
+        if failed is not None:
+            raise failed
     except asyncio.CancelledError as left:
         await leave(turn, left)
         raise

@@ -17,7 +17,7 @@ from aibox.errors import AccessError, AIBoxError, ConfigError, LimitError
 from aibox.leaving import given as reason_of
 from aibox.leaving import leave
 from aibox.server.acts import ENDED
-from aibox.server.asked import Receive, Scope, Send, asked, proved
+from aibox.server.asked import Asked, Receive, Scope, Send, asked, proved
 from aibox.server.auth import Callers
 from aibox.server.hot import GoneError, while_there
 from aibox.server.principal import Principal
@@ -51,7 +51,7 @@ class Served:
                 answer = await self._recorded(who, given)
                 if route.streams:
                     asked(scope).ending = self._cut
-                    await _stream(answer, send)
+                    await _stream(route, asked(scope), answer, send)
                 else:
                     await _response(route, answer)(scope, receive, send)
         except GoneError:
@@ -152,14 +152,23 @@ def _response(route: Route, answer: Any) -> Response:
     return Response(content, status_code=route.status, media_type=route.media, headers=headers)
 
 
-async def _stream(events: AsyncIterator[BaseModel], send: Send) -> None:
-    """Each event with its number and its type. While there is none, a comment from time to time."""
+async def _stream(route: Route, under_way: Asked, events: AsyncIterator[BaseModel], send: Send) -> None:
+    """Each event with its number and its type. While there is none, a comment from time to time.
+
+    An error is the last event, where the route has one for it.
+    """
     headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     number = 0
 
     async def following() -> BaseModel | None:
-        return await anext(events, None)
+        try:
+            return await anext(events, None)
+        except AIBoxError as error:
+            if route.cut is None:
+                raise
+            under_way.failed(error)
+            return route.cut(error)
 
     coming: asyncio.Task[BaseModel | None] | None = None
     try:

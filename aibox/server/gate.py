@@ -283,7 +283,7 @@ def _stopping() -> UpstreamError:
 
 
 async def _refuse(error: AIBoxError, request: Asked, send: Send) -> None:
-    request.code = error.code
+    request.failed(error)
     if request.status:
         raise error
     status, headers, body = refusal(error, openai=request.path in ROUTES or request.path == "/v1/models")
@@ -296,7 +296,7 @@ async def _refuse(error: AIBoxError, request: Asked, send: Send) -> None:
 
 async def _cut_off(request: Asked, error: AIBoxError, send: Send) -> None:
     """The last words to whoever waits, where they can still be said: a reader who takes nothing is left."""
-    request.code = error.code
+    request.failed(error)
     try:
         async with asyncio.timeout(CUT_S):
             if not request.status:

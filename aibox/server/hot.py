@@ -58,7 +58,7 @@ class HotPath:
         try:
             await self._answer(api, under_way, scope, receive, send)
         except AIBoxError as error:
-            under_way.code = error.code
+            under_way.failed(error)
             status, headers, body = refusal(error, openai=True)
             await _whole(status, body, send, headers=headers)
         except GoneError:
@@ -113,7 +113,7 @@ async def _stream(under_way: Asked, api: Api, stream_to: Callable[[Take], Awaita
     except AIBoxError as error:
         if not begun:
             raise
-        under_way.code = error.code
+        under_way.failed(error)
         end = _failure(api, error)
     if not begun:
         await begin(b"")

@@ -10,7 +10,7 @@ import asyncio
 
 from aibox.errors import ConfigError
 from aibox.server.answers import Answer, Answers, Asking, of_request
-from aibox.server.asked import CORRELATION, App, Asked, Message, Receive, Scope, Send
+from aibox.server.asked import CORRELATION, App, Asked, Message, Receive, Scope, Send, asked
 from aibox.server.principal import Principal
 
 LONGEST = 8 << 20
@@ -58,6 +58,7 @@ class Once:
         await self._do(inner, asking, scope, body, send)
 
     async def _do(self, inner: App, asking: Asking, scope: Scope, body: bytes, send: Send) -> None:
+        request = asked(scope)
         status, size, ended = 0, 0, False
         headers: list[tuple[bytes, bytes]] = []
         parts: list[bytes] = []
@@ -75,7 +76,9 @@ class Once:
                 if not message.get("more_body"):
                     # Kept before its last piece is sent: whoever has it all can rely on the next being the same.
                     ended = True
-                    await asyncio.shield(self._end(asking, status, headers, parts, size))
+                    answer = Answer(status, headers, b"".join(parts)) if size <= LONGEST else None
+                    # A stream that failed has begun with a 200: what counts is what it would have been without one.
+                    await asyncio.shield(self._end(asking, request.fault or status, answer))
             await send(message)
 
         try:
@@ -84,13 +87,10 @@ class Once:
             if not ended:
                 await asyncio.shield(self._answers.drop(asking))
 
-    async def _end(
-        self, asking: Asking, status: int, headers: list[tuple[bytes, bytes]], parts: list[bytes], size: int
-    ) -> None:
+    async def _end(self, asking: Asking, status: int, answer: Answer | None) -> None:
         if status >= 500 or status in _AGAIN:
             await self._answers.drop(asking)
         else:
-            answer = Answer(status, headers, b"".join(parts)) if size <= LONGEST else None
             await self._answers.keep(asking, answer)
 
 

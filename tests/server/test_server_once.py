@@ -14,7 +14,7 @@ import pytest
 import aibox
 from aibox.box import Box
 from aibox.chat import ChatRequest
-from aibox.errors import BackendError, ConfigError, StoreError
+from aibox.errors import AIBoxError, BackendError, ConfigError, GuardrailError, StoreError
 from aibox.protocols import Erasable
 from aibox.server.answers import HELD_S, KEPT_S, Answer, Answers, of_request
 from aibox.server.api_keys import ApiKeys
@@ -35,7 +35,7 @@ class Served:
         self.box, self.tokens = box, tokens
         self.asked = 0
         self.begun, self.go = asyncio.Event(), asyncio.Event()
-        self.fails = False
+        self.fails: AIBoxError | None = None
         self.model = ScriptedBackend(*[self._answer] * 99, name="m")
         box.__dict__["router"] = aibox.Router(self.model, policy=box.policy, audit=box.audit)
         self.app = create_app(box, callers=Callers(keys))
@@ -43,8 +43,8 @@ class Served:
 
     async def _answer(self, request: ChatRequest) -> str:
         self.asked += 1
-        if self.fails:
-            raise BackendError("gone")
+        if self.fails is not None:
+            raise self.fails
         if "wait" in str(request.messages):
             self.begun.set()
             await self.go.wait()
@@ -53,7 +53,8 @@ class Served:
     async def ask(
         self, text: str = "hi", *, key: str = "k-1", who: str = "eva", path: str = "", case: str = "", **fields: Any
     ) -> httpx2.Response:
-        body = {"model": "m", "messages": [{"role": "user", "content": text}], **fields}
+        openai = {"model": "m", "messages": [{"role": "user", "content": text}]}
+        body = fields if "message" in fields else {**openai, **fields}
         headers = {"authorization": f"Bearer {self.tokens[who]}", "Idempotency-Key": key}
         headers |= {"X-Aibox-Case": case} if case else {}
         return await self.http.post(path or "/v1/chat/completions", json=body, headers=headers)
@@ -164,13 +165,29 @@ async def test_work_goes_on_when_the_caller_goes_away(served: Served) -> None:
 
 async def test_what_failed_may_be_tried_again_and_a_refusal_stays(served: Served) -> None:
     """A 5xx leaves the key free; a 4xx of the request itself is the answer to it."""
-    served.fails = True
+    served.fails = BackendError("gone")
     assert (await served.ask()).status_code == 502
-    served.fails = False
+    served.fails = None
     assert (await served.ask()).status_code == 200
     bad = [await served.ask(key="k-2", messages=[]) for _ in range(2)]
     assert [one.status_code for one in bad] == [400, 400]
     assert bad[1].headers["idempotency-replayed"] == "true"
+
+
+@pytest.mark.parametrize("agent", [False, True])
+async def test_a_stream_that_failed_may_be_asked_for_again_and_a_refusal_stays(served: Served, agent: bool) -> None:
+    """What a stream that had begun ends with is kept, or not, as it would be where nothing was streamed."""
+    fields = {"message": "hi"} if agent else {"model": "agent:default", "stream": True}
+    path = "/v1/chat/stream" if agent else ""
+    for number, (error, answers) in enumerate(((BackendError("gone"), 2), (GuardrailError("no"), 1))):
+        served.asked, served.fails = 0, error
+        failed = await served.ask(path=path, key=f"k-{number}", **fields)
+        assert (failed.status_code, error.code in failed.text) == (200, True)
+        served.fails = None
+        again = await served.ask(path=path, key=f"k-{number}", **fields)
+        assert (served.asked, "Answer 2." in again.text) == (answers, answers == 2)
+        assert (await served.ask(path=path, key=f"k-{number}", **fields)).content == again.content
+        assert served.asked == answers
 
 
 @pytest.mark.parametrize("key", ["", '""', "x" * 256, "tab\there", "naïve"])
