@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from aibox._sqlite import open_private
+from aibox._sqlite import next_step, open_private
 from aibox.errors import IntegrityError, StoreError
 from aibox.postgres import Rows
 
@@ -165,7 +165,9 @@ class SqliteStore(Sealing):
                     raise
                 connection.execute("COMMIT")
             except sqlite3.Error as error:
-                raise StoreError(f"the state of the agents could not be used: {error}", hint=f"{self.path}") from None
+                hint, retryable = next_step(str(error))
+                what = f"the state of the agents in {self.path} cannot be used: {error}"
+                raise StoreError(what, hint=hint, retryable=retryable) from None
             return result
 
     def _open(self) -> sqlite3.Connection:

@@ -102,7 +102,8 @@ async def _in_child(data: bytes, kind: Kind, name: str) -> Extracted:
                 f"{name} takes more than {PARSE_MIB} MiB or {PARSE_S} s to read", hint="split it into parts"
             )
         last = complained.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no reason given"]
-        raise StoreError(f"{name} could not be read: {last[0][:200]}")
+        # A code of its own: it is about what was sent, and not about what is kept here.
+        raise StoreError(f"{name} could not be read: {last[0][:200]}", code="upstream.store.document")
     answer = json.loads(said)
     if answer.get("missing"):
         raise MissingExtraError(f"reading {kind} files", extra="documents")

@@ -173,6 +173,11 @@ class ApiKeys:
             await self._run(key.scope.tenant, "UPDATE keys SET last_used = ? WHERE id = ?", now, key.id)
         return Principal(key.scope, key.roles, how=f"{BY_KEY}{key.id}", scopes=key.scopes, models=key.models)
 
+    async def check(self) -> bool:
+        """Whether they can be asked for. Raises StoreError otherwise."""
+        await self._run("", "SELECT 1 FROM keys LIMIT 1")
+        return True
+
     async def close(self) -> None:
         """Give back the file or the connections. Closing twice is allowed."""
         await asyncio.to_thread(self._tables.close)

@@ -119,7 +119,7 @@ def create_app(
         AdminAPI(box, reload),
         ObservabilityAPI(box),
         HealthAPI(),
-        ReadyAPI(box, redis=rates.check),
+        ReadyAPI(box, people=people.check, keys=None if keys is None else keys.check, redis=rates.check),
         MetricsAPI(metrics),
         DocumentAPI(openapi),
     )

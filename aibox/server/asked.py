@@ -12,7 +12,7 @@ from aibox.errors import AIBoxError
 from aibox.outbound.span import UNTRACED, Place, new_trace
 from aibox.server.auth import Callers
 from aibox.server.principal import Principal
-from aibox.server.problem import status_of
+from aibox.server.problem import is_kept_back, status_of
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -45,8 +45,19 @@ class Asked:
     """A request under way. `headers` are added to its answer; `ending` words the event that cuts its stream off."""
 
     __slots__ = (
-        *("authorization", "code", "correlation", "ended_by", "ending", "fault", "given", "headers", "idempotency"),
-        *("input_tokens", "matter", "method", "output_tokens", "path", "place", "principal", "route", "started"),
+        *("authorization", "code", "correlation", "detail", "ended_by", "ending", "fault", "given", "headers"),
+        *(
+            "idempotency",
+            "input_tokens",
+            "matter",
+            "method",
+            "output_tokens",
+            "path",
+            "place",
+            "principal",
+            "route",
+            "started",
+        ),
         *("status", "task", "traceparent"),
     )
 
@@ -74,6 +85,8 @@ class Asked:
         """Of the error that it ended with."""
         self.fault = 0
         """The status that this error has, also where a stream that had begun with another was what told it."""
+        self.detail = ""
+        """What is said of this error in the log, and to no caller."""
         self.started = time.perf_counter()
         self.input_tokens = self.output_tokens = 0
         self.task: asyncio.Task[Any] | None = None
@@ -84,6 +97,9 @@ class Asked:
     def failed(self, error: AIBoxError) -> None:
         """It ends with this error."""
         self.code, self.fault = error.code, status_of(error)
+        if is_kept_back(error):
+            # Of a database's answer the first line: those behind it quote what was sent to it.
+            self.detail = error.message.partition("\n")[0]
 
     @property
     def took_s(self) -> float:

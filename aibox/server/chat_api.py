@@ -14,7 +14,7 @@ from aibox.errors import AccessError, AIBoxError
 from aibox.leaving import leave
 from aibox.protocols import Tool
 from aibox.server.principal import Principal
-from aibox.server.problem import problem
+from aibox.server.problem import KEPT_BACK, problem
 from aibox.server.route import ASKS, route
 from aibox.server.shapes import talk
 from aibox.server.shapes.fault import Problem
@@ -121,7 +121,7 @@ def _event(event: events.Event) -> talk.Event | None:
         case events.TextDelta(text):
             return talk.TextEvent(text=text)
         case events.Recalled(hits, error):
-            return talk.RecalledEvent(citations=[hit.citation for hit in hits], error=error)
+            return talk.RecalledEvent(citations=[hit.citation for hit in hits], error=KEPT_BACK if error else "")
         case events.SkillActivated(name, digest):
             return talk.SkillEvent(name=name, digest=digest)
         case events.Compacted(messages, error):

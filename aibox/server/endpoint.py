@@ -134,9 +134,10 @@ class ByMethod:
 async def failed(request: Request, error: Exception) -> Response:
     """An error of aibox, told in the shape that its route has."""
     assert isinstance(error, AIBoxError)
+    asked(request.scope).failed(error)
     headers = fields(error)
-    asked = request.scope.get("endpoint")
-    if isinstance(asked, Served) and asked.route.openai:
+    served = request.scope.get("endpoint")
+    if isinstance(served, Served) and served.route.openai:
         return JSONResponse(openai_error(error), status_code=status_of(error), headers=headers)
     media = "application/problem+json"
     return JSONResponse(problem(error), status_code=status_of(error), headers=headers, media_type=media)

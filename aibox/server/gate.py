@@ -230,6 +230,8 @@ class Gate:
             )
         if self._log is None:
             return
+        if request.detail:
+            self._log.say("store.failed", level="error", correlation=request.correlation, message=request.detail)
         self._log.put(
             {
                 "ts": time.time(),

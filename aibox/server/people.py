@@ -173,6 +173,11 @@ class People:
             sql, values = f'{sql} AND "user" = ?', [*values, subject]
         return len(await self._run(scope.tenant, f"{sql} RETURNING tenant", *values))
 
+    async def check(self) -> bool:
+        """Whether they can be asked for. Raises StoreError otherwise."""
+        await self._run("", "SELECT 1 FROM people LIMIT 1")
+        return True
+
     async def close(self) -> None:
         """Give back the file or the connections. Closing twice is allowed."""
         await asyncio.to_thread(self._tables.close)

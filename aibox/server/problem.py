@@ -59,6 +59,8 @@ CODES: dict[str, int] = {
     "upstream.stopping": 503,
 }
 """Codes that say more than their class does."""
+KEPT_BACK = "what this server keeps cannot be read or written now"
+"""The message of an error that names a file or an address of the server, to whoever asks: its own is for the log."""
 OPENAI_CODES = {NO_MODEL: "model_not_found"}
 """What OpenAI's API calls the same, and its clients look for."""
 
@@ -74,13 +76,23 @@ def status_of(error: AIBoxError) -> int:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
+def is_kept_back(error: AIBoxError) -> bool:
+    """Whether the message may say where the server keeps something: that of a store that failed, whatever failed."""
+    return isinstance(error, StoreError) and error.code == StoreError.code
+
+
+def told(error: AIBoxError) -> str:
+    """The message of an error, as callers are told it."""
+    return KEPT_BACK if is_kept_back(error) else error.message
+
+
 def problem(error: AIBoxError) -> dict[str, Any]:
     """RFC 9457 problem details."""
     return {
         "type": f"urn:aibox:{error.code}",
         "title": error.code,
         "status": status_of(error),
-        "detail": error.message,
+        "detail": told(error),
         "hint": error.hint,
     }
 
@@ -89,7 +101,8 @@ def openai_error(error: AIBoxError) -> dict[str, Any]:
     """The shape that clients of the OpenAI API read."""
     kind = "invalid_request_error" if status_of(error) < 500 else "server_error"
     code, param = OPENAI_CODES.get(error.code, error.code), "model" if error.code == NO_MODEL else None
-    return {"error": {"message": str(error), "type": kind, "code": code, "param": param}}
+    message = f"{told(error)} ({error.hint})" if error.hint else told(error)
+    return {"error": {"message": message, "type": kind, "code": code, "param": param}}
 
 
 def fields(error: AIBoxError) -> dict[str, str]:

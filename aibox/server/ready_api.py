@@ -1,6 +1,7 @@
 """`/readyz`: whether requests should be sent here, and which part is missing. It tells no names, addresses or reasons.
 
-Without the log or a model nothing can be answered; memory, the sandbox and Redis are missed softly, and said.
+Without the log, a model or what says who is let in nothing can be answered; memory, the sandbox and Redis are missed
+softly, and said.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from aibox.server.route import route
 from aibox.server.shapes.inference import Readiness
 
 Check = Callable[[], Awaitable[bool]]
-NEEDED = ("audit", "models")
+NEEDED = ("audit", "models", "people", "keys")
+"""Of those that there are."""
 ROOM_BYTES = 1 << 20
 """With less room on the disk of the log, requests are better sent elsewhere: the next entry may not be written."""
 CHECK_S = 5.0
@@ -29,13 +31,16 @@ FRESH_S = 1.0
 
 
 class ReadyAPI:
-    """Looks at the parts of a box. `redis` asks the one that holds the rates."""
+    """Looks at the parts of a box. `people` and `keys` say who is let in, `redis` holds the rates."""
 
-    def __init__(self, box: Box, *, redis: Check | None = None) -> None:
+    def __init__(self, box: Box, *, people: Check, keys: Check | None = None, redis: Check | None = None) -> None:
         self._box = box
         self._checks: dict[str, Check] = {"audit": self._audit, "models": self._models, "sandbox": self._sandbox}
         if box.settings.memory.enabled:
             self._checks["memory"] = self._memory
+        self._checks["people"] = people
+        if keys is not None:
+            self._checks["keys"] = keys
         if redis is not None:
             self._checks["redis"] = redis
         self._lock = asyncio.Lock()
@@ -43,10 +48,10 @@ class ReadyAPI:
 
     @route("GET", "/readyz", roles=(), answer=Readiness)
     async def readyz(self) -> JSONResponse:
-        """Whether requests may be sent here; each part is `ok` or `missing`. 503 without the log or without a model,
-        and, as any route, when the server is stopping."""
+        """Whether requests may be sent here; each part is `ok` or `missing`. 503 without the log, without a model,
+        without the stores of people or of keys, and, as any route, when the server is stopping."""
         parts = await self._parts()
-        ok = all(parts[name] == "ok" for name in NEEDED)
+        ok = all(parts.get(name, "ok") == "ok" for name in NEEDED)
         body = Readiness(ok=ok, parts=parts).model_dump()
         return JSONResponse(body, status_code=200 if ok else 503)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 import sqlite3
 from collections.abc import AsyncIterator
@@ -19,8 +21,10 @@ from aibox.server import metrics, ready_api
 from aibox.server.api_keys import ApiKeys
 from aibox.server.app import create_app
 from aibox.server.auth import Callers
+from aibox.server.log import Log
 from aibox.server.metrics import TENANTS, Metrics
 from aibox.server.principal import Role
+from aibox.server.problem import KEPT_BACK
 from aibox.server.rates import RateLimits
 from aibox.server.redis_buckets import RedisBuckets
 from aibox.settings import Settings
@@ -35,7 +39,7 @@ class Served:
         self.box = box
         self.model = ScriptedBackend(*["Yes."] * 9, name="m")
         box.__dict__["router"] = aibox.Router(self.model, policy=box.policy, audit=box.audit, on_call=box._called)
-        self.gate = create_app(box, callers=Callers(keys), **options)
+        self.gate = create_app(box, callers=Callers(keys), keys=keys, **options)
         self.operator, self.program = operator, program
         self.http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=self.gate), base_url="http://aibox")
 
@@ -67,9 +71,10 @@ async def test_a_probe_learns_which_part_is_missing(served: Served) -> None:
     code, said = await served.ready()
     assert code == 200
     assert said["ok"]
-    assert said["parts"] == {"audit": "ok", "models": "ok", "memory": "ok", "redis": "missing"} | {
-        "sandbox": said["parts"]["sandbox"]
-    }
+    assert said["parts"] == {
+        "audit": "ok", "models": "ok", "memory": "ok", "people": "ok", "keys": "ok", "redis": "missing",
+        "sandbox": said["parts"]["sandbox"],
+    }  # fmt: skip
     served.gate.drain()
     assert (await served.http.get("/readyz")).status_code == 503
 
@@ -107,6 +112,64 @@ async def test_a_full_disk_is_a_log_that_is_missing(served: Served, monkeypatch:
     monkeypatch.setattr(ready_api, "ROOM_BYTES", 1 << 62)
     code, said = await served.ready()
     assert (code, said["parts"]["audit"]) == (503, "missing")
+
+
+@pytest.mark.parametrize("part", ["keys", "people"])
+async def test_without_what_says_who_is_let_in_the_server_is_not_ready(
+    served: Served, tmp_path: Path, part: str
+) -> None:
+    """A store of keys or of people that is damaged is the part that is missing: nobody would be answered."""
+    answer = await served.http.get("/v1/models", headers={"authorization": f"Bearer {served.program}"})
+    assert answer.status_code == 200
+    damage(tmp_path / "keys.db" if part == "keys" else served.box.settings.home / "people.db")
+    code, said = await served.ready()
+    assert (code, said["ok"], said["parts"][part]) == (503, False, "missing")
+
+
+def damage(place: Path) -> None:
+    """Of the file and of what is written ahead of it no byte is as it was."""
+    for file in place.parent.glob(f"{place.name}*"):
+        with file.open("r+b") as bytes_:
+            bytes_.write(b"\xa5" * file.stat().st_size)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/v1/chat/stream", "/v1/memory"])
+@pytest.mark.parametrize("where", ["CANARY.db", "postgresql://aibox:CANARY@127.0.0.1:9/CANARY"])
+async def test_where_a_store_is_says_the_log_and_no_answer(
+    served: Served, tmp_path: Path, where: str, path: str
+) -> None:
+    """Who has no key learns neither the file nor the address of one that fails; the operator's log has it."""
+    (tmp_path / "CANARY.db").write_bytes(b"\xa5" * 9999)
+    out = io.BytesIO()
+    log, keys = Log(out), ApiKeys(where if "://" in where else tmp_path / where)
+    gate = create_app(served.box, callers=Callers(keys), log=log)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=gate), base_url="http://aibox") as http:
+        headers = {"authorization": f"Bearer aibox-0123456789ab-{'A' * 43}"}
+        answer = await http.request("POST" if "chat" in path else "GET", path, headers=headers)
+    await keys.close()
+    log.close()
+    assert answer.status_code == 503
+    assert KEPT_BACK in answer.text
+    assert not {word for word in ("CANARY", "127.0.0.1", str(tmp_path)) if word in answer.text}
+    said, request = (json.loads(line) for line in out.getvalue().splitlines())
+    assert (said["event"], said["correlation"], request["code"]) == (
+        "store.failed", answer.headers["x-correlation-id"], "upstream.store",
+    )  # fmt: skip
+    assert ("127.0.0.1:9/CANARY" if "://" in where else str(tmp_path / where)) in said["message"]
+    assert "aibox:CANARY" not in out.getvalue().decode()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/chat", "/v1/chat/stream"])
+async def test_nor_does_an_answer_say_it_that_had_begun(served: Served, path: str) -> None:
+    """In OpenAI's shape, as a problem and as the last event of a stream: fixed words, and the hint."""
+    served.model._answers[0] = StoreError("the rows in /CANARY/place.db cannot be used", hint="the disk is full")
+    openai = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    headers = {"authorization": f"Bearer {served.program}"}
+    answer = await served.http.post(path, json=openai if "comp" in path else {"message": "hi"}, headers=headers)
+    assert answer.status_code == (200 if "stream" in path else 503)
+    assert KEPT_BACK in answer.text
+    assert "the disk is full" in answer.text
+    assert "CANARY" not in answer.text
 
 
 LINE = re.compile(r'[a-z_]+(\{[a-z]+="(?:[^"\\\n]|\\.)*"(,[a-z]+="(?:[^"\\\n]|\\.)*")*\})? [0-9.e+-]+')
