@@ -149,6 +149,8 @@ class Gate:
             for request in self._live:
                 self.end(request, _stopping())
             await asyncio.sleep(0.01)
+        if self._once is not None:
+            await self._once.settle()
 
     async def _pass(self, request: Asked, scope: Scope, receive: Receive, tell: Send) -> None:
         if self._stopping:

@@ -7,8 +7,9 @@ the caller goes away, for that is when the key is needed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
-from aibox.errors import ConfigError
+from aibox.errors import AIBoxError, ConfigError
 from aibox.server.answers import Answer, Answers, Asking, of_request
 from aibox.server.asked import CORRELATION, App, Asked, Message, Receive, Scope, Send, asked
 from aibox.server.principal import Principal
@@ -28,6 +29,7 @@ class Once:
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def __call__(self, inner: App, request: Asked, scope: Scope, receive: Receive, send: Send) -> None:
         """Do it, or tell what it was answered before. Raises ConfigError, StoreError, and what `receive` raises."""
@@ -49,13 +51,36 @@ class Once:
             body=body,
             roles={*request.principal.roles, *_narrowed(request.principal)},
         )
-        known = await self._answers.begin(asking)
+        known = await self._begin(asking)
         if known is not None:
             headers = [*known.headers, REPLAYED]
             await send({"type": "http.response.start", "status": known.status, "headers": headers})
             await send({"type": "http.response.body", "body": known.body})
             return
         await self._do(inner, asking, scope, body, send)
+
+    async def settle(self) -> None:
+        """Returns when nothing is written any more for requests that were broken off."""
+        while self._leaving:
+            await asyncio.wait(self._leaving)
+
+    async def _begin(self, asking: Asking) -> Answer | None:
+        """As `Answers.begin`. Whoever is broken off meanwhile holds no key."""
+        beginning = asyncio.ensure_future(self._answers.begin(asking))
+        try:
+            return await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            # What is written is written by a thread, which goes on; nobody waits for it to be told why they were ended.
+            leaving = asyncio.create_task(self._give_back(beginning, asking), name="a key that nobody has begun with")
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+            raise
+
+    async def _give_back(self, beginning: asyncio.Future[Answer | None], asking: Asking) -> None:
+        # Where the store fails, it is held for as long as a process would that was killed.
+        with contextlib.suppress(AIBoxError):
+            if await beginning is None:
+                await self._answers.drop(asking)
 
     async def _do(self, inner: App, asking: Asking, scope: Scope, body: bytes, send: Send) -> None:
         request = asked(scope)

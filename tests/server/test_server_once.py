@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 
 import httpx2
 import pytest
+from waiting import until
 
 import aibox
 from aibox.box import Box
 from aibox.chat import ChatRequest
-from aibox.errors import AIBoxError, BackendError, ConfigError, GuardrailError, StoreError
+from aibox.errors import AIBoxError, BackendError, ConfigError, GuardrailError, StoreError, UpstreamError
 from aibox.protocols import Erasable
 from aibox.server.answers import HELD_S, KEPT_S, Answer, Answers, of_request
 from aibox.server.api_keys import ApiKeys
@@ -209,6 +211,24 @@ async def test_without_the_store_nothing_is_done(served: Served, monkeypatch: py
     monkeypatch.setattr(Answers, "begin", gone)
     assert (await served.ask()).status_code == 503
     assert served.asked == 0
+
+
+async def test_who_is_broken_off_while_the_key_is_taken_gives_it_back(served: Served) -> None:
+    """Where the file is held up, a request that the server ends leaves no key under way for an hour."""
+    assert (await served.ask(key="first")).status_code == 200
+    other = sqlite3.connect(served.box.settings.home / "idempotency.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    asking = asyncio.create_task(served.ask())
+    await until(lambda: bool(served.app.under_way))
+    await asyncio.sleep(0.3)  # it waits for the file, in a thread
+    (request,) = served.app.under_way
+    served.app.end(request, UpstreamError("the server is stopping"))
+    assert (await asking).status_code == 502  # told at once, while the file is still held up
+    other.execute("COMMIT")
+    other.close()
+    await until(lambda: served.app._once is not None and not served.app._once._leaving)
+    assert (await served.ask()).status_code == 200
+    assert served.asked == 2
 
 
 def asking(key: str = "k", scope: Scope = EVA, body: bytes = b"{}") -> Any:
