@@ -243,5 +243,9 @@ def _valid(kind: TypeAdapter[Any], value: Any, what: str, *, model: type[BaseMod
     try:
         return kind.validate_python(value)
     except ValidationError as error:
-        said = explain_validation(error, model) if model is not None else error.errors()[0]["msg"]
+        said = (
+            explain_validation(error, model)
+            if model is not None
+            else error.errors()[0]["msg"].removeprefix("Value error, ")
+        )
         raise ConfigError(f"{what}: {said}") from None

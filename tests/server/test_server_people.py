@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from platform_world import Asked, Person, World, world
+from platform_world import ROLES, Asked, Person, World, world
 from typer.testing import CliRunner
 
 from aibox.box import Box
@@ -546,3 +546,29 @@ async def test_who_is_erased_from_the_command_line_is_not_listed_any_more(tmp_pa
     async with Box(Settings(home=tmp_path / "other")) as box:
         stores.keep_if_served(box)
         assert not (tmp_path / "other" / "people.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("post", "/v1/admin/tenants", {"name": "fresh"}),
+        ("post", "/v1/admin/tenants/acme/suspend", {}),
+        ("post", "/v1/admin/users/suspend", {"user": "eva"}),
+        ("post", "/v1/admin/users/resume", {"user": "eva"}),
+        ("post", "/v1/admin/keys", {"user": "eva"}),
+        ("get", "/v1/admin/users?after=a%00b", None),
+        ("get", "/v1/memory/a%00b", None),
+        ("get", "/v1/approvals/a%00b", None),
+        ("get", "/v1/receipts/a%00b", None),
+    ],
+)
+async def test_a_text_that_no_database_keeps_is_a_mistake_of_the_caller(
+    w: World, method: str, path: str, body: dict[str, str] | None
+) -> None:
+    """A NUL in a note, a name to go on from, or an id is a 400 that says so: PostgreSQL refuses the whole statement."""
+    sent = None if body is None else {**body, "note": "a\0b"}
+    answer = await w.http.request(
+        method, path, json=sent, headers={"authorization": f"Bearer {Person('ops', 'o', ROLES).token()}"}
+    )
+    assert answer.status_code == 400
+    assert answer.json()["detail"].endswith("it holds a NUL, which no text does that is kept; leave it out")

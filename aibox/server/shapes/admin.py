@@ -8,7 +8,7 @@ from pydantic import Field
 
 from aibox.server.principal import Role
 from aibox.server.scopes import KeyScope
-from aibox.server.shapes.shape import Answer, Asked, Names, Text
+from aibox.server.shapes.shape import Answer, Asked, Kept, Names, Text
 
 TENANT = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 NAME = r"^[!-~]{1,255}$"
@@ -107,7 +107,7 @@ class NewKey(Asked):
     user: str = Field(pattern=NAME)
     roles: list[Role] = Field(default=[Role.SERVICE], min_length=1, max_length=8)
     days: float = Field(default=90, gt=0, le=3650)
-    note: str = Field(default="", max_length=200)
+    note: Kept = Field(default="", max_length=200)
     scopes: list[KeyScope] = Field(default=[], max_length=16)
     """What it is for; empty: all that its roles allow."""
     models: list[Annotated[str, Field(pattern=NAME)]] = Field(default=[], max_length=64)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from aibox.server.principal import Role
 from aibox.server.shapes.admin import NAME, TENANT, TenantQuery
-from aibox.server.shapes.shape import Answer, Asked, Names
+from aibox.server.shapes.shape import Answer, Asked, Kept, Names
 
 TenantName = Annotated[str, Field(pattern=TENANT)]
 State = Literal["active", "suspended", "deleted"]
@@ -16,7 +16,7 @@ State = Literal["active", "suspended", "deleted"]
 
 
 class Why(Asked):
-    note: str = Field(default="", max_length=200)
+    note: Kept = Field(default="", max_length=200)
     """For those who administer it. Empty: what stood there stays."""
 
 
@@ -47,7 +47,7 @@ class UserAndWhy(Why):
 
 
 class UserQuery(TenantQuery):
-    after: str = Field(default="", max_length=255)
+    after: Kept = Field(default="", max_length=255)
     """The last name of the page before."""
     limit: int = Field(default=1000, ge=1, le=1000)
 

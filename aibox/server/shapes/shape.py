@@ -42,6 +42,12 @@ def _is_label(value: str) -> str:
     return value
 
 
+def _is_kept(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("it holds a NUL, which no text does that is kept; leave it out")
+    return value
+
+
 def _sorted(value: Iterable[Any]) -> list[str]:
     return sorted(map(str, value))
 
@@ -50,6 +56,8 @@ Text = Annotated[str, BeforeValidator(_text)]
 """A value of the library that has one text, such as a label or a decision."""
 Names = Annotated[list[str], BeforeValidator(_sorted)]
 """A set of names, in order."""
-Id = Annotated[str, Field(min_length=1, max_length=255)]
+Kept = Annotated[str, Field(json_schema_extra={"pattern": r"^[^\x00]*$"}), AfterValidator(_is_kept)]
+"""A text that is stored, or looked for, as it is: PostgreSQL takes none with a NUL."""
+Id = Annotated[Kept, Field(min_length=1, max_length=255)]
 LabelText = Annotated[str, Field(max_length=1000, examples=["internal", "confidential/PHI"]), AfterValidator(_is_label)]
 """How secret a text is: a level, and compartments after a slash. What is left out is `internal`."""
