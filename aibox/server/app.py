@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import get_args
 
 from starlette.applications import Starlette
+from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -48,6 +49,9 @@ from aibox.server.sessions_api import SessionsAPI
 from aibox.server.shut import Shut
 from aibox.server.table import openapi
 from aibox.server.tenant_api import TenantAPI
+
+NOTHINGS = 2**53 - 1
+"""A number that an entry might have, and none ever will."""
 
 
 def create_app(
@@ -171,8 +175,21 @@ def _numbered(path: str, served: Mapping[str, Served]) -> str:
     parts = {name: kind for one in served.values() for name, kind in one.route.parts.items()}
     for name, kind in parts.items():
         if get_args(kind)[:1] == (int,):
-            path = path.replace(f"{{{name}}}", f"{{{name}:int}}")
+            path = path.replace(f"{{{name}}}", f"{{{name}:number}}")
     return path
+
+
+class _Number(IntegerConvertor):
+    """Digits, however many. Of more than Python reads (4300) it makes a number that nothing has."""
+
+    def convert(self, value: str) -> int:
+        try:
+            return super().convert(value)
+        except ValueError:
+            return NOTHINGS
+
+
+register_url_convertor("number", _Number())
 
 
 async def _unknown(_: Request, error: Exception) -> Response:

@@ -264,6 +264,13 @@ async def test_an_auditor_reads_the_log_and_verifies_it(w: World) -> None:
     assert (await ask(w, ROOT, "post", "/v1/admin/audit/verify"))["ok"] is True
 
 
+async def test_a_number_that_nobody_can_read_is_that_of_no_entry(w: World) -> None:
+    """Of thousands of digits: answered as any other entry that is not there."""
+    absent = [await w.send("get", f"/v1/audit/{seq}", Asked(), AUDITOR.token()) for seq in ("123456789", "9" * 5000)]
+    assert [answer.status_code for answer in absent] == [404, 404]
+    assert absent[0].content == absent[1].content
+
+
 async def test_what_changes_something_leaves_one_entry(w: World) -> None:
     """A memory that is kept, one that is not found, and a role that is refused: one entry each, a look none."""
     await ask(w, EVA, "post", "/v1/memory", {"text": "I like tea."})
