@@ -37,11 +37,13 @@ T = TypeVar("T")
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """An answer as it was sent."""
+    """An answer as it was sent, and what the log said of it. What was kept before it said so has neither."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
     body: bytes
+    route: str = ""
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,12 @@ def asked(scope: Scope) -> Asked:
     return found
 
 
+def route_of(scope: Scope) -> str:
+    """The route that answers, as it is known by now: of one with names in it the route, never the names."""
+    found = scope.get("route")
+    return asked(scope).route if found is None else str(found.path)
+
+
 async def proved(scope: Scope, callers: Callers) -> Principal:
     """Who asks, as proved by the `Authorization` header; looked at once a request. Raises as `Callers.principal`.
 

@@ -17,7 +17,7 @@ from aibox.errors import AIBoxError, LimitError, UpstreamError
 from aibox.inference.accounts import Call
 from aibox.outbound.traces import Traces
 from aibox.policy.policy import Policy
-from aibox.server.asked import KEY, App, Asked, Message, Receive, Scope, Send, piecemeal, proved
+from aibox.server.asked import KEY, App, Asked, Message, Receive, Scope, Send, piecemeal, proved, route_of
 from aibox.server.auth import Callers
 from aibox.server.hot import ROUTES, HotPath, too_long
 from aibox.server.log import Log, failure
@@ -215,9 +215,7 @@ class Gate:
         return read
 
     def _ended(self, request: Asked, scope: Scope) -> None:
-        # Of a route with names in it the route, never the names.
-        if (route := scope.get("route")) is not None:
-            request.route = route.path
+        request.route = route_of(scope)
         if self._on_end is not None:
             self._on_end(request)
         if self._traces is not None and request.place is not None and request.principal is not None:

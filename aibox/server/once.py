@@ -11,7 +11,7 @@ import contextlib
 
 from aibox.errors import AIBoxError, ConfigError
 from aibox.server.answers import Answer, Answers, Asking, of_request
-from aibox.server.asked import CORRELATION, App, Asked, Message, Receive, Scope, Send, asked
+from aibox.server.asked import CORRELATION, App, Asked, Message, Receive, Scope, Send, asked, route_of
 from aibox.server.principal import Principal
 
 LONGEST = 8 << 20
@@ -53,6 +53,7 @@ class Once:
         )
         known = await self._begin(asking)
         if known is not None:
+            request.route, request.code = known.route or request.route, known.code
             headers = [*known.headers, REPLAYED]
             await send({"type": "http.response.start", "status": known.status, "headers": headers})
             await send({"type": "http.response.body", "body": known.body})
@@ -101,7 +102,9 @@ class Once:
                 if not message.get("more_body"):
                     # Kept before its last piece is sent: whoever has it all can rely on the next being the same.
                     ended = True
-                    answer = Answer(status, headers, b"".join(parts)) if size <= LONGEST else None
+                    answer = None
+                    if size <= LONGEST:
+                        answer = Answer(status, headers, b"".join(parts), route_of(scope), request.code)
                     # A stream that failed has begun with a 200: what counts is what it would have been without one.
                     await asyncio.shield(self._end(asking, request.fault or status, answer))
             await send(message)

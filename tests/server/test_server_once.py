@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 from waiting import until
 
@@ -22,6 +25,7 @@ from aibox.server.answers import HELD_S, KEPT_S, Answer, Answers, of_request
 from aibox.server.api_keys import ApiKeys
 from aibox.server.app import create_app
 from aibox.server.auth import Callers
+from aibox.server.log import Log
 from aibox.server.principal import Role
 from aibox.settings import Settings
 from aibox.testing import ScriptedBackend
@@ -53,13 +57,21 @@ class Served:
         return f"Answer {self.asked}."
 
     async def ask(
-        self, text: str = "hi", *, key: str = "k-1", who: str = "eva", path: str = "", case: str = "", **fields: Any
+        self,
+        text: str = "hi",
+        *,
+        key: str = "k-1",
+        who: str = "eva",
+        path: str = "",
+        method: str = "POST",
+        case: str = "",
+        **fields: Any,
     ) -> httpx2.Response:
         openai = {"model": "m", "messages": [{"role": "user", "content": text}]}
         body = fields if "message" in fields else {**openai, **fields}
         headers = {"authorization": f"Bearer {self.tokens[who]}", "Idempotency-Key": key}
         headers |= {"X-Aibox-Case": case} if case else {}
-        return await self.http.post(path or "/v1/chat/completions", json=body, headers=headers)
+        return await self.http.request(method, path or "/v1/chat/completions", json=body, headers=headers)
 
 
 @pytest.fixture
@@ -211,6 +223,36 @@ async def test_without_the_store_nothing_is_done(served: Served, monkeypatch: py
     monkeypatch.setattr(Answers, "begin", gone)
     assert (await served.ask()).status_code == 503
     assert served.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("asks", "logged"),
+    [
+        ({}, ("/v1/chat/completions", 200, "")),
+        ({"messages": []}, ("/v1/chat/completions", 400, "config")),
+        ({"path": "/v1/memory/CANARY", "method": "DELETE"}, ("/v1/memory/{id}", 404, "policy.access")),
+        ({"path": "/v1/chat/stream", "message": "hi"}, ("/v1/chat/stream", 200, "policy.guardrail")),
+    ],
+)
+async def test_a_repeat_is_in_the_log_as_the_first_was(
+    served: Served, asks: dict[str, Any], logged: tuple[str, int, str]
+) -> None:
+    """By its route and by the code of its error, also where a stream told that: no path stands there."""
+    served.fails = GuardrailError("no") if "message" in asks else None
+    out = io.BytesIO()
+    served.app._log = log = Log(out)
+    for _ in range(2):
+        await served.ask(**asks)
+    log.close()
+    first, again = (json.loads(line) for line in out.getvalue().splitlines())
+    assert tuple(first[name] for name in ("route", "status", "code")) == logged
+    assert tuple(again[name] for name in ("route", "status", "code")) == logged
+
+
+def test_an_answer_that_an_older_version_kept_is_read() -> None:
+    """It has three parts, and its repeat none of what the log would say."""
+    kept = msgspec.msgpack.decode(msgspec.msgpack.encode((200, [], b"theirs")), type=Answer)
+    assert kept == Answer(200, [], b"theirs", route="", code="")
 
 
 async def test_who_is_broken_off_while_the_key_is_taken_gives_it_back(served: Served) -> None:
