@@ -46,19 +46,8 @@ class Asked:
 
     __slots__ = (
         *("authorization", "code", "correlation", "detail", "ended_by", "ending", "fault", "given", "headers"),
-        *(
-            "idempotency",
-            "input_tokens",
-            "matter",
-            "method",
-            "output_tokens",
-            "path",
-            "place",
-            "principal",
-            "route",
-            "started",
-        ),
-        *("status", "task", "traceparent"),
+        *("idempotency", "input_tokens", "matter", "method", "output_tokens", "path", "place", "principal", "route"),
+        *("started", "status", "task", "traceparent"),
     )
 
     def __init__(self, scope: Scope) -> None:

@@ -70,6 +70,7 @@ class Gate:
         self._traces = traces
         self._live: set[Asked] = set()
         self._running: Counter[str] = Counter()
+        self._guarded = 0
         self._stopping = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -158,21 +159,26 @@ class Gate:
         if not request.path.startswith(GUARDED) or request.path in OPEN:
             await self._inner(scope, receive, tell)
             return
-        await self._admit(request, scope)
+        # What is open to everybody does not count: whoever takes none of its answers would shut out all others.
+        if self._guarded >= self._limits.requests:
+            raise LimitError("the server has too much to do", retry_after_s=1, code="policy.limit.busy")
+        self._guarded += 1
         try:
-            receive = self._bounded(request, receive)
-            if request.idempotency and self._once is not None and request.method in METHODS:
-                await self._once(self._inner, request, scope, receive, tell)
-            else:
-                await self._inner(scope, receive, tell)
+            await self._admit(request, scope)
+            try:
+                receive = self._bounded(request, receive)
+                if request.idempotency and self._once is not None and request.method in METHODS:
+                    await self._once(self._inner, request, scope, receive, tell)
+                else:
+                    await self._inner(scope, receive, tell)
+            finally:
+                self._release(request)
         finally:
-            self._release(request)
+            self._guarded -= 1
 
     async def _admit(self, request: Asked, scope: Scope) -> None:
         """The request counts for its tenant from now on. Raises AuthError, AccessError, LimitError."""
         limits = self._limits
-        if len(self._live) > limits.requests:
-            raise LimitError("the server has too much to do", retry_after_s=1, code="policy.limit.busy")
         tenant = (await proved(scope, self._callers)).scope.tenant
         if self._running[tenant] >= limits.requests_per_tenant:
             raise LimitError(

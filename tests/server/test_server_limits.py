@@ -103,6 +103,25 @@ def test_many_idle_streams_are_held_and_bounded(tmp_path: Path, upstream: Upstre
         server.until(lambda: len([line for line in server.lines("request") if line["status"] == 200]) >= 200)
 
 
+def test_the_server_is_busy_with_what_was_proved_alone(tmp_path: Path, upstream: Upstream) -> None:
+    """Whoever takes none of the answers that everybody may have shuts nobody out; more calls than may be are a 503."""
+    with serving(tmp_path, upstream, server="[server.limits]\nrequests = 2\n") as server:
+        crowd = [server.connect() for _ in range(4)]
+        for one in crowd:
+            one.sendall(b"GET /v1/openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 100)
+        assert server.ask("hi").status == 200
+        streams = [server.ask("HOLD", stream=True) for _ in range(2)]
+        over = server.ask("hi")
+        assert (over.status, over.headers["retry-after"]) == (503, "2")
+        assert json.loads(over.read())["error"]["code"] == "policy.limit.busy"
+        assert server.send("GET", "/healthz").status == 200
+        upstream.release.set()
+        assert all(b"[DONE]" in stream.read() for stream in streams)
+        assert server.ask("hi").status == 200
+        for one in crowd:
+            one.close()
+
+
 def test_the_log_has_a_line_for_each_request_and_no_text(tmp_path: Path, upstream: Upstream) -> None:
     """Tenant, route, status, code, duration, tokens and the id stand in it; no message, no key and no made-up path."""
     with serving(tmp_path, upstream) as server:
