@@ -28,7 +28,7 @@ from aibox.chat import ChatRequest, Chunk
 from aibox.errors import AIBoxError
 from aibox.inference.capabilities import Api
 from aibox.server import calls, client, inference_calls
-from aibox.server.problem import STATUS, problem, status_of
+from aibox.server.problem import STATUS, problem, status_of, told
 from aibox.server.table import table
 from aibox.server.told import error_of
 from aibox.testing import call
@@ -305,12 +305,12 @@ NEEDS_MORE = {errors.ApprovalError: aibox.EgressError}
 
 @pytest.mark.parametrize("kind", [k for k in STATUS if k is not AIBoxError], ids=lambda kind: kind.__name__)
 def test_every_error_survives_the_way(kind: type[AIBoxError]) -> None:
-    """From the server's problem to the client's exception: class, code, message and hint."""
+    """From the server's problem to the client's exception: class, code, hint, and the message that callers are told."""
     error = NEEDS_MORE.get(kind, kind)("what happened", hint="what to do")
     error.code = kind.code
     found = error_of(status_of(error), msgspec.json.encode(problem(error)), {})
     assert type(found) is NEEDS_MORE.get(kind, kind)
-    assert (found.code, found.message, found.hint) == (error.code, error.message, error.hint)
+    assert (found.code, found.message, found.hint) == (error.code, told(error), error.hint)
     assert type(error_of(500, b"<html>", {})) is errors.UpstreamError
 
 
