@@ -82,7 +82,7 @@ def test_api_keys_are_made_listed_and_ended(tmp_path: Path) -> None:
     key = made.stdout.strip()
     listed = keys("list").stdout
     assert "reports" in listed
-    assert key.rsplit("-", 1)[1] not in listed
+    assert key.split("-", 2)[2] not in listed
     command = [sys.executable, "-m", "aibox", "serve"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as server:
         assert server.stderr is not None
