@@ -149,14 +149,24 @@ class BoundedProtocol(HttpToolsProtocol):
                 cycle.message_event.set()
 
     def _parse(self, data: bytes) -> None:
+        rest: bytes | memoryview = data
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._stay(data[upgrade.args[0] :])
+            while (read := self._fed(rest)) is not None:
+                rest = memoryview(rest)[read:]
+                self._stay()
         except httptools.HttpParserError:
             self.send_400_response("")
 
-    def _stay(self, rest: bytes) -> None:
+    def _fed(self, data: bytes | memoryview) -> int | None:
+        """None when all of it was read; else how much, up to the end of a head that asks for another protocol."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            read: int = upgrade.args[0]
+            return read
+        return None
+
+    def _stay(self) -> None:
         """A request that would rather go on in another protocol is answered in this one (RFC 9110 sec. 7.8).
 
         The parser takes what stands behind such a head for the other protocol, and so a body for the next request. A
@@ -166,11 +176,10 @@ class BoundedProtocol(HttpToolsProtocol):
         fields = [(name, value) for name, value in self.headers if name not in _UPGRADES]
         closes = any(name == b"connection" and b"close" in value.lower() for name, value in self.headers)
         lines = [b"%b: %b\r\n" % field for field in (*fields, *([(b"connection", b"close")] if closes else ()))]
-        head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(lines))
         self._upgrading = False
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
-        self._parse(head + rest)
+        self.parser.feed_data(b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(lines)))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

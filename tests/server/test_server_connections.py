@@ -295,6 +295,16 @@ async def test_who_would_rather_speak_another_protocol_is_answered_in_this_one(f
         assert (await one.reader.readuntil(b">")).endswith(b"<GET / >")
 
 
+async def test_wishes_in_a_row_are_granted_in_a_row() -> None:
+    """However many requests with an upgrade come at once, each is answered, and none costs more for those behind it."""
+    count = 3000
+    async with served(Echo()) as one:
+        one.writer.write(b"GET /a HTTP/1.1\r\nhost: x\r\n%b\r\n" % UPGRADES["websocket"] * count)
+        async with asyncio.timeout(60):
+            for _ in range(count):
+                assert (await one.reader.readuntil(b">")).endswith(b"<GET /a >")
+
+
 async def test_an_upgrade_that_closes_closes() -> None:
     """What else stands in the fields of the connection is done; a chunked body comes whole, and behind it nothing."""
     asked = b"POST /a HTTP/1.1\r\nhost: x\r\nconnection: close, upgrade\r\nupgrade: h2c\r\n"
