@@ -46,7 +46,7 @@ keys = "{keys}"
 policy = "policy.toml"
 
 [memory]
-enabled = false
+enabled = {memory}
 
 [server]
 api_keys = "database"
@@ -201,12 +201,19 @@ class Platform:
 
 @contextmanager
 def platform(
-    folder: Path, owner: str, *, policy: str = "", backends: str = BACKEND, desk: str = DESK, workers: int = 1
+    folder: Path,
+    owner: str,
+    *,
+    policy: str = "",
+    backends: str = BACKEND,
+    desk: str = DESK,
+    workers: int = 1,
+    memory: bool = False,
 ) -> Iterator[Platform]:
     """All of it; `owner` is the URL of a database with its tables. What was started ends with the block.
 
     `backends` are more tables of the settings, in which `{model}` is the port of the test's own model; `desk` is the
-    module whose `made` makes the agent; `workers` are nginx's processes.
+    module whose `made` makes the agent; `workers` are nginx's processes; `memory` is that of the database.
     """
     database = owner.replace("owner@", "writer@")
     ports = {name: free_port() for name in ("a", "b", "redis", "model", "nginx")}
@@ -229,7 +236,7 @@ def platform(
             home.mkdir()
             told = {"database": database, "keys": keys, "name": name, "port": ports[name]}
             behind = backends.replace("{model}", str(ports["model"]))
-            text = SETTINGS.format(**told, redis=ports["redis"], backends=behind)
+            text = SETTINGS.format(**told, redis=ports["redis"], backends=behind, memory=str(memory).lower())
             (home / "aibox.toml").write_text(text)
             (home / "policy.toml").write_text(policy)
             (home / "few.toml").write_text(FEW)
