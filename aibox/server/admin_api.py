@@ -132,13 +132,14 @@ class AdminAPI:
         return policy_shown(self._box, tenant_of(who, query))
 
     @route("GET", "/v1/admin/budgets", roles=ADMINISTERS)
-    async def budgets(self, who: Principal, query: shapes.TenantQuery) -> shapes.BudgetShown:
-        """What a tenant may use, and has used in this day and month."""
+    async def budgets(self, who: Principal, query: shapes.BudgetQuery) -> shapes.BudgetShown:
+        """What a tenant and each of its users may use, and what it, or one of them, has used in this day and month."""
         tenant = tenant_of(who, query)
-        budgets = levels_of(self._box, tenant).policy.budgets
+        budgets, accounts = levels_of(self._box, tenant).policy.budgets, self._box.router.accounts
         return shapes.BudgetShown(
             tenant=tenant,
-            spent=await spent(self._box.router.accounts, tenant),
+            spent=await spent(accounts, tenant),
+            user=None if query.user is None else await spent(accounts, tenant, query.user),
             tenant_budget=shapes.Bounds.model_validate(budgets.tenant),
             user_budget=shapes.Bounds.model_validate(budgets.user),
         )

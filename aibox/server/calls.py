@@ -323,8 +323,9 @@ class Admin(_Calls):
     async def policy(self, *, tenant: str | None = None) -> guard.PolicyShown:
         return await self._to.ask("GET", "/v1/admin/policy", guard.PolicyShown, query={"tenant": tenant})
 
-    async def budgets(self, *, tenant: str | None = None) -> admin.BudgetShown:
-        return await self._to.ask("GET", "/v1/admin/budgets", admin.BudgetShown, query={"tenant": tenant})
+    async def budgets(self, *, user: str | None = None, tenant: str | None = None) -> admin.BudgetShown:
+        query = {"user": user, "tenant": tenant}
+        return await self._to.ask("GET", "/v1/admin/budgets", admin.BudgetShown, query=query)
 
     async def egress(self, *, tenant: str | None = None) -> builtins.list[admin.Flow]:
         return (await self._to.ask("GET", "/v1/admin/egress", admin.FlowList, query={"tenant": tenant})).data

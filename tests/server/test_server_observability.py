@@ -102,6 +102,12 @@ async def test_usage_says_what_it_cost_by_user_by_model_and_to_the_caller(w: Wor
     spent = (await get(w, BOSS))["spent"]
     assert spent == {"day": tenant, "month": tenant}
 
+    for who, told in (("eva", eva), ("nobody", {"tokens": 0, "usd": 0.0, "calls": 0})):
+        budgets = await w.send("get", "/v1/admin/budgets", Asked(query={"user": who}), BOSS.token())
+        assert budgets.json()["user"] == {"day": told, "month": told}
+        assert budgets.json()["spent"] == {"day": tenant, "month": tenant}
+    assert (await w.send("get", "/v1/admin/budgets", Asked(), BOSS.token())).json()["user"] is None
+
     own = await w.send("get", "/v1/usage", Asked(), Person("acme", "eva", ("user",)).token())
     assert own.status_code == 200
     shown = own.json()

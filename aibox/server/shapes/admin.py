@@ -101,6 +101,11 @@ class TenantQuery(Asked):
     """Another tenant than the caller's: for a `platform_admin` alone."""
 
 
+class BudgetQuery(TenantQuery):
+    user: str | None = Field(default=None, pattern=NAME)
+    """One of its users, whose own spending is told as well."""
+
+
 class NewKey(Asked):
     """A key for a program, which acts in the name of `user`."""
 
@@ -177,6 +182,8 @@ class BudgetShown(Answer):
     tenant_budget: Bounds
     user_budget: Bounds
     """Of each user."""
+    user: Spent | None = None
+    """What the user has used who was asked about."""
 
 
 class Flow(Answer):
