@@ -120,8 +120,10 @@ class Accounts:
             ):
                 if tokens is None and usd is None:
                     continue
-                spent = _spent(self._sums, (scope.tenant, user, period))
-                if (tokens is not None and spent.tokens >= tokens) or (usd is not None and spent.usd >= usd):
+                incoming, outgoing, _, micro_usd = self._sums.get((scope.tenant, user, period), _NOTHING)
+                if (tokens is not None and incoming + outgoing >= tokens) or (
+                    usd is not None and micro_usd / 1e6 >= usd
+                ):
                     who = "you" if user else f"the tenant {scope.tenant}"
                     raise LimitError(
                         f"the budget of {who} for {period} is spent",

@@ -8,15 +8,15 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 KEPT = 100_000
 """Buckets that are remembered; of more, those that were used longest ago are as full as new."""
 MINUTE_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
+class Want(msgspec.Struct, frozen=True):
     """What a request takes out of one bucket: `take` at once, where there are at least `need`."""
 
     policy: str
@@ -28,8 +28,7 @@ class Want:
     take: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
+class Left(msgspec.Struct, frozen=True):
     """What is in a bucket afterwards; `full_s` until it is full again, `wait_s` until there is what was needed."""
 
     want: Want
@@ -64,13 +63,15 @@ class Buckets:
 
     async def use(self, wants: Sequence[Want]) -> None:
         """Take what has been used already, whether there is enough or not."""
-        self.use_now(wants)
-
-    def use_now(self, wants: Sequence[Want]) -> None:
-        """As `use`."""
         now = self._clock()
         for want in wants:
             self._keep(want.bucket, self._level(want, now) - want.take, now)
+
+    def use_now(self, wants: Sequence[Want], take: int) -> None:
+        """As `use`, so much of each."""
+        now = self._clock()
+        for want in wants:
+            self._keep(want.bucket, self._level(want, now) - take, now)
 
     async def close(self) -> None:
         """Nothing is held open."""

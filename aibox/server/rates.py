@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from typing import Self
+
+from msgspec.structs import replace
 
 from aibox.errors import LimitError
 from aibox.policy.rates import Rates
@@ -17,12 +20,28 @@ from aibox.server.buckets import MINUTE_S, Buckets, Left, Want
 from aibox.server.principal import Principal
 from aibox.server.redis_buckets import RedisBuckets
 
-Headers = list[tuple[bytes, bytes]]
 CODE = "policy.limit.rate"
 
 
 SETTLE_S = 0.05
 """Tokens that were used are told to Redis together, so often."""
+KNOWN = 10_000
+"""Principals whose bounds are remembered as they were worked out."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """What one principal draws from under some rates, and the field that says so."""
+
+    rates: Rates
+    wants: list[Want]
+    tokens: list[Want]
+    policies: bytes
+
+    @classmethod
+    def of(cls, rates: Rates, principal: Principal) -> Self:
+        wants = wanted(rates, principal)
+        return cls(rates, wants, [want for want in wants if want.policy.endswith("-tokens")], policies(wants))
 
 
 class RateLimits:
@@ -31,17 +50,18 @@ class RateLimits:
     def __init__(self, buckets: Buckets | RedisBuckets) -> None:
         self._buckets = buckets
         self._owed: dict[str, Want] = {}
+        self._known: dict[tuple[str, str, str], _Bounds] = {}
         self._settling: asyncio.Task[None] | None = None
 
     async def admit(self, request: Asked, rates: Rates) -> None:
         """Count a request, and put into its headers what is left. Raises LimitError when one of the bounds is met."""
         if not rates.bounded or request.principal is None:
             return
-        wants = wanted(rates, request.principal)
-        if not wants:
+        bounds = self._bounds(rates, request.principal)
+        if not bounds.wants:
             return
-        enough, lefts = await self._buckets.take(wants)
-        request.headers += told(lefts)
+        enough, lefts = await self._buckets.take(bounds.wants)
+        request.headers += [(b"ratelimit-policy", bounds.policies), (b"ratelimit", state(lefts))]
         if enough:
             return
         worst = max(lefts, key=lambda one: one.wait_s)
@@ -58,15 +78,25 @@ class RateLimits:
         """A model call has ended: its tokens are taken out, whether they are there or not."""
         if not rates.bounded or not tokens:
             return
-        wants = [replace(want, take=tokens) for want in wanted(rates, principal) if want.policy.endswith("-tokens")]
+        wants = self._bounds(rates, principal).tokens
         if isinstance(self._buckets, Buckets):
-            self._buckets.use_now(wants)
+            self._buckets.use_now(wants, tokens)
             return
         for want in wants:
             owed = self._owed.get(want.bucket)
-            self._owed[want.bucket] = want if owed is None else replace(want, take=owed.take + tokens)
+            self._owed[want.bucket] = replace(want, take=tokens if owed is None else owed.take + tokens)
         if wants and self._settling is None:
             self._settling = asyncio.get_running_loop().create_task(self._settle())
+
+    def _bounds(self, rates: Rates, principal: Principal) -> _Bounds:
+        who = principal.scope.tenant, principal.scope.user, principal.key
+        known = self._known.get(who)
+        # Rates that were read anew are another object.
+        if known is None or known.rates is not rates:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            known = self._known[who] = _Bounds.of(rates, principal)
+        return known
 
     @property
     def check(self) -> Callable[[], Awaitable[bool]] | None:
@@ -102,15 +132,16 @@ def wanted(rates: Rates, principal: Principal) -> list[Want]:
     return wants
 
 
-def told(lefts: Sequence[Left]) -> Headers:
-    """`RateLimit-Policy`, and `RateLimit` with what is left of each and the seconds until there is more."""
-    policies = ", ".join(
-        f'"{one.want.policy}";q={one.want.a_minute};w={int(MINUTE_S)}' + _unit(one.want.policy) for one in lefts
-    )
-    state = ", ".join(
-        f'"{one.want.policy}";r={max(0, int(one.level))};t={math.ceil(one.wait_s or one.full_s)}' for one in lefts
-    )
-    return [(b"ratelimit-policy", policies.encode()), (b"ratelimit", state.encode())]
+def policies(wants: Sequence[Want]) -> bytes:
+    """`RateLimit-Policy`: the bounds that are drawn from."""
+    bounds = (f'"{one.policy}";q={one.a_minute};w={int(MINUTE_S)}{_unit(one.policy)}' for one in wants)
+    return ", ".join(bounds).encode()
+
+
+def state(lefts: Sequence[Left]) -> bytes:
+    """`RateLimit`: what is left of each, and the seconds until there is more."""
+    found = [f'"{one.want.policy}";r={max(0, int(one.level))};t={math.ceil(one.wait_s or one.full_s)}' for one in lefts]
+    return ", ".join(found).encode()
 
 
 def _unit(policy: str) -> str:
