@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sized
 from typing import Any
 
 import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from aibox.errors import AIBoxError, ConfigError, LimitError
@@ -23,6 +24,8 @@ from aibox.settings_server import ServerLimits
 LINGER_S = 2.0
 """How long what still comes is thrown away after a refusal: a reset would take the answer with it."""
 LINGER_BYTES = 4 << 20
+WAITING = 16
+"""Requests of one connection that wait for their turn while more are read."""
 JOINED_BYTES = 64 << 10
 """Of a body that is copied to stand behind its head; of a longer one a second write costs less."""
 _UPGRADES = (b"connection", b"upgrade", b"http2-settings")
@@ -43,16 +46,14 @@ class Cycle(RequestResponseCycle):
     _head: Message | None = None
 
     async def send(self, message: Message) -> None:  # type: ignore[override]  # messages of ours are no TypedDicts
-        head = self._head
-        if head is None:
-            if self.waiting_for_100_continue and self.more_body:
-                # The body that was asked about may never come: what comes next could not be told from it.
-                self.keep_alive = False
-            if not self.response_started and _length(message) is not None:
-                self._head = message
-                return
-        else:
-            self._head = None
+        head, self._head = self._head, None
+        if head is None and not self.response_started and _length(message) is not None:
+            self._head = message
+            return
+        if self.waiting_for_100_continue and self.more_body:
+            # The body that was asked about may never come: what comes next could not be told from it.
+            self.keep_alive = False
+        if head is not None:
             if (answer := self._whole(head, message)) is not None:
                 self.response_started = self.response_complete = True
                 self.waiting_for_100_continue = False
@@ -62,6 +63,10 @@ class Cycle(RequestResponseCycle):
                 return
             await super().send(head)  # type: ignore[arg-type]  # see above
         await super().send(message)  # type: ignore[arg-type]  # see above
+
+    async def send_500_response(self) -> None:
+        self._head = None  # it waited for a body, and nothing of it has left
+        await super().send_500_response()
 
     def piece(self, body: bytes) -> Awaitable[None] | None:
         """As `send`, of a piece of a body that goes on after it: None where it has been sent, else to be waited for."""
@@ -87,6 +92,18 @@ class Cycle(RequestResponseCycle):
         return b"".join((STATUS_LINE[status], lines, b"\r\n", body))
 
 
+class Flow(FlowControl):
+    """Reads no more while many requests wait for their turn: each costs a hundred times what it takes to ask."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if len(self._waiting) < WAITING:
+            super().resume_reading()
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """What uvicorn speaks, for subclasses made by `protocol`."""
 
@@ -100,7 +117,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._idle: float | None = None
         """When the last answer ended; None before the first, and while one is asked for."""
         self._in_head = True
-        self._head_bytes = self._read_bytes = 0
+        self._head_bytes = self._read_bytes = self._began = 0
         self._gap = 0
         """What came of a request behind its head, since the last piece of its body: sizes of chunks, and trailers."""
         self._running: RequestResponseCycle | None = None
@@ -114,6 +131,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        self.flow = Flow(transport, self.pipeline)
         self._since = self.loop.time()
         if len(self.connections) > self.limits.connections:
             self._refuse(LimitError("too many connections are open", retry_after_s=1, code="policy.limit.busy"))
@@ -133,7 +151,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(self._too_long())
         elif self._ended is None and self._since is None and (self.cycle is None or self.cycle.response_complete):
             # Line ends between two requests are none, and are not a way to stay for ever.
-            self._since, self._in_head, self._head_bytes = self.loop.time(), True, 0
+            self._since, self._in_head, self._head_bytes, self._began = self.loop.time(), True, 0, 0
 
     def connection_lost(self, exc: Exception | None) -> None:
         # uvicorn tells the request that came last: the one that is answered is to hear of it, and none begins any more.
@@ -187,10 +205,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._since is None:
             self._since = self.loop.time()
         if not self._in_head:
-            self._in_head, self._head_bytes = True, 0
+            self._in_head, self._head_bytes, self._began = True, 0, self._read_bytes
 
     def on_headers_complete(self) -> None:
-        if max(self._read_bytes, self._head_bytes) > self._longest:
+        if self._head_bytes + self._began > self._longest:
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > self._longest:
                 self._refused = self._too_long()
@@ -246,7 +264,7 @@ class BoundedProtocol(HttpToolsProtocol):
         elif self._ended is not None:
             if now - self._ended > LINGER_S:
                 self.transport.close()
-        elif self._since is not None and (self.flow.read_paused or self.pipeline):
+        elif self._since is not None and (self.flow.read_paused or self.pipeline or self._behind):
             self._since = now  # that nothing comes is our doing, or nothing is made of it before its turn
         elif self._since is not None and now - self._since > (limits.head_s if self._in_head else limits.body_s):
             what = "headers" if self._in_head else "body"
@@ -254,13 +272,20 @@ class BoundedProtocol(HttpToolsProtocol):
         elif self._since is None and self._idle is not None and now - self._idle > self.timeout_keep_alive:
             self.transport.close()
 
+    @property
+    def _behind(self) -> bool:
+        """Whether what comes is the head of a request behind one that is still answered."""
+        return self._in_head and self._running is not None and not self._running.response_complete
+
     def resume_writing(self) -> None:
         self._stuck = None
         super().resume_writing()
 
     def _unread(self, now: float) -> float:
         """For how many seconds the reader has taken nothing of what waits for them."""
-        waits = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
+        # A transport that closes waits for what is left, however little, and for ever.
+        still = self.flow.write_paused or self.transport.is_closing()
+        waits = self.transport.get_write_buffer_size() if still else 0
         if not waits:
             self._stuck = None
             return 0.0
@@ -270,6 +295,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _amiss(self) -> ConfigError | None:
         """What two servers in a row could read in two ways (RFC 9112 sec. 3.2; RFC 3986 sec. 2.2)."""
+        if self.parser.get_http_version() not in ("1.0", "1.1"):
+            return ConfigError("this is not HTTP/1.1")
         hosts = len([name for name, _ in self.headers if name == b"host"])
         if hosts > 1:
             return ConfigError("the request has more than one Host header", hint="send one")
@@ -302,7 +329,7 @@ class BoundedProtocol(HttpToolsProtocol):
         correlation = new_trace()
         # Where an answer is under way there is no room for another, nor where an earlier request waits for its own.
         running = self._running if self._running is not None and not self._running.response_complete else None
-        answers = running is not None and (running.response_started or running is not self.cycle)
+        answers = running is not None and (running.response_started or not running.more_body)
         if not answers:
             status, headers, body = refusal(error, openai=False)
             own = [(b"connection", b"close"), (CORRELATION, correlation.encode())]
