@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 import aibox
@@ -41,8 +43,11 @@ async def test_personal_data_is_pseudonymous_to_the_model(name: str) -> None:
     for where in ("input", "tool_result", "retrieved"):
         verdict = await decided(name, f"Letter to {PATIENT}.", where)
         assert verdict.decision == Decision.REDACT
+        # A pseudonym's number is drawn, and may hold any other.
+        shown = re.sub(r"<[A-Z_]+_[0-9]{6}>", "<>", verdict.text)
         for part in ("Maria", "1961", "901820", "example.org"):
-            assert part not in verdict.text
+            assert part not in shown
+        assert shown.count("<>") >= 2
 
 
 @pytest.mark.parametrize("name", WORKED)
