@@ -123,10 +123,11 @@ class Wire:
         Cancelling it, and an error of `take`, closes the connection, and so tells the server to stop.
         """
         reading = _Reading(self, path, weights, take)
+        over_at = asyncio.get_running_loop().time() + self.total_s
         async with self._open("POST", path, data=body, correlation=correlation, trace=trace) as response:
             # Also while whoever reads it takes nothing, and so nothing is read here.
             try:
-                async with asyncio.timeout(self.total_s) as over:
+                async with asyncio.timeout_at(over_at) as over:
                     await response.each(reading)
             except TimeoutError:
                 if over.expired():
@@ -316,15 +317,12 @@ class _Reading:
         self._take = take
         self._events = Events()
         self._received = 0
-        self._over_at = time.monotonic() + wire.total_s
 
     def feed(self, data: bytes) -> Awaitable[None] | None:
         wire = self._wire
         self._received += len(data)
         if self._received > MAX_STREAM_BYTES:
             raise BackendError(f"{wire.name} sent more than {MAX_STREAM_BYTES >> 20} MiB")
-        if time.monotonic() > self._over_at:
-            raise wire.late()
         whole: list[Chunk] = []
         error: BackendError | None = None
         try:

@@ -63,9 +63,8 @@ class Buckets:
 
     async def use(self, wants: Sequence[Want]) -> None:
         """Take what has been used already, whether there is enough or not."""
-        now = self._clock()
         for want in wants:
-            self._keep(want.bucket, self._level(want, now) - want.take, now)
+            self.use_now([want], want.take)
 
     def use_now(self, wants: Sequence[Want], take: int) -> None:
         """As `use`, so much of each."""

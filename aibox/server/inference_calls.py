@@ -32,13 +32,11 @@ class Inference(_Calls):
         body, key = _chat(messages, model, fields), idempotency_key
         return await self._to.ask("POST", "/v1/chat/completions", shapes.ChatCompletion, body=body, idempotency_key=key)
 
-    async def stream_chat(
+    def stream_chat(
         self, messages: Messages, *, model: str = "default", idempotency_key: str | None = None, **fields: Any
     ) -> AsyncGenerator[shapes.ChatChunk, None]:
         body = _chat(messages, model, fields)
-        async with aclosing(self._chunks("/v1/chat/completions", shapes.ChatChunk, body, idempotency_key)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        return self._chunks("/v1/chat/completions", shapes.ChatChunk, body, idempotency_key)
 
     async def completions(
         self, prompt: str | list[str], *, model: str = "default", idempotency_key: str | None = None, **fields: Any
@@ -46,14 +44,12 @@ class Inference(_Calls):
         body, key = {**fields, "model": model, "prompt": prompt, "stream": False}, idempotency_key
         return await self._to.ask("POST", "/v1/completions", shapes.Completion, body=body, idempotency_key=key)
 
-    async def stream_completions(
+    def stream_completions(
         self, prompt: str | list[str], *, model: str = "default", idempotency_key: str | None = None, **fields: Any
     ) -> AsyncGenerator[shapes.Completion, None]:
         """Each chunk has the form of a completion, with the next piece of its text."""
         body = {**fields, "model": model, "prompt": prompt}
-        async with aclosing(self._chunks("/v1/completions", shapes.Completion, body, idempotency_key)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        return self._chunks("/v1/completions", shapes.Completion, body, idempotency_key)
 
     async def responses(
         self,
@@ -67,7 +63,7 @@ class Inference(_Calls):
         body, key = {**fields, "model": model, "input": input, "stream": False}, idempotency_key
         return await self._to.ask("POST", "/v1/responses", shapes.Response, body=body, idempotency_key=key)
 
-    async def stream_responses(
+    def stream_responses(
         self,
         input: str | list[dict[str, Any]],  # noqa: A002 - the field's name
         *,
@@ -76,9 +72,7 @@ class Inference(_Calls):
         **fields: Any,
     ) -> AsyncGenerator[shapes.ResponseEvent, None]:
         body = {**fields, "model": model, "input": input}
-        async with aclosing(self._chunks("/v1/responses", shapes.ResponseEvent, body, idempotency_key)) as events:
-            async for event in events:
-                yield event
+        return self._chunks("/v1/responses", shapes.ResponseEvent, body, idempotency_key)
 
     async def embeddings(
         self,
