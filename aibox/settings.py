@@ -326,7 +326,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     tenants = values.get("tenants")
     owned = _tables([*tenants.values()] if isinstance(tenants, dict) else ())
     hooks = [hook for table in owned for hook in _tables(table.get("webhooks"))]
-    lists = (values.get("backends"), values.get("workflows"), [values.get("traces")], hooks)
+    server = values.get("server")
+    issuers = server.get("issuers") if isinstance(server, dict) else None
+    lists = (values.get("backends"), values.get("workflows"), [values.get("traces")], hooks, issuers)
     for table in (table for some in lists for table in _tables(some)):
         for key in _FILES:
             if isinstance(table.get(key), str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -34,6 +35,10 @@ class IssuerSettings(Section):
     """Accept only tokens marked as access tokens (`at+jwt`). False for issuers that mark none, such as Keycloak."""
     leeway_s: float = Field(default=30.0, ge=0, le=300)
     """By how many seconds clocks may differ."""
+    ca_bundle: Path | None = None
+    """A PEM file of authorities for its address, instead of the system's."""
+    proxy: SecretStr | None = None
+    """The URL of an HTTP proxy through which it is asked for its keys; it may hold a password."""
 
 
 class ServerLimits(Section):

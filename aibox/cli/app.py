@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from typer.core import TyperGroup
 from typer.main import get_command
 
 from aibox import __version__
-from aibox.cli.say import say
+from aibox.cli.say import console, escape, say
 from aibox.errors import AIBoxError, ConfigError
 
 # Each command, and where it lives: only what is typed is loaded. A Typer is a group, anything else one command.
@@ -103,21 +101,20 @@ def options(
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code. Nothing but --debug shows a traceback."""
     arguments = list(arguments)
-    console = Console(stderr=True, highlight=False)
     debug = "--debug" in arguments
     try:
         code = app(arguments, standalone_mode=False)
     except typer.TyperException as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "aibox")
-        say(console, ConfigError(error.format_message(), hint=f"{command} --help says what can be typed"))
+        say(console(), ConfigError(error.format_message(), hint=f"{command} --help says what can be typed"))
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        console.print("stopped")
+        console().print("stopped")
         return 130
     except AIBoxError as error:
         if debug:
             traceback.print_exc()
-        say(console, error)
+        say(console(), error)
         return 2
     except BrokenPipeError:
         # The reader of our output has left (`aibox models | head`); there is nobody to tell.
@@ -126,7 +123,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001 - the last resort: a bug is told as one, in a line
         if debug:
             traceback.print_exc()
-        console.print(f"[red]aibox failed:[/] {type(error).__name__}: {escape(str(error))}")
-        console.print("  this is a defect of aibox; run again with --debug for the traceback")
+        console().print(f"[red]aibox failed:[/] {type(error).__name__}: {escape(str(error))}")
+        console().print("  this is a defect of aibox; run again with --debug for the traceback")
         return 2
     return code if isinstance(code, int) else 0

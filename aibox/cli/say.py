@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.markup import escape
+from typing import TYPE_CHECKING
 
 from aibox.errors import AIBoxError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def console() -> Console:
+    """Where errors are told. Rich is loaded for them only: a server runs for weeks without."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def escape(text: str) -> str:
+    """The text with nothing in it that rich takes for markup."""
+    from rich.markup import escape
+
+    return escape(text)
 
 
 def visible(text: str) -> str:

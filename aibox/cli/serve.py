@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 import aibox.box
 from aibox.cli import interrupt
@@ -57,7 +56,6 @@ def serve(
     changes = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     server = settings.server.model_copy(update=changes)
     guards.refuse_unguarded(server, dev=dev)
-    console = Console(stderr=True, highlight=False, emoji=False)
 
     async def main() -> None:
         try:
@@ -112,14 +110,19 @@ def serve(
             with _listen(server.host, server.port) as listening:
                 # A key is printed once: not before it is certain that there is a server to use it with.
                 fresh = None if ways else key.prepare(renew=new_key)
-                console.print(f"aibox serves http://{server.host}:{listening.getsockname()[1]}/v1", markup=False)
+                _say(f"aibox serves http://{server.host}:{listening.getsockname()[1]}/v1")
                 if fresh:
-                    console.print(f"key (shown this once): {fresh}", markup=False)
+                    _say(f"key (shown this once): {fresh}")
                 if dev:
-                    console.print(guards.DEV, markup=False)
+                    _say(guards.DEV)
                 await Server(app, limits=server.limits, log=log, reload=reload).serve(sockets=[listening])
 
     interrupt.run(main(), loop=_event_loop())
+
+
+def _say(line: str) -> None:
+    # Not by rich: it would be loaded for this, and break a line where a terminal is narrow.
+    print(line, file=sys.stderr, flush=True)
 
 
 async def _kept(box: Box) -> Kept:

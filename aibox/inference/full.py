@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from aibox.inference.connection import BrokenError, Reader, UnreachableError, waiting
-from aibox.inference.plain import Resolve
+from aibox.inference.plain import Pool, Resolve, serves
 from aibox.inference.transport import Transport
 
 _NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
@@ -71,6 +71,15 @@ class Session:
     def detach(self) -> None:
         """Forget what a loop held that has ended."""
         self._session.detach()
+
+
+def reaching(
+    origin: str, fields: Mapping[str, str], *, transport: Transport, path: str = "", **options: Any
+) -> Pool | Session:
+    """A client for one server: plain where that can be, and else with all that a Session has."""
+    if transport.proxy is None and serves(origin, path, fields):
+        return Pool(origin, fields, **options)
+    return Session(origin, fields, transport=transport, **options)
 
 
 class Response:

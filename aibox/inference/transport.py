@@ -53,7 +53,7 @@ class Transport:
             if self.client_certificate is not None:
                 context.load_cert_chain(self.client_certificate, self.client_key)
         except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"the certificates of a backend cannot be used: {error}", hint="PEM files?") from None
+            raise ConfigError(f"the certificates cannot be used: {error}", hint="PEM files?") from None
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         return context
 

@@ -18,8 +18,8 @@ from aibox.chat import Chunk, Weights
 from aibox.errors import BackendError, ConfigError, EgressError
 from aibox.inference.addresses import literal
 from aibox.inference.connection import Reader, UnreachableError
-from aibox.inference.full import Session
-from aibox.inference.plain import Address, Pool, serves
+from aibox.inference.full import Session, reaching
+from aibox.inference.plain import Address, Pool
 from aibox.inference.readable import CHAT, CHOOSES, ends, is_answer
 from aibox.inference.sse import Events
 from aibox.inference.streams import Take, waited
@@ -173,10 +173,7 @@ class Wire:
                 "resolve": self._addresses, "silence_s": self._timeout_s, "connect_s": CONNECT_S, "idle_s": KEEPALIVE_S,
             }  # fmt: skip
             fields = {"Accept-Encoding": "identity", "User-Agent": "aibox", **self._headers}
-            if self._transport.proxy is None and serves(self._origin, self._path, fields):
-                client = Pool(self._origin, fields, **options)
-            else:
-                client = Session(self._origin, fields, transport=self._transport, **options)
+            client = reaching(self._origin, fields, path=self._path, transport=self._transport, **options)
             self._clients[loop] = client
         return client
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from aibox.errors import UpstreamError
-from aibox.http import require_https
+from aibox.server.fetch import require_https
 from aibox.server.told import error_of
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aibox.errors import AccessError, AuthError, ConfigError
-from aibox.http import JsonClient, require_https
+from aibox.inference.transport import Transport
+from aibox.server.fetch import JsonClient, require_https
 from aibox.server.jwks import Fetches, KeySet
 from aibox.server.principal import Principal, known_roles
 from aibox.settings_server import IssuerSettings
@@ -46,8 +47,7 @@ class Tokens:
         http: Fetches | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._own = JsonClient() if http is None else None
-        self._http: Fetches = http or self._own  # type: ignore[assignment]  # one of the two is there
+        self._http = http
         self._issuers: dict[str, _Issuer] = {}
         self._issuers = self.plan(issuers)
         self._clock = clock
@@ -102,15 +102,14 @@ class Tokens:
         return principal
 
     async def close(self) -> None:
-        if self._own is not None:
-            await self._own.close()
+        """Nothing is held open."""
 
     def __repr__(self) -> str:
         return f"Tokens({', '.join(self._issuers)})"
 
 
 class _Issuer:
-    def __init__(self, settings: IssuerSettings, *, http: Fetches) -> None:
+    def __init__(self, settings: IssuerSettings, *, http: Fetches | None) -> None:
         import jwt  # 4 MiB, which a server without issuers does without
 
         self._jwt = jwt
@@ -124,6 +123,7 @@ class _Issuer:
         if settings.jwks_url is not None:
             require_https(settings.jwks_url)
         self.settings = settings
+        http = http or JsonClient(transport=_transport(settings))
         self._keys = KeySet(settings.issuer, http=http, parse=self._parse, url=settings.jwks_url)
 
     def _parse(self, jwk: Mapping[str, Any]) -> jwt.PyJWK | None:
@@ -158,6 +158,15 @@ class _Issuer:
             raise AuthError(f"the token does not hold: {error}") from None
         _hold_claims(claims, settings, now=now)
         return _principal(claims, settings), claims["exp"] + settings.leeway_s
+
+
+def _transport(settings: IssuerSettings) -> Transport:
+    """How its keys are fetched. Raises ConfigError for certificates that cannot be used, now and not at the first."""
+    proxy = settings.proxy.get_secret_value() if settings.proxy else None
+    transport = Transport(ca_bundle=settings.ca_bundle, proxy=proxy)
+    if settings.ca_bundle is not None:
+        transport.tls()
+    return transport
 
 
 def _hold_header(header: Mapping[str, Any], settings: IssuerSettings) -> None:

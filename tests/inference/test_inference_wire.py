@@ -182,7 +182,7 @@ async def test_an_answer_that_drips_ends_when_its_time_is_over(
 ) -> None:
     """A server that is never silent and never done is left after `total_s`, and hears of it."""
     if proxied:
-        monkeypatch.setattr("aibox.inference.wire.serves", lambda *_: False)
+        monkeypatch.setattr("aibox.inference.full.serves", lambda *_: False)
     upstream.answer = upstream.sends(CHUNK, then="wait")
     backend = OpenAICompatible(upstream.url, timeout_s=30, total_s=0.3)
     with pytest.raises(BackendError, match="took longer than") as caught:
@@ -200,7 +200,7 @@ async def test_a_stream_that_nobody_takes_ends_when_its_time_is_over(
 ) -> None:
     """A reader who takes nothing does not keep a model server busy for longer than `total_s`."""
     if proxied:
-        monkeypatch.setattr("aibox.inference.wire.serves", lambda *_: False)
+        monkeypatch.setattr("aibox.inference.full.serves", lambda *_: False)
     upstream.answer = upstream.sends(CHUNK, then="wait")
     backend = OpenAICompatible(upstream.url, timeout_s=30, total_s=0.3)
 

@@ -158,7 +158,7 @@ async def test_what_fails_after_all_takes_everything_back(tmp_path: Path) -> Non
     [
         ({"kind": "embedded", "path": "nowhere.gguf"}, "cannot read the model file"),
         ({"kind": "embedded", "path": "garbage"}, "is not a GGUF file"),
-        ({"kind": "openai", "url": "https://10.0.0.1/v1", "ca_bundle": "garbage"}, "certificates of a backend cannot"),
+        ({"kind": "openai", "url": "https://10.0.0.1/v1", "ca_bundle": "garbage"}, "certificates cannot"),
     ],
 )
 async def test_a_file_that_no_call_could_use_is_found_before_what_works_goes(
