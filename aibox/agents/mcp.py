@@ -130,13 +130,15 @@ class McpTool:
         raise Refused(f"{self.name} works inside a turn only.", "invalid")
 
     async def call_in(self, arguments: Mapping[str, Any], *, call_id: str, turn: TurnState) -> str:  # noqa: ARG002
-        server, passed = self._connection.server, ""
+        server, passed, correlation = self._connection.server, "", turn.scope.correlation
         if server.url and server.lets_out:
+            correlation = ""
             passed = await passage(
                 urlsplit(server.url).hostname or "", what=self.name, text=json.dumps(dict(arguments)), turn=turn
             )
         self._connection.told(turn)
-        return await self._connection.call(self, arguments, passed=passed)
+        with mcp_streams.part_of(correlation):
+            return await self._connection.call(self, arguments, passed=passed)
 
     def __repr__(self) -> str:
         return f"<tool {self.name} of an MCP server>"

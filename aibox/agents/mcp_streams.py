@@ -6,13 +6,28 @@ Only this file and `mcp` import the package of that name.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
 
+from aibox.agents.http import CORRELATION
 from aibox.sandbox.talk import Talk
+
+# The client takes no headers for one call; what it sends for it, it sends in the context of who made the call.
+_REQUEST: ContextVar[str] = ContextVar("the request that a call is part of", default="")
+
+
+@contextmanager
+def part_of(correlation: str) -> Iterator[None]:
+    """Calls in the block say over HTTP that they are part of the request of this id; nothing where it is empty."""
+    token = _REQUEST.set(correlation)
+    try:
+        yield
+    finally:
+        _REQUEST.reset(token)
 
 
 @asynccontextmanager
@@ -30,20 +45,25 @@ async def process(command: str, args: Sequence[str], env: Mapping[str, str]) -> 
 @asynccontextmanager
 async def remote(url: str, *, sse: bool, headers: Mapping[str, str], timeout_s: float) -> AsyncIterator[Any]:
     """To a server that runs, over streamable HTTP or SSE."""
+    import httpx2
+
+    async def name(request: httpx2.Request) -> None:
+        if correlation := _REQUEST.get():
+            request.headers[CORRELATION] = correlation
+
+    def client(*_: Any, **__: Any) -> httpx2.AsyncClient:
+        limit = httpx2.Timeout(timeout_s, read=300.0)
+        return httpx2.AsyncClient(headers=headers, trust_env=False, timeout=limit, event_hooks={"request": [name]})
+
     if sse:
         from mcp.client.sse import sse_client
 
-        async with sse_client(url, headers=dict(headers), timeout=timeout_s) as streams:
+        async with sse_client(url, httpx_client_factory=client) as streams:
             yield streams
     else:
-        import httpx2
         from mcp.client.streamable_http import streamable_http_client
 
-        limit = httpx2.Timeout(timeout_s, read=300.0)
-        async with (
-            httpx2.AsyncClient(headers=headers, trust_env=False, timeout=limit) as client,
-            streamable_http_client(url, http_client=client) as streams,
-        ):
+        async with client() as made, streamable_http_client(url, http_client=made) as streams:
             yield streams
 
 

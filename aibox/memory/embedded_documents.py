@@ -83,7 +83,7 @@ class EmbeddedDocuments:
     async def remove(self, ids: Sequence[str], *, scope: Scope) -> int:
         return await self._remove(scope.tenant, lambda rows: rows.remove(ids, scope))
 
-    async def remove_all(self, *, tenant: str, user: str | None) -> int:
+    async def remove_all(self, *, tenant: str, user: str | None, correlation: str = "") -> int:  # noqa: ARG002 - nothing is asked over a wire
         return await self._remove(tenant, lambda rows: rows.remove_all(tenant, user))
 
     async def foreign(self, *, tenant: str) -> list[str]:

@@ -62,7 +62,7 @@ class EmbeddedStore:
         how = f"exact, {self._without_index}" if self._without_index else "qdrant-edge"
         return f"EmbeddedStore({self._folder}, search: {how})"
 
-    async def add(self, record: Record, vector: Sequence[float]) -> Record:
+    async def add(self, record: Record, vector: Sequence[float], *, correlation: str = "") -> Record:  # noqa: ARG002 - nothing is asked over a wire
         self._must_fit(vector)
         return await self._worker.do(lambda: self._rows().add(record, vector))
 
@@ -94,7 +94,7 @@ class EmbeddedStore:
     async def remove(self, ids: Sequence[str], *, scope: Scope) -> int:
         return await self._worker.do(self._remove, scope.tenant, lambda rows: rows.remove(ids, scope))
 
-    async def remove_all(self, *, tenant: str, user: str | None) -> int:
+    async def remove_all(self, *, tenant: str, user: str | None, correlation: str = "") -> int:  # noqa: ARG002 - nothing is asked over a wire
         return await self._worker.do(self._remove, tenant, lambda rows: rows.remove_all(tenant, user))
 
     async def foreign(self, *, scope: Scope, limit: int) -> list[Record]:

@@ -147,11 +147,11 @@ class Memory:
         )
         if record.valid_until_us and record.valid_until_us <= record.valid_from_us:
             raise ConfigError("a memory's validity ends before it begins")
-        return await self._keep(record)
+        return await self._keep(record, scope)
 
-    async def _keep(self, record: Record) -> Record:
+    async def _keep(self, record: Record, scope: Scope) -> Record:
         [vector] = await self.embedder.embed([record.text], kind="passage")
-        return await self._store.add(record, vector)
+        return await self._store.add(record, vector, correlation=scope.correlation)
 
     async def update(
         self,
@@ -277,7 +277,7 @@ class Memory:
         """
         records = [replace(record, text=accept.text(record.text)) for record in load(lines, scope)]
         for record in records:
-            await self._keep(record)
+            await self._keep(record, scope)
         return len(records)
 
     # Documents.
@@ -357,9 +357,10 @@ class Memory:
         cleared = self.buffer.clear(tenant=scope.tenant, user=subject)
         if not isinstance(cleared, int):
             await cleared
-        gone = await self._store.remove_all(tenant=scope.tenant, user=subject)
+        named = scope.correlation
+        gone = await self._store.remove_all(tenant=scope.tenant, user=subject, correlation=named)
         if self._documents is not None:
-            gone += await self._documents.remove_all(tenant=scope.tenant, user=subject)
+            gone += await self._documents.remove_all(tenant=scope.tenant, user=subject, correlation=named)
         return gone
 
     async def health(self) -> Health:

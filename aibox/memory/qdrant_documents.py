@@ -51,7 +51,7 @@ class QdrantDocuments:
         self._writing = asyncio.Lock()
 
     async def unchanged(self, source: str, content: bytes, *, scope: Scope) -> bool:
-        async with self._server.asked() as (client, models):
+        async with self._server.asked(scope.correlation) as (client, models):
             opened = await self._tenant(client, models, scope.tenant)
             heads = await self._mine(client, models, source, scope, opened)
             # Two are what a run that was cut off left: keeping the document again tidies up.
@@ -60,7 +60,7 @@ class QdrantDocuments:
             return head is not None and head.payload["content"] in same and head.payload["embedder"] == self._embedder
 
     async def label_of(self, source: str, *, scope: Scope) -> Label | None:
-        async with self._server.asked() as (client, models):
+        async with self._server.asked(scope.correlation) as (client, models):
             opened = await self._tenant(client, models, scope.tenant)
             label = None
             for head in await self._mine(client, models, source, scope, opened):
@@ -71,7 +71,7 @@ class QdrantDocuments:
     async def put(self, document: Document, content: bytes, passages: Sequence[NewPassage], *, scope: Scope) -> None:
         if any(len(p.vector) != self._dimensions for p in passages):
             raise ConfigError(f"a vector of another length than the {self._dimensions} of {self._embedder}")
-        async with self._writing, self._server.asked() as (client, models):
+        async with self._writing, self._server.asked(scope.correlation) as (client, models):
             await self._make(models, scope.tenant)
             tenant, user = hashed(scope.tenant), hashed(scope.user)
             [(name, key), *_] = shared = await self._keys.of(client, models, tenant, hashed(_TENANT), draw=True)
@@ -119,7 +119,7 @@ class QdrantDocuments:
     ) -> list[Hit]:
         """As DocumentStore has it. How rare a word is, is counted over what the reader may see."""
         tenant = reader.scope.tenant
-        async with self._server.asked() as (client, models):
+        async with self._server.asked(reader.scope.correlation) as (client, models):
             if limit <= 0 or not await client.collection_exists(collection(tenant)):
                 return []
             if foreign := await self._foreign(client, models, tenant):
@@ -150,7 +150,7 @@ class QdrantDocuments:
         return fuse(found, nearness, scores, terms, minimum=minimum)[:limit]
 
     async def documents(self, *, reader: Reader) -> list[Document]:
-        async with self._server.asked() as (client, models):
+        async with self._server.asked(reader.scope.correlation) as (client, models):
             visible = [*equal(models, kind="document"), *any_of(models, "reader", reader.names)]
             heads = await self._scroll(client, models, reader.scope.tenant, visible)
             opened = self._opener(client, models, reader.scope.tenant)
@@ -164,7 +164,7 @@ class QdrantDocuments:
         document, _, number = id.rpartition(":")
         if not is_uuid(document) or not number.isdecimal() or len(number) > 9:
             return None
-        async with self._server.asked() as (client, models):
+        async with self._server.asked(reader.scope.correlation) as (client, models):
             name = collection(reader.scope.tenant)
             if not await client.collection_exists(name):
                 return None
@@ -174,7 +174,7 @@ class QdrantDocuments:
             return next((candidate.passage for candidate in found.values()), None)
 
     async def remove(self, ids: Sequence[str], *, scope: Scope) -> int:
-        async with self._writing, self._server.asked() as (client, models):
+        async with self._writing, self._server.asked(scope.correlation) as (client, models):
             mine = [*any_of(models, "document", ids), *equal(models, user=hashed(scope.user))]
             heads = await self._scroll(client, models, scope.tenant, [*mine, *equal(models, kind="document")])
             if heads:
@@ -182,9 +182,9 @@ class QdrantDocuments:
                 await client.delete(collection(scope.tenant), chosen, wait=True)
             return len(heads)
 
-    async def remove_all(self, *, tenant: str, user: str | None) -> int:
+    async def remove_all(self, *, tenant: str, user: str | None, correlation: str = "") -> int:
         """Of a user what is private, and the user's name from what is not; or with None everything of the tenant."""
-        async with self._writing, self._server.asked() as (client, models):
+        async with self._writing, self._server.asked(correlation) as (client, models):
             theirs = equal(models, kind="document", **({} if user is None else {"user": hashed(user)}))
             heads = await self._scroll(client, models, tenant, theirs)
             if user is None and await client.collection_exists(collection(tenant)):

@@ -32,11 +32,17 @@ class QdrantServer:
         self._known: dict[str, int] = {}
 
     @contextlib.asynccontextmanager
-    async def asked(self) -> AsyncIterator[tuple[Any, Any]]:
-        """The client and its module `models`. What goes wrong inside is a StoreError."""
+    async def asked(self, correlation: str = "") -> AsyncIterator[tuple[Any, Any]]:
+        """The client and its module `models`. What goes wrong inside is a StoreError.
+
+        What is asked inside is part of the request of this id, and says so to the server.
+        """
         client, models = await self.open()
+        from qdrant_client.context_headers import headers
+
         try:
-            yield client, models
+            with headers({"X-Correlation-ID": correlation} if correlation else {}):
+                yield client, models
         except AIBoxError:
             raise
         except Exception as error:  # the client raises its own, httpx2's, httpx's and ValueError

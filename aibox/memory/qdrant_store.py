@@ -62,11 +62,11 @@ class QdrantStore:
 
     # What MemoryStore asks for.
 
-    async def add(self, record: Record, vector: Sequence[float]) -> Record:
+    async def add(self, record: Record, vector: Sequence[float], *, correlation: str = "") -> Record:
         if len(vector) != self._dimensions:
             raise ConfigError(f"a vector of {len(vector)} numbers, where {self._embedder} has {self._dimensions}")
         scope = Scope(tenant=record.tenant, user=record.user)
-        async with self._writing, self._server.asked() as (client, models):
+        async with self._writing, self._server.asked(correlation) as (client, models):
             await self._make(record.tenant)
             [(name, key), *_] = await self._keys_of(client, models, scope, draw=True)
             if (kept := await self._find(client, models, record.text, record.type, scope)) is not None:
@@ -87,7 +87,7 @@ class QdrantStore:
         return record
 
     async def find(self, text: str, *, type: RecordType, scope: Scope) -> Record | None:  # noqa: A002 - the field's name
-        async with self._server.asked() as (client, models):
+        async with self._server.asked(scope.correlation) as (client, models):
             return await self._find(client, models, text, type, scope)
 
     async def search(
@@ -103,7 +103,7 @@ class QdrantStore:
     ) -> list[Hit]:
         if limit <= 0:
             return []
-        async with self._server.asked() as (client, models):
+        async with self._server.asked(scope.correlation) as (client, models):
             if not await self._exists(client, scope.tenant):
                 return []
             keys = dict(await self._keys_of(client, models, scope))
@@ -129,17 +129,17 @@ class QdrantStore:
             ]
 
     async def all(self, *, scope: Scope, types: Sequence[RecordType] | None = None) -> list[Record]:
-        async with self._server.asked() as (client, models):
+        async with self._server.asked(scope.correlation) as (client, models):
             conditions = [*equal(models, superseded=False), *any_of(models, "type", types)]
             return await self._read(client, models, scope, conditions)
 
     async def get(self, id: str, *, scope: Scope) -> Record | None:  # noqa: A002 - the field's name
-        async with self._server.asked() as (client, models):
+        async with self._server.asked(scope.correlation) as (client, models):
             found = await self._read(client, models, scope, [], ids=[id])
             return found[0] if found else None
 
     async def remove(self, ids: Sequence[str], *, scope: Scope) -> int:
-        async with self._writing, self._server.asked() as (client, models):
+        async with self._writing, self._server.asked(scope.correlation) as (client, models):
             gone: dict[str, Record] = {}
             wanted = [*ids]
             while wanted:
@@ -150,8 +150,8 @@ class QdrantStore:
                 await client.delete(collection(scope.tenant), [*gone], wait=True)
             return len(gone)
 
-    async def remove_all(self, *, tenant: str, user: str | None) -> int:
-        async with self._writing, self._server.asked() as (client, models):
+    async def remove_all(self, *, tenant: str, user: str | None, correlation: str = "") -> int:
+        async with self._writing, self._server.asked(correlation) as (client, models):
             if not await self._exists(client, tenant):
                 return 0
             if user is None:
@@ -167,12 +167,12 @@ class QdrantStore:
             return count
 
     async def foreign(self, *, scope: Scope, limit: int) -> list[Record]:
-        async with self._server.asked() as (client, models):
+        async with self._server.asked(scope.correlation) as (client, models):
             ours = equal(models, embedder=self._embedder)
             return await self._read(client, models, scope, equal(models, superseded=False), but=ours, limit=limit)
 
     async def revector(self, vectors: Mapping[str, Sequence[float]], *, scope: Scope) -> None:
-        async with self._writing, self._server.asked() as (client, models):
+        async with self._writing, self._server.asked(scope.correlation) as (client, models):
             mine = await self._read(client, models, scope, [], ids=[*vectors])
             points = [models.PointVectors(id=record.id, vector=[*vectors[record.id]]) for record in mine]
             if points:

@@ -16,10 +16,11 @@ class MemoryStore(Protocol):
     """Keeps records with their vectors. A store is made for one embedder and compares no others' vectors.
 
     Of a scope, `tenant` and `user` decide what is seen: nothing of another tenant or user is ever returned or removed.
-    Every method raises StoreError when the store cannot do it, and then nothing has changed.
+    Every method raises StoreError when the store cannot do it, and then nothing has changed. The request that a scope
+    names (`correlation`, where there is no scope) is named to a server that is asked.
     """
 
-    async def add(self, record: Record, vector: Sequence[float]) -> Record:
+    async def add(self, record: Record, vector: Sequence[float], *, correlation: str = "") -> Record:
         """Durable when it returns. A record that the user has already, same type and text, is not kept twice.
 
         Then the kept one is returned, with the join of both labels and the higher confidence. Otherwise the record
@@ -61,7 +62,7 @@ class MemoryStore(Protocol):
         """Remove records of the user and what they superseded; how many are gone. Unknown ids count as nothing."""
         ...
 
-    async def remove_all(self, *, tenant: str, user: str | None) -> int:
+    async def remove_all(self, *, tenant: str, user: str | None, correlation: str = "") -> int:
         """Remove everything of a user of the tenant, or with None of the tenant; how many are gone."""
         ...
 
@@ -128,7 +129,7 @@ class DocumentStore(Protocol):
         """Remove documents that the user added; how many are gone."""
         ...
 
-    async def remove_all(self, *, tenant: str, user: str | None) -> int:
+    async def remove_all(self, *, tenant: str, user: str | None, correlation: str = "") -> int:
         """Of a user what is private, and the user's name from what is not; or with None everything of the tenant."""
         ...
 

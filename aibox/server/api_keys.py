@@ -155,7 +155,7 @@ class ApiKeys:
         found = await asyncio.to_thread(of_tenants, self._tables, sql, keys)
         return {id_ for ids in keys.values() for id_ in ids} - {row[0] for _, row in found}
 
-    async def authenticate(self, token: str) -> Principal | None:
+    async def authenticate(self, token: str, *, correlation: str = "") -> Principal | None:  # noqa: ARG002 - nobody else is asked
         """The principal of a key; None for what is no key of this form. Raises AuthError for one that does not hold."""
         match = _KEY.fullmatch(token)
         if match is None:

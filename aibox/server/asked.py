@@ -127,7 +127,7 @@ async def proved(scope: Scope, callers: Callers) -> Principal:
     """
     request = asked(scope)
     if request.principal is None:
-        principal = await callers.principal(request.authorization)
+        principal = await callers.principal(request.authorization, correlation=request.correlation)
         place = request.place
         trace = UNTRACED if place is None else place.within
         request.principal = principal.under(request.correlation, trace, case=request.matter)

@@ -37,12 +37,15 @@ class Callers:
         """Whether callers are more than the one person with the local key."""
         return not any(isinstance(one, LocalKey) for one in self._authenticators)
 
-    async def principal(self, authorization: str) -> Principal:
-        """Whoever sent this `Authorization` header. Raises AuthError; AccessError for a token without a tenant."""
+    async def principal(self, authorization: str, *, correlation: str = "") -> Principal:
+        """Whoever sent this `Authorization` header. Raises AuthError; AccessError for a token without a tenant.
+
+        `correlation` is the id of the request, for whoever must be asked about it.
+        """
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() == "bearer":
             for authenticator in self._authenticators:
-                if (found := await authenticator.authenticate(token.strip())) is not None:
+                if (found := await authenticator.authenticate(token.strip(), correlation=correlation)) is not None:
                     if self.admits is not None:
                         await self.admits(found)
                     return found
@@ -93,7 +96,7 @@ class LocalKey:
             raise StoreError(f"the server's key cannot be kept in {self._path}: {error.strerror}") from None
         return key
 
-    async def authenticate(self, token: str) -> Principal | None:
+    async def authenticate(self, token: str, *, correlation: str = "") -> Principal | None:  # noqa: ARG002 - nobody else is asked
         """The one person, when this is the key; None when it is not."""
         return self._principal if hmac.compare_digest(_hash(token), self._hash) else None
 

@@ -33,19 +33,23 @@ class JsonClient:
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
 
-    async def get(self, url: str) -> dict[str, Any]:
-        """The object at a URL. Raises ConfigError for a URL that may not be asked, UpstreamError for all else."""
+    async def get(self, url: str, *, correlation: str = "") -> dict[str, Any]:
+        """The object at a URL, asked for as part of the request of that id, where one is given.
+
+        Raises ConfigError for a URL that may not be asked, UpstreamError for all else.
+        """
         parts = require_https(url)
         target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
         # Compressed it might be a thousand times what came.
         fields = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "aibox"}
+        part_of = {"X-Correlation-ID": correlation} if correlation else {}
         client = reaching(
             f"{parts.scheme}://{parts.netloc}", fields, transport=self._transport, resolve=_addresses,
             silence_s=self._timeout_s, connect_s=self._timeout_s, idle_s=self._timeout_s,
         )  # fmt: skip
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await client.ask("GET", target, {}, None)
+                response = await client.ask("GET", target, part_of, None)
                 if response.status != 200:
                     raise UpstreamError(f"{url} answered {response.status}")
                 body = bytearray()

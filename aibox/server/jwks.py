@@ -22,7 +22,7 @@ MAX_KEYS = 64
 
 
 class Fetches(Protocol):
-    async def get(self, url: str) -> dict[str, Any]: ...
+    async def get(self, url: str, *, correlation: str = "") -> dict[str, Any]: ...
 
 
 class KeySet:
@@ -51,13 +51,16 @@ class KeySet:
         self._asked_at: float | None = None
         self._lock = asyncio.Lock()
 
-    async def key(self, kid: str) -> Any:
-        """The key. Raises AuthError for one that the issuer does not have, UpstreamError when it cannot say."""
+    async def key(self, kid: str, *, correlation: str = "") -> Any:
+        """The key. Raises AuthError for one that the issuer does not have, UpstreamError when it cannot say.
+
+        An issuer that is asked is told the request for whose sake: of those that wait for one answer, the first.
+        """
         # Whoever does not know the key while somebody asks waits for that answer: it is the answer for all.
         if self._wants(kid) or (kid not in self._keys and self._lock.locked()):
             async with self._lock:
                 if self._wants(kid):
-                    await self._refresh()
+                    await self._refresh(correlation)
         if kid not in self._keys:
             raise AuthError("the token was signed with a key that its issuer does not have")
         return self._keys[kid]
@@ -72,14 +75,14 @@ class KeySet:
     def _may_ask(self) -> bool:
         return self._asked_at is None or self._clock() - self._asked_at >= COOLDOWN_S
 
-    async def _refresh(self) -> None:
+    async def _refresh(self, correlation: str) -> None:
         if not self._may_ask():
             if self._fetched_at is None:
                 raise UpstreamError(f"the keys of {self._issuer} could not be had a moment ago", retryable=True)
             return self._forget_if_stale()
         self._asked_at = self._clock()
         try:
-            keys = await self._listed()
+            keys = await self._listed(correlation)
         except UpstreamError:
             if self._fetched_at is None:
                 raise
@@ -93,8 +96,9 @@ class KeySet:
         self._keys, self._fetched_at = parsed, self._clock()
         return None
 
-    async def _listed(self) -> list[Any]:
-        keys = (await self._http.get(await self._address())).get("keys")
+    async def _listed(self, correlation: str) -> list[Any]:
+        address = await self._address(correlation)
+        keys = (await self._http.get(address, correlation=correlation)).get("keys")
         if not isinstance(keys, list) or len(keys) > MAX_KEYS:
             raise UpstreamError(f"{self._issuer} does not answer with a key set")
         return keys
@@ -104,9 +108,10 @@ class KeySet:
             self._keys, self._fetched_at = {}, None
             raise UpstreamError(f"the keys of {self._issuer} are too old, and it cannot be asked", retryable=True)
 
-    async def _address(self) -> str:
+    async def _address(self, correlation: str) -> str:
         if self._url is None:
-            found = await self._http.get(f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
+            document = f"{self._issuer.rstrip('/')}/.well-known/openid-configuration"
+            found = await self._http.get(document, correlation=correlation)
             if found.get("issuer") != self._issuer or not isinstance(found.get("jwks_uri"), str):
                 raise UpstreamError(f"the discovery document of {self._issuer} is of another issuer")
             self._url = found["jwks_uri"]

@@ -97,8 +97,11 @@ class Principal:
 class Authenticator(Protocol):
     """Tells who sent a bearer token."""
 
-    async def authenticate(self, token: str) -> Principal | None:
-        """The principal; None when the token is not of this kind. Raises AuthError, or AccessError without a tenant."""
+    async def authenticate(self, token: str, *, correlation: str = "") -> Principal | None:
+        """The principal; None when the token is not of this kind. Raises AuthError, or AccessError without a tenant.
+
+        `correlation` is the id of the request, for a server that is asked about the token.
+        """
         ...
 
     async def close(self) -> None: ...

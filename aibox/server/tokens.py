@@ -69,7 +69,7 @@ class Tokens:
         self._issuers = dict(issuers)
         self._remembered.clear()
 
-    async def authenticate(self, token: str) -> Principal | None:
+    async def authenticate(self, token: str, *, correlation: str = "") -> Principal | None:
         """The principal of a valid access token; None for what is no JWT at all.
 
         Raises AuthError for a token that does not hold, AccessError for one without a tenant, UpstreamError when the
@@ -92,7 +92,7 @@ class Tokens:
         issuer = self._issuers.get(str(claims.get("iss")))
         if issuer is None:
             raise AuthError("the token is of an issuer that is not trusted here")
-        principal, expires = await issuer.principal(token, header, claims, now=now)
+        principal, expires = await issuer.principal(token, header, claims, now=now, correlation=correlation)
         if self._issuers.get(str(claims.get("iss"))) is not issuer:
             # It was taken out, or its settings changed, while its keys were asked for.
             raise AuthError("the token is of an issuer that is not trusted here any more", hint="ask again")
@@ -138,11 +138,11 @@ class _Issuer:
             return None
 
     async def principal(
-        self, token: str, header: Mapping[str, Any], claims: Mapping[str, Any], *, now: float
+        self, token: str, header: Mapping[str, Any], claims: Mapping[str, Any], *, now: float, correlation: str
     ) -> tuple[Principal, float]:
         settings = self.settings
         _hold_header(header, settings)
-        key = await self._keys.key(header["kid"])
+        key = await self._keys.key(header["kid"], correlation=correlation)
         try:
             claims = self._jwt.decode(
                 token,

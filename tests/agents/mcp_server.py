@@ -44,6 +44,12 @@ def trace(ctx: Context) -> str:
 
 
 @server.tool()
+def asked_by(ctx: Context) -> str:
+    """Which request the call says that it is part of, over HTTP."""
+    return str(ctx.request_context.request.headers.get("x-correlation-id"))
+
+
+@server.tool()
 def look(path: str) -> str:
     """What is in a file."""
     try:

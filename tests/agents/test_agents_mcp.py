@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from mcp_folder import SERVER, boxed, packed
 from waiting import free_port, until_listening
 
 import aibox
-from aibox.agents.mcp import McpServer, connect
+from aibox.agents.mcp import McpConnection, McpServer, connect
 from aibox.agents.state import AgentState
 from aibox.agents.subagents import SubagentSpec
 from aibox.errors import ConfigError, UpstreamError
@@ -64,6 +66,22 @@ async def test_a_server_over_the_network(running: McpServer, scope: Scope, tmp_p
     assert "public at most" in refused.tool_calls[0].text
 
 
+async def test_a_server_inside_is_told_the_request_and_one_outside_is_not(running: McpServer, scope: Scope) -> None:
+    """Over streamable HTTP and SSE: each call names the request that it is part of, also of two turns at once."""
+    inside = replace(running, sends=False)
+
+    async def heard(server: McpConnection, correlation: str) -> str:
+        model = ScriptedBackend(call("t__asked_by", {}), "done")
+        agent = aibox.Agent("x", router=model, tools=server.tools, policy=OPEN)
+        return (await agent.run("go", scope=scope.under(correlation))).tool_calls[0].text
+
+    async with connect(inside) as ours, connect(running) as theirs:
+        both = await asyncio.gather(heard(ours, "request-0001"), heard(ours, "request-0002"))
+        outside = await heard(theirs, "request-0003")
+        unnamed = await heard(ours, "")
+    assert [*both, outside, unnamed] == ["request-0001", "request-0002", "None", "None"]
+
+
 async def test_a_server_over_stdio_sees_nothing_of_ours(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
     """It gets a bare environment, and only what the filter leaves is offered."""
     monkeypatch.setenv("OUR_SECRET_KEY", "x")
@@ -71,6 +89,7 @@ async def test_a_server_over_stdio_sees_nothing_of_ours(scope: Scope, monkeypatc
     async with connect(stdio(deny=frozenset({"delete_everything"}), sends=False)) as mcp:
         assert sorted(tool.name for tool in mcp.tools) == [
             "t__add",
+            "t__asked_by",
             "t__boom",
             "t__die",
             "t__environment",
@@ -171,11 +190,11 @@ async def test_a_changed_description_is_held_until_somebody_looked(tmp_path: Pat
         assert "t__add" in [tool.name for tool in mcp.tools]
     async with connect(evil, state=state) as mcp:
         assert list(mcp.held) == ["t__add"]
-        assert len(mcp.tools) == 8
+        assert len(mcp.tools) == 9
         await mcp.accept("t__add")
         assert not mcp.held
     async with connect(evil, state=state) as mcp:
-        assert len(mcp.tools) == 9
+        assert len(mcp.tools) == 10
     await state.close()
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import os
+import threading
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from memory_words import WordEmbedder
@@ -172,3 +177,74 @@ async def test_a_memory_at_a_url_is_on_the_server(tmp_path: Path, scope: Scope) 
     for wrong in ("qdrant://", "qdrant://user:secret@host", "mem0://host"):
         with pytest.raises(ConfigError):
             Memory(wrong, key=KEY, embedder=WordEmbedder())
+
+
+class Listener(ThreadingHTTPServer):
+    """Stands where a server would for one claim, what each request to it says in its head. It keeps nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Heads)
+        self.named: list[str | None] = []
+        self.url = f"qdrant://127.0.0.1:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+
+class Heads(BaseHTTPRequestHandler):
+    server: Listener
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers["content-length"] or 0))
+        self.server.named.append(self.headers["x-correlation-id"])
+        body = b'{"result": {"exists": true, "points": []}, "status": "ok", "time": 0.0}'
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815 - as its parent has them
+
+    def log_message(self, *_: Any) -> None:
+        """Nobody wants to read it."""
+
+
+@pytest.fixture
+def listener(socket_enabled: None) -> Iterator[Listener]:
+    del socket_enabled
+    found = Listener()
+    yield found
+    found.shutdown()
+    found.server_close()
+
+
+Act = Callable[[Memory, Scope], Coroutine[Any, Any, object]]
+ID = str(uuid.UUID(int=1))
+ACTS: dict[str, Act] = {
+    "remember": lambda memory, scope: memory.remember("heron", scope=scope),
+    "recall": lambda memory, scope: memory.recall("heron", scope=scope),
+    "list": lambda memory, scope: memory.list(scope=scope),
+    "get": lambda memory, scope: memory.get(ID, scope=scope),
+    "get a passage": lambda memory, scope: memory.get(f"{ID}:0", scope=scope),
+    "update": lambda memory, scope: memory.update(ID, "egret", scope=scope),
+    "forget some": lambda memory, scope: memory.forget(scope=scope, ids=[ID]),
+    "forget all": lambda memory, scope: memory.forget(scope=scope, subject=scope.user),
+    "erase": lambda memory, scope: memory.erase(scope=scope),
+    "add": lambda memory, scope: memory.add(b"heron", name="x.txt", scope=scope),
+    "documents": lambda memory, scope: memory.documents(scope=scope),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("act", ACTS)
+async def test_a_server_is_told_the_request_that_asks(listener: Listener, scope: Scope, act: str) -> None:
+    """Every call that an act of a request needs names that request, of two at once too; an act of none names none."""
+    async with Memory(listener.url, key=KEY, embedder=WordEmbedder()) as memory:
+
+        async def asked(correlation: str) -> None:
+            with contextlib.suppress(StoreError, ConfigError):  # the answers are those of an empty server, or none
+                await ACTS[act](memory, scope.under(correlation))
+
+        await asyncio.gather(asked("request-0001"), asked("request-0002"))
+        assert set(listener.named) == {"request-0001", "request-0002"}
+        listener.named.clear()
+        await asked("")
+        assert set(listener.named) == {None}

@@ -41,7 +41,7 @@ ROLES = ("user", "service", "tenant_admin", "platform_admin", "auditor")
 class Provider:
     """The documents of an OpenID provider, where HTTP would stand."""
 
-    async def get(self, url: str) -> dict[str, Any]:
+    async def get(self, url: str, *, correlation: str = "") -> dict[str, Any]:
         if url.endswith("openid-configuration"):
             return {"issuer": ISSUER, "jwks_uri": f"{ISSUER}/jwks"}
         return {"keys": [PUBLIC]}

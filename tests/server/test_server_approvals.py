@@ -39,7 +39,7 @@ PEOPLE = {
 class ByName:
     """Takes a name for a proof, which other tests are about."""
 
-    async def authenticate(self, token: str) -> Principal | None:
+    async def authenticate(self, token: str, *, correlation: str = "") -> Principal | None:
         return PEOPLE.get(token)
 
     async def close(self) -> None:

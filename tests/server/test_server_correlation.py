@@ -8,11 +8,17 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
+import anyio
 import httpx2
+import jwt
 import pytest
+from platform_world import KEY, PUBLIC
+from server_parts import Quiet
 
 import aibox
 from aibox.box import Box
@@ -20,7 +26,9 @@ from aibox.errors import ConfigError
 from aibox.server.app import create_app
 from aibox.server.auth import Callers, LocalKey
 from aibox.server.log import KEPT, Log, LogHandler
+from aibox.server.tokens import Tokens
 from aibox.settings import Settings
+from aibox.settings_server import IssuerSettings
 from aibox.testing import ScriptedBackend
 from aibox.types import Scope
 
@@ -74,6 +82,65 @@ async def test_every_answer_has_one(
     wrong = await http.request(method, path, headers={"authorization": "Bearer wrong"})
     assert wrong.headers["x-correlation-id"]
     assert wrong.status_code == (401 if path.startswith("/v1/") else status)
+
+
+class Issuer(ThreadingHTTPServer):
+    """An OpenID provider of one key, and the id of the request that each of its documents was asked for with."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), IssuerAnswers)
+        self.asked: list[tuple[str, str | None]] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def token(self) -> str:
+        now = int(time.time())
+        claims = {"iss": self.url, "sub": "eva", "aud": "aibox", "client_id": "web", "jti": "1", "tenant": "acme",
+                  "roles": ["user"], "iat": now - 10, "exp": now + 600}  # fmt: skip
+        return jwt.encode(claims, KEY, algorithm="ES256", headers={"typ": "at+jwt", "kid": "k"})
+
+
+class IssuerAnswers(Quiet):
+    server: Issuer
+
+    def do_GET(self) -> None:
+        self.server.asked.append((self.path, self.headers["x-correlation-id"]))
+        discovery = {"issuer": self.server.url, "jwks_uri": f"{self.server.url}/keys"}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"keys": [PUBLIC]} if self.path == "/keys" else discovery).encode())
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    found = Issuer()
+    yield found
+    found.shutdown()
+    found.server_close()
+
+
+@pytest.mark.loopback
+async def test_an_issuer_is_told_for_whose_request_its_keys_are(tmp_path: Path, issuer: Issuer) -> None:
+    """Both its documents are asked for with the id of the first of many requests, which all wait for one answer."""
+    tokens = Tokens([IssuerSettings(issuer=issuer.url, audience="aibox", algorithms=("ES256",))])
+    statuses: list[int] = []
+    async with Box(Settings(home=tmp_path / "home")) as box:
+        box.__dict__["router"] = aibox.Router(ScriptedBackend(), policy=box.policy, audit=box.audit)
+        callers = Callers(tokens)
+        transport = httpx2.ASGITransport(app=create_app(box, callers=callers))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://aibox") as http:
+            http.headers["authorization"] = f"Bearer {issuer.token()}"
+
+            async def ask(number: int) -> None:
+                answer = await http.get("/v1/models", headers={"X-Correlation-ID": f"request-{number}"})
+                statuses.append(answer.status_code)
+
+            async with anyio.create_task_group() as group:
+                for number in range(5):
+                    group.start_soon(ask, number)
+        await callers.close()
+    assert statuses == [200] * 5
+    assert issuer.asked == [("/.well-known/openid-configuration", "request-0"), ("/keys", "request-0")]
 
 
 @pytest.mark.parametrize("value", ["", "short", "a" * 65, "with space", "a\nb-injected", "naïve-0001", "x=1;y=2 33"])

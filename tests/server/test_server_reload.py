@@ -215,7 +215,7 @@ async def test_a_token_that_was_being_checked_is_not_believed_under_new_settings
     (settings,) = w.settings.server.issuers
 
     class Slow(Provider):
-        async def get(self, url: str) -> dict[str, Any]:
+        async def get(self, url: str, *, correlation: str = "") -> dict[str, Any]:
             asked.set()
             await go.wait()
             return await super().get(url)

@@ -44,7 +44,7 @@ class Provider:
         self.asked: list[str] = []
         self.down = False
 
-    async def get(self, url: str) -> dict[str, Any]:
+    async def get(self, url: str, *, correlation: str = "") -> dict[str, Any]:
         self.asked.append(url)
         await anyio.sleep(0)
         if self.down:
@@ -349,7 +349,7 @@ async def test_a_discovery_document_of_another_issuer_is_refused(provider: Provi
 
 
 class _Liar:
-    async def get(self, url: str) -> dict[str, Any]:
+    async def get(self, url: str, *, correlation: str = "") -> dict[str, Any]:
         return {"issuer": OTHER, "jwks_uri": f"{OTHER}/jwks"}
 
 
