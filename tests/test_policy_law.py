@@ -68,7 +68,11 @@ def policy(chance: random.Random) -> Policy:
         "limits": {"input_kib": number(), "turn_s": number()},
         "reuse": {"evals": chance.random() < 0.5, "ceiling": chance.choice(LABELS)},
         "retention": {"bodies_days": {kind: number() for kind in some(KINDS)}},
-        "budgets": {"tenant": {"tokens_per_day": number(0)}, "user": {"usd_per_month": number(0)}},
+        "budgets": {
+            "tenant": {"tokens_per_day": number(0)},
+            "user": {"usd_per_month": number(0)},
+            "models": {model: {"tokens_per_day": number(0)} for model in some(MODELS)},
+        },
         "rates": {"user": {"requests_per_minute": number()}},
         "traces": {"content": chance.random() < 0.5},
         "sandbox": {"pids": number(), "wall_s": number()},
@@ -81,6 +85,10 @@ def policy(chance: random.Random) -> Policy:
 
 def bounded(mine: float | None, joined: float | None) -> bool:
     return mine is None or (joined is not None and joined <= mine)
+
+
+def of_model(one: Policy, model: str) -> int | None:
+    return one.budgets.models[model].tokens_per_day if model in one.budgets.models else None
 
 
 def relaxed(both: Policy, one: Policy, chance: random.Random) -> list[str]:
@@ -121,6 +129,7 @@ def relaxed(both: Policy, one: Policy, chance: random.Random) -> list[str]:
         "retention": bounded(one.retention.days(kind), both.retention.days(kind)),
         "budgets": bounded(one.budgets.tenant.tokens_per_day, both.budgets.tenant.tokens_per_day)
         and bounded(one.budgets.user.usd_per_month, both.budgets.user.usd_per_month),
+        "budgets.models": bounded(of_model(one, model), of_model(both, model)),
         "rates": bounded(one.rates.user.requests_per_minute, both.rates.user.requests_per_minute),
         "traces": one.traces.content or not both.traces.content,
         "sandbox": both.sandbox.pids <= one.sandbox.pids and both.sandbox.wall_s <= one.sandbox.wall_s,

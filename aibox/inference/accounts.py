@@ -1,4 +1,4 @@
-"""What model calls have used, for each tenant and user, by day and month (UTC), and whether there is any left.
+"""What model calls have used, for each tenant, user and model, by day and month (UTC), and whether there is any left.
 
 A budget is looked at before a call and settled after it: calls that run at once overspend by what they use, no more.
 """
@@ -19,8 +19,8 @@ import msgspec
 from aibox.chat import MOST_USD, Usage
 from aibox.errors import LimitError, StoreError
 from aibox.inference.background import Background
-from aibox.inference.ledger import By, Key, Ledger, ModelKey, Sums
-from aibox.policy.budgets import Budgets
+from aibox.inference.ledger import By, Key, Ledger, ModelKey, Sums, is_name, of_model
+from aibox.policy.budgets import Budget, Budgets
 from aibox.policy.retention import Retention
 from aibox.types import Scope
 
@@ -31,7 +31,8 @@ WRITE_S = 1.0
 STALE_S = 2.0
 """How old a look at what other servers have spent may be before a call with a budget is let through."""
 SPENT, SPENT_BY_USER = "policy.limit.budget", "policy.limit.budget_user"
-"""Codes of a refusal: the tenant's budget is spent, or the user's."""
+SPENT_BY_MODEL = "policy.limit.budget_model"
+"""Codes of a refusal: the tenant's budget is spent, the user's, or the model's."""
 
 _LIKE = "model.answered"
 """Who used what is kept for as long as the entry that says it of one call."""
@@ -100,7 +101,7 @@ class Accounts:
         self._read: dict[tuple[str, str], float] = {}
         self._now = now
         self._sums: dict[Key, Sums] = {}
-        # What is not written yet. Nobody's budget is of a model: these are read where somebody looks.
+        # What is not written yet. Who used which model is read where somebody looks.
         self._by_model: dict[ModelKey, Sums] = {}
         self._here = self._ledger or Ledger(None)
         self._background = Background()
@@ -112,25 +113,34 @@ class Accounts:
             return
         if self._ledger is not None:
             await self._look(self._ledger, scope.tenant, scope.user)
+        self._hold(scope.tenant, "", budgets.tenant, f"the tenant {scope.tenant}", SPENT)
+        self._hold(scope.tenant, scope.user, budgets.user, "you", SPENT_BY_USER)
+
+    async def admit_model(self, model: str, budgets: Budgets, *, tenant: str) -> None:
+        """As `admit`, for the tenant's budget of a model, as `backend/model`."""
+        budget, key = budgets.models.get(model), of_model(model)
+        if budget is None or not budget.bounded:
+            return
+        if self._ledger is not None:
+            await self._look(self._ledger, tenant, key)
+        self._hold(tenant, key, budget, f"the model {model}", SPENT_BY_MODEL)
+
+    def _hold(self, tenant: str, user: str, budget: Budget, whose: str, code: str) -> None:
         day, month = self._periods()
-        for budget, user, code in ((budgets.tenant, "", SPENT), (budgets.user, scope.user, SPENT_BY_USER)):
-            for period, tokens, usd in (
-                (day, budget.tokens_per_day, budget.usd_per_day),
-                (month, budget.tokens_per_month, budget.usd_per_month),
-            ):
-                if tokens is None and usd is None:
-                    continue
-                incoming, outgoing, _, micro_usd = self._sums.get((scope.tenant, user, period), _NOTHING)
-                if (tokens is not None and incoming + outgoing >= tokens) or (
-                    usd is not None and micro_usd / 1e6 >= usd
-                ):
-                    who = "you" if user else f"the tenant {scope.tenant}"
-                    raise LimitError(
-                        f"the budget of {who} for {period} is spent",
-                        hint="wait until it is renewed, or raise budgets in the policy",
-                        retry_after_s=self._ends_s(period),
-                        code=code,
-                    )
+        for period, tokens, usd in (
+            (day, budget.tokens_per_day, budget.usd_per_day),
+            (month, budget.tokens_per_month, budget.usd_per_month),
+        ):
+            if tokens is None and usd is None:
+                continue
+            incoming, outgoing, _, micro_usd = self._sums.get((tenant, user, period), _NOTHING)
+            if (tokens is not None and incoming + outgoing >= tokens) or (usd is not None and micro_usd / 1e6 >= usd):
+                raise LimitError(
+                    f"the budget of {whose} for {period} is spent",
+                    hint="wait until it is renewed, or raise budgets in the policy",
+                    retry_after_s=self._ends_s(period),
+                    code=code,
+                )
 
     def settle(self, call: Call) -> None:
         """Add what a call has used."""
@@ -138,19 +148,27 @@ class Accounts:
         # Rounded up: what is cheaper than a millionth of a dollar must not be free for ever.
         micro_usd = -int(-min(usage.cost_usd, MOST_USD) * 1e6 // 1) if usage.cost_usd else 0
         added = (usage.input_tokens, usage.output_tokens, 1, micro_usd)
-        tenant, user, day = call.scope.tenant, call.scope.user, self._periods()[0]
-        _spread(self._sums, tenant, user, day, added)
-        _add(self._by_model, (tenant, day, user, f"{call.backend}/{call.model}"), added)
+        tenant, user, day, model = (
+            call.scope.tenant,
+            call.scope.user,
+            self._periods()[0],
+            f"{call.backend}/{call.model}",
+        )
+        _spread(self._sums, (tenant, day, user, model), added)
+        _add(self._by_model, (tenant, day, user, model), added)
         if self._ledger is not None and not self._background.running("accounts"):
             self._background.start("accounts", self._write_soon())
 
-    async def spent(self, tenant: str, *, user: str | None = None, period: str | None = None) -> Spent:
+    async def spent(
+        self, tenant: str, *, user: str | None = None, model: str | None = None, period: str | None = None
+    ) -> Spent:
         """What a tenant, or a user of it, has used in a day (`2026-03-01`) or month (`2026-03`); None is today.
 
-        With a place: what others have spent in the last two seconds may not be in it. Raises StoreError.
+        With `model` (`backend/model`) what all of the tenant have used of it, whoever the user is. With a place: what
+        others have spent in the last two seconds may not be in it. Raises StoreError.
         """
         periods = self._periods()
-        key = (tenant, user or "", period or periods[0])
+        key = (tenant, of_model(model) if model else user or "", period or periods[0])
         if self._ledger is not None:
             await self._write()
             if key[2] not in periods:
@@ -191,7 +209,7 @@ class Accounts:
         """
         await self._write()
         gone = await asyncio.to_thread(self._here.forget, scope.tenant, user=subject)
-        mine = [key for key in self._sums if key[0] == scope.tenant and key[1] and subject in (None, key[1])]
+        mine = [key for key in self._sums if key[0] == scope.tenant and is_name(key[1]) and subject in (None, key[1])]
         for key in mine:
             del self._sums[key]
             self._read.pop(key[:2], None)
@@ -299,16 +317,17 @@ def _spent(sums: Mapping[Key, Sums], key: Key) -> Spent:
 
 def _totals(by_model: Mapping[ModelKey, Sums]) -> dict[Key, Sums]:
     totals: dict[Key, Sums] = {}
-    for (tenant, day, user, _), added in by_model.items():
-        _spread(totals, tenant, user, day, added)
+    for one, added in by_model.items():
+        _spread(totals, one, added)
     return totals
 
 
-def _spread(sums: dict[Key, Sums], tenant: str, user: str, day: str, added: Sums) -> None:
-    """To what the tenant and the user have used on that day and in its month."""
-    month = day[:7]
-    for key in ((tenant, "", day), (tenant, "", month), (tenant, user, day), (tenant, user, month)):
-        _add(sums, key, added)
+def _spread(sums: dict[Key, Sums], one: ModelKey, added: Sums) -> None:
+    """To what the tenant and the user have used, and all of the model, on that day and in its month."""
+    tenant, day, user, model = one
+    for whose in ("", user, of_model(model)):
+        _add(sums, (tenant, whose, day), added)
+        _add(sums, (tenant, whose, day[:7]), added)
 
 
 def _add(sums: dict[K, Sums], key: K, added: Sums) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from aibox.chat import ChatRequest, Chunk, Completion
-from aibox.errors import AccessError, ApprovalError, BackendError, ConfigError, EgressError
+from aibox.errors import AccessError, ApprovalError, BackendError, ConfigError, EgressError, LimitError
 from aibox.inference import capabilities, envelope
 from aibox.inference.accounts import Accounts, Call
 from aibox.inference.attempts import Retries, over
@@ -159,7 +159,7 @@ class Dispatch:
                     return await over(routes, one, key=key, retries=self._retries, ends=ends)
                 finally:
                     wanted.over()
-            except (AccessError, EgressError) as error:
+            except (AccessError, EgressError, LimitError) as error:
                 # Where a person may say that it goes outside instead, that is asked and not passed over.
                 if first is None or isinstance(error, ApprovalError):
                     raise
@@ -180,6 +180,8 @@ class Dispatch:
         routes: Sequence[Inside | Outside] = await self.registry.find(name, tenant=scope.tenant)
         if policy is not None and "*" not in policy.models:
             routes = allowed(routes, name, policy)
+        if policy is not None and policy.budgets.models:
+            routes = await self._affordable(routes, scope, policy)
         capabilities.check(routes[0].model, api, request.body)
         if len(routes) > 1:
             for route in routes:
@@ -187,6 +189,23 @@ class Dispatch:
                 if not self._checks.running(replica.name) and replica.due():
                     self._checks.start(replica.name, replica.check())
         return routes
+
+    async def _affordable(
+        self, routes: Sequence[Inside | Outside], scope: Scope, policy: Policy
+    ) -> Sequence[Inside | Outside]:
+        """Those whose model has some of its budget left. Raises LimitError for none."""
+        found: list[Inside | Outside] = []
+        spent: LimitError | None = None
+        for route in routes:
+            model = f"{route.replica.name}/{route.model.id}"
+            try:
+                await self._accounts.admit_model(model, policy.budgets, tenant=scope.tenant)
+                found.append(route)
+            except LimitError as error:
+                spent = error
+        if spent is not None and not found:
+            raise spent
+        return found
 
     async def _target(
         self,

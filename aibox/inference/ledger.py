@@ -45,11 +45,21 @@ _COLUMNS: dict[By, tuple[str, ...]] = {"user": ('"user"',), "model": ("model",),
 
 T = TypeVar("T")
 Key = tuple[str, str, str]
-"""Tenant, user (empty: all of the tenant), and a day or month such as `2026-03-01` or `2026-03`."""
+"""Tenant, user (empty: all of the tenant; or `of_model`), and a day or month such as `2026-03-01` or `2026-03`."""
 ModelKey = tuple[str, str, str, str]
 """Tenant, day, user, and model as `backend/model`."""
 Sums = tuple[int, int, int, int]
 """Input tokens, output tokens, calls, millionths of a USD."""
+
+
+def of_model(name: str) -> str:
+    """In the place of a user: what all of a tenant have used of a model. No user's name has a space."""
+    return f" {name}"
+
+
+def is_name(user: str) -> bool:
+    """Whether what stands in the place of a user is one."""
+    return user[:1] not in ("", " ")
 
 
 class Ledger:
@@ -95,7 +105,7 @@ class Ledger:
         What the tenant has used stays, of each model too. Not touched: the sums of the periods in `but`, by which
         budgets are kept. Returns from how many sums a name went.
         """
-        which, values = "tenant = ? AND \"user\" <> ''", [tenant]
+        which, values = "tenant = ? AND substr(\"user\", 1, 1) NOT IN ('', ' ')", [tenant]
         if user is not None:
             which, values = f'{which} AND "user" = ?', [*values, user]
         days, periods = which, which

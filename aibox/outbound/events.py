@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from aibox.audit.receipt import ReceiptEntry
-from aibox.inference.accounts import SPENT, SPENT_BY_USER
+from aibox.inference.accounts import SPENT, SPENT_BY_MODEL, SPENT_BY_USER
 from aibox.settings_outbound import EventType
 
 _TOLD: Mapping[str, tuple[EventType, tuple[str, ...]]] = {
@@ -24,7 +24,7 @@ _TOLD: Mapping[str, tuple[EventType, tuple[str, ...]]] = {
     "egress.denied": ("egress.denied", ("model", "label")),
 }
 """Kinds of entries, and which of their fields are told. Not a refused host: a model may have made it up of a text."""
-_BUDGETS = {SPENT: "tenant", SPENT_BY_USER: "user"}
+_BUDGETS = {SPENT: "tenant", SPENT_BY_USER: "user", SPENT_BY_MODEL: "model"}
 
 
 @dataclass(frozen=True, slots=True)

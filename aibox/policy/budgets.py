@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Annotated
 
 from pydantic import Field
 
@@ -37,10 +38,22 @@ class Budgets(Part):
     """Of everybody in a tenant together."""
     user: Budget = Budget()
     """Of each user of a tenant."""
+    models: dict[Annotated[str, Field(pattern=r"^[^/\x00-\x1f\x7f]+/[^\x00-\x1f\x7f]+$")], Budget] = Field(
+        default_factory=dict
+    )
+    """A model, as `backend/model` the way the router names it -> what everybody in a tenant may use of it together."""
 
     def __and__(self, other: Budgets) -> Budgets:
-        return Budgets(tenant=self.tenant & other.tenant, user=self.user & other.user)
+        models = {
+            name: self.models.get(name, _NO_BOUND) & other.models.get(name, _NO_BOUND)
+            for name in sorted({*self.models, *other.models})
+        }
+        return Budgets(tenant=self.tenant & other.tenant, user=self.user & other.user, models=models)
 
     @cached_property
     def bounded(self) -> bool:
+        """Whether there is an end to what all models together may cost."""
         return self.tenant.bounded or self.user.bounded
+
+
+_NO_BOUND = Budget()

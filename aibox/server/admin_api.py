@@ -25,7 +25,7 @@ from aibox.server.shapes.evidence import Verified
 from aibox.server.shapes.guard import PolicyShown
 from aibox.server.shapes.shape import Id
 from aibox.server.shut import Shut
-from aibox.server.tenant_api import spent, tenant_of
+from aibox.server.tenant_api import bounds_of, spent, tenant_of
 from aibox.types import Scope
 
 
@@ -133,15 +133,17 @@ class AdminAPI:
 
     @route("GET", "/v1/admin/budgets", roles=ADMINISTERS)
     async def budgets(self, who: Principal, query: shapes.BudgetQuery) -> shapes.BudgetShown:
-        """What a tenant and each of its users may use, and what it, or one of them, has used in this day and month."""
+        """What a tenant and each of its users may use, and what it, one of them, or all of a model have used by now."""
         tenant = tenant_of(who, query)
         budgets, accounts = levels_of(self._box, tenant).policy.budgets, self._box.router.accounts
         return shapes.BudgetShown(
             tenant=tenant,
             spent=await spent(accounts, tenant),
-            user=None if query.user is None else await spent(accounts, tenant, query.user),
+            user=None if query.user is None else await spent(accounts, tenant, user=query.user),
+            model=None if query.model is None else await spent(accounts, tenant, model=query.model),
             tenant_budget=shapes.Bounds.model_validate(budgets.tenant),
             user_budget=shapes.Bounds.model_validate(budgets.user),
+            model_budgets=bounds_of(budgets),
         )
 
     @route("GET", "/v1/admin/egress", roles=(*ADMINISTERS, Role.AUDITOR))

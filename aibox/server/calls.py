@@ -323,8 +323,10 @@ class Admin(_Calls):
     async def policy(self, *, tenant: str | None = None) -> guard.PolicyShown:
         return await self._to.ask("GET", "/v1/admin/policy", guard.PolicyShown, query={"tenant": tenant})
 
-    async def budgets(self, *, user: str | None = None, tenant: str | None = None) -> admin.BudgetShown:
-        query = {"user": user, "tenant": tenant}
+    async def budgets(
+        self, *, user: str | None = None, model: str | None = None, tenant: str | None = None
+    ) -> admin.BudgetShown:
+        query = {"user": user, "model": model, "tenant": tenant}
         return await self._to.ask("GET", "/v1/admin/budgets", admin.BudgetShown, query=query)
 
     async def egress(self, *, tenant: str | None = None) -> builtins.list[admin.Flow]:

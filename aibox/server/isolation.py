@@ -81,6 +81,7 @@ THINGS: Sequence[tuple[str, str, Thing]] = (
     ("tenant named", "policy written", lambda c, name: c.policies.put({}, match="*", tenant=name)),
     ("tenant named", "policy withdrawn", lambda c, name: c.policies.withdraw(match="*", tenant=name)),
     ("tenant named", "budgets", lambda c, name: c.admin.budgets(tenant=name)),
+    ("tenant named", "budget of a model", lambda c, name: c.admin.budgets(model="m/m", tenant=name)),
     ("tenant named", "egress", lambda c, name: c.admin.egress(tenant=name)),
     ("tenant named", "users", lambda c, name: c.admin.users(tenant=name)),
     ("tenant named", "user suspended", lambda c, name: c.admin.suspend_user("isolation", tenant=name)),

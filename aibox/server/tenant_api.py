@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from aibox.box import Box
 from aibox.errors import AccessError
 from aibox.inference.accounts import Accounts
+from aibox.policy.budgets import Budgets
 from aibox.server.guard_api import levels_of
 from aibox.server.principal import Principal, Role
 from aibox.server.route import ADMINISTERS, ASKS, route
@@ -25,13 +26,14 @@ class TenantAPI:
         accounts, budgets = self._box.router.accounts, levels_of(self._box, who.scope.tenant).policy.budgets
         everybody = bool(who.roles.intersection(ADMINISTERS))
         return shapes.Used(
-            user=await spent(accounts, who.scope.tenant, who.scope.user),
+            user=await spent(accounts, who.scope.tenant, user=who.scope.user),
             user_budget=shapes.Bounds.model_validate(budgets.user),
             models=[
                 shapes.Share.model_validate(one) for one in await accounts.shares(who.scope.tenant, user=who.scope.user)
             ],
             tenant=await spent(accounts, who.scope.tenant) if everybody else None,
             tenant_budget=shapes.Bounds.model_validate(budgets.tenant),
+            model_budgets=bounds_of(budgets),
         )
 
     @route("GET", "/v1/skills", roles=ASKS)
@@ -60,13 +62,18 @@ class TenantAPI:
         return shapes.RouteList(data=data, names=router.names(scope=who.scope))
 
 
-async def spent(accounts: Accounts, tenant: str, user: str | None = None) -> shapes.Spent:
+async def spent(accounts: Accounts, tenant: str, *, user: str | None = None, model: str | None = None) -> shapes.Spent:
     """In the present day and month."""
     month = datetime.now(UTC).strftime("%Y-%m")
     return shapes.Spent(
-        day=shapes.Sum.model_validate(await accounts.spent(tenant, user=user)),
-        month=shapes.Sum.model_validate(await accounts.spent(tenant, user=user, period=month)),
+        day=shapes.Sum.model_validate(await accounts.spent(tenant, user=user, model=model)),
+        month=shapes.Sum.model_validate(await accounts.spent(tenant, user=user, model=model, period=month)),
     )
+
+
+def bounds_of(budgets: Budgets) -> dict[str, shapes.Bounds]:
+    """Of each model that has a budget."""
+    return {name: shapes.Bounds.model_validate(budget) for name, budget in budgets.models.items()}
 
 
 def tenant_of(who: Principal, query: shapes.TenantQuery) -> str:

@@ -63,6 +63,51 @@ async def test_a_budget_that_is_spent_is_a_limit_with_the_time_until_it_is_renew
     await accounts.close()
 
 
+@pytest.mark.parametrize("kept", [False, True])
+async def test_a_budget_of_a_model_is_of_all_of_a_tenant_together(
+    kept: bool, shared_place: Path | str, scope: Scope, other_scope: Scope
+) -> None:
+    """Whoever used it, on whichever server; other models and tenants go on, an erased name changes nothing of it."""
+    now = [NOON]
+    place = shared_place if kept else None
+    accounts = Accounts(place, now=lambda: now[0])
+    other = Accounts(place, now=lambda: now[0]) if kept else accounts
+    budgets = Budgets(models={"b/m": Budget(tokens_per_day=100, usd_per_month=5), "b/n": Budget(tokens_per_day=1)})
+
+    async def admit(model: str, tenant: str = scope.tenant) -> None:
+        await accounts.admit_model(model, budgets, tenant=tenant)
+
+    await admit("b/m")
+    other.settle(spent(scope, 60))
+    other.settle(spent(Scope(tenant=scope.tenant, user="ben"), 40))
+    if kept:
+        await other.close()
+        accounts._read.clear()  # as two seconds would
+    with pytest.raises(LimitError, match="the budget of the model b/m for 2026-03-01 is spent") as caught:
+        await admit("b/m")
+    assert (caught.value.code, caught.value.retry_after_s) == ("policy.limit.budget_model", 12 * 3600)
+    await admit("b/n")
+    await admit("b/else")
+    await admit("b/m", other_scope.tenant)
+    await accounts.admit(scope, budgets)
+    for subject in (scope.user, None):
+        await accounts.erase(scope=scope, subject=subject)
+        with pytest.raises(LimitError):
+            await admit("b/m")
+    later = Accounts(place, now=lambda: now[0]) if kept else accounts
+    assert (await later.spent(scope.tenant, model="b/m")).tokens == 100
+    assert await accounts.spent(scope.tenant, model="b/m") == await accounts.spent(scope.tenant)
+    assert (await accounts.spent(scope.tenant, model="b/m", period="2026-03")).calls == 2
+    assert (await accounts.spent(other_scope.tenant, model="b/m")).calls == 0
+    now[0] += 86_400
+    await admit("b/m")
+    accounts.settle(spent(scope, 1, usd=5.0))
+    with pytest.raises(LimitError, match="the model b/m for 2026-03 "):
+        await admit("b/m")
+    await later.close()
+    await accounts.close()
+
+
 @given(costs=st.lists(st.floats(0, 1e-3, allow_nan=False), max_size=30))
 async def test_money_never_counts_for_less_than_it_is(costs: list[float]) -> None:
     """Rounding goes up: calls that cost less than can be written down are not free."""
@@ -216,7 +261,8 @@ budget = st.builds(
     tokens_per_month=st.none() | st.integers(0, 9),
     usd_per_day=st.none() | st.floats(0, 9),
 )
-budgets = st.builds(Budgets, tenant=budget, user=budget)
+models = st.dictionaries(st.sampled_from(["b/m", "b/n"]), budget)
+budgets = st.builds(Budgets, tenant=budget, user=budget, models=models)
 
 
 @given(budgets, budgets, budgets)
@@ -225,10 +271,13 @@ def test_joining_budgets_only_restricts(a: Budgets, b: Budgets, c: Budgets) -> N
     assert a & b == b & a
     assert (a & b) & c == a & (b & c)
     assert a & a == a == a & Budgets()
-    for who in ("tenant", "user"):
+    both = a & b
+    pairs = [(a.tenant, both.tenant), (a.user, both.user), *((a.models[name], both.models[name]) for name in a.models)]
+    assert both.models.keys() == a.models.keys() | b.models.keys()
+    for mine, joined in pairs:
         for name in Budget.model_fields:
-            joined, own = getattr(getattr(a & b, who), name), getattr(getattr(a, who), name)
-            assert own is None or (joined is not None and joined <= own)
+            own, bound = getattr(mine, name), getattr(joined, name)
+            assert own is None or (bound is not None and bound <= own)
 
 
 def test_a_price_is_for_a_million_tokens() -> None:

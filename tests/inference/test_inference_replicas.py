@@ -15,13 +15,14 @@ from inference_parts import Notes
 from waiting import until
 
 from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo, Price, Usage, Weights, assemble
-from aibox.errors import AccessError, BackendError, ConfigError, EgressError
+from aibox.errors import AccessError, BackendError, ConfigError, EgressError, LimitError
 from aibox.inference.accounts import Call
 from aibox.inference.attempts import RETRY_BURST, Retries
 from aibox.inference.balance import SLACK, choose, prefix_key
 from aibox.inference.capabilities import hold_addresses
 from aibox.inference.replica import MAX_OPEN_S, Circuit, Replica
 from aibox.inference.router import Router
+from aibox.policy.budgets import Budget, Budgets
 from aibox.policy.egress import EgressRules
 from aibox.policy.policy import Policy
 from aibox.testing.scripted import ScriptedBackend
@@ -701,3 +702,37 @@ def test_no_address_to_fetch_goes_to_a_model_server(key: str, item: dict[str, An
         hold_addresses({key: [told, item]})
     inline = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}]}
     hold_addresses({key: [told, inline], "prompt": "http://a.example is a text"})
+
+
+async def test_a_model_whose_budget_is_spent_is_asked_no_more_and_another_in_its_place_is(scope: Scope) -> None:
+    """Behind one name the other backend; then nobody, whoever asks in that tenant, and a stream is refused likewise."""
+    one, other = Server("one"), Server("other")
+    budgets = Budgets(models={f"{name}/m": Budget(tokens_per_day=1) for name in ("one", "other")})
+    router = Router(one, other, policy=Policy(budgets=budgets))
+    for _ in range(2):
+        await router.complete(HI, model="m", scope=scope)
+    assert (one.calls, other.calls) == (1, 1)
+    stream: Any = router.stream(HI, model="m", scope=Scope(tenant=scope.tenant, user="ben"))
+    for call in (router.complete(HI, model="m", scope=scope), anext(stream)):
+        with pytest.raises(LimitError, match=r"the budget of the model (one|other)/m for ") as caught:
+            await call
+        assert caught.value.code == "policy.limit.budget_model"
+    assert (one.calls, other.calls) == (1, 1)
+    await router.complete(HI, model="m", scope=Scope(tenant="else", user="eva"))
+
+
+async def test_where_a_call_may_go_instead_a_spent_budget_is_passed_over(scope: Scope) -> None:
+    """The next in the row answers; where there is none, the failure is the first's, and says of the others why not."""
+    down, spent, left = Server("down"), Server("spent"), Server("left")
+    down.fails = BackendError("it is down", retryable=True)
+    policy = Policy(budgets=Budgets(models={"spent/m": Budget(usd_per_month=0)}))
+    for row, calls in ((["spent/m", "left/m"], 1), (["spent/m"], 0)):
+        router = Router(down, spent, left, policy=policy, fallbacks={"down/m": row})
+        asked = router.complete(HI, model="down/m", scope=scope)
+        if calls:
+            assert (await asked).backend == "left"
+        else:
+            with pytest.raises(BackendError, match="it is down") as caught:
+                await asked
+            assert "the budget of the model spent/m" in caught.value.__notes__[0]
+        assert (spent.calls, left.calls) == (0, 1)

@@ -343,12 +343,14 @@ async def test_an_address_hears_of_what_it_asked_for_and_of_its_own_tenant(tmp_p
         failed = {"outcome": "failed", "code": "policy.limit.budget_user", "label": "internal"}
         await b.audit.append("turn.failed", scope=Scope(tenant="rival", user="eva"), detail=failed)
         await b.audit.append("turn.failed", scope=WHO, detail=failed)
-        await until(lambda: receiver.got)
-        assert len(await b.webhooks.outbox.list("acme")) == 1  # type: ignore[union-attr]
-    (got,) = receiver.got
-    assert verified(got)["data"] | {"turn": ""} == {
-        "tenant": "acme", "entry": 2, "budget": "user", "day": verified(got)["data"]["day"], "turn": "",
-    }  # fmt: skip
+        await b.audit.append("turn.failed", scope=WHO, detail={**failed, "code": "policy.limit.budget_model"})
+        await until(lambda: len(receiver.got) == 2)
+        assert len(await b.webhooks.outbox.list("acme")) == 2  # type: ignore[union-attr]
+    told = sorted((verified(got)["data"] for got in receiver.got), key=lambda data: data["entry"])
+    assert [one | {"turn": ""} for one in told] == [
+        {"tenant": "acme", "entry": number, "budget": budget, "day": told[0]["day"], "turn": ""}
+        for number, budget in ((2, "user"), (3, "model"))
+    ]
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])

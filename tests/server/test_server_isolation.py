@@ -259,7 +259,7 @@ ROWS: dict[str, Seed] = {
     "admin.models": nothing(),
     "metrics.metrics": nothing(),
     "admin.policy": nothing(),
-    "admin.budgets": nothing(),
+    "admin.budgets": nothing(query={"model": "b/m"}),
     "admin.egress": nothing(),
     "admin.verify": log(),
     "admin.reload": nothing(),
@@ -420,7 +420,7 @@ async def test_a_tenant_is_named_by_the_platforms_administrator_alone(w: World, 
     admin = Person("rival", "boss", ("tenant_admin",))
     answers = []
     for tenant in ("acme", "never-heard-of"):
-        there.query = {"tenant": tenant}
+        there.query = {**there.query, "tenant": tenant}
         answers.append(await send(w, name, there, admin.token()))
     assert [one.status_code for one in answers] == [403, 403]
     assert answers[0].content == answers[1].content

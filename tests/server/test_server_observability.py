@@ -108,6 +108,11 @@ async def test_usage_says_what_it_cost_by_user_by_model_and_to_the_caller(w: Wor
         assert budgets.json()["spent"] == {"day": tenant, "month": tenant}
     assert (await w.send("get", "/v1/admin/budgets", Asked(), BOSS.token())).json()["user"] is None
 
+    free = {"tokens": 6, "usd": 0.0, "calls": 1}
+    budgets = await w.send("get", "/v1/admin/budgets", Asked(query={"model": "b/free"}), BOSS.token())
+    assert budgets.json()["model"] == {"day": free, "month": free}
+    assert (await w.send("get", "/v1/admin/budgets", Asked(), BOSS.token())).json()["model"] is None
+
     own = await w.send("get", "/v1/usage", Asked(), Person("acme", "eva", ("user",)).token())
     assert own.status_code == 200
     shown = own.json()

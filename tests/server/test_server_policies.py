@@ -164,6 +164,19 @@ async def test_a_tenant_cannot_relax_what_the_operator_asks_for(w: World) -> Non
     assert w.box.rules("rival") is w.box.policy
 
 
+async def test_a_budget_of_a_model_is_written_held_and_shown(w: World) -> None:
+    """What all of a tenant may use of a model: 429 for each of them once it is used, shown to all, and no other's."""
+    bound = {"tokens_per_day": 1, "tokens_per_month": None, "usd_per_day": None, "usd_per_month": None}
+    assert (await put(w, {"budgets": {"models": {"m": {"tokens_per_day": 1}}}})).status_code == 400  # of no backend
+    assert (await put(w, {"budgets": {"models": {"m/m": {"tokens_per_day": 1}}}})).status_code == 200
+    assert [await says(w, who, "hello") for who in (EVA, EVA, BOSS, TOM)] == [200, 429, 429, 200]
+    for path, by, asked in (("/v1/usage", EVA, {}), ("/v1/admin/budgets", BOSS, {"query": {"model": "m/m"}})):
+        shown = (await told(w, "get", path, by, **asked)).json()
+        assert shown["model_budgets"] == {"m/m": bound}
+    assert shown["model"]["day"]["calls"] == shown["model"]["month"]["calls"] == 1
+    assert (await told(w, "get", "/v1/usage", TOM)).json()["model_budgets"] == {}
+
+
 async def test_two_who_write_at_once_do_not_overwrite_each_other(w: World) -> None:
     """Without the tag of what is there 428, with an old one 412, and what is there stays; `*` replaces anything."""
     first = await put(w, NO_MAIL)

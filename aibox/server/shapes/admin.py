@@ -12,6 +12,7 @@ from aibox.server.shapes.shape import Answer, Asked, Kept, Names, Text
 
 TENANT = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 NAME = r"^[!-~]{1,255}$"
+MODEL = r"^[^\x00-\x1f\x7f]{1,600}$"
 
 
 class Sum(Answer):
@@ -59,6 +60,8 @@ class Used(Answer):
     """The caller's own in this month, by model."""
     tenant: Spent | None
     tenant_budget: Bounds
+    model_budgets: dict[str, Bounds]
+    """Of a model, as `backend/model`, for everybody in the tenant together."""
 
 
 class SkillShown(Answer):
@@ -104,6 +107,8 @@ class TenantQuery(Asked):
 class BudgetQuery(TenantQuery):
     user: str | None = Field(default=None, pattern=NAME)
     """One of its users, whose own spending is told as well."""
+    model: str | None = Field(default=None, pattern=MODEL)
+    """A model, as `backend/model`, and what all of the tenant have used of it is told as well."""
 
 
 class NewKey(Asked):
@@ -182,8 +187,12 @@ class BudgetShown(Answer):
     tenant_budget: Bounds
     user_budget: Bounds
     """Of each user."""
+    model_budgets: dict[str, Bounds]
+    """Of a model, as `backend/model`, for everybody in the tenant together."""
     user: Spent | None = None
     """What the user has used who was asked about."""
+    model: Spent | None = None
+    """What all of the tenant have used of the model that was asked about."""
 
 
 class Flow(Answer):

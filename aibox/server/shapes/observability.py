@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from aibox.server.shapes.admin import NAME, Share, Spent, TenantQuery
+from aibox.server.shapes.admin import MODEL, NAME, Share, Spent, TenantQuery
 from aibox.server.shapes.shape import Answer
 
 By = Literal["user_model", "user", "model"]
@@ -22,7 +22,7 @@ class UsageQuery(TenantQuery):
     """What is summed up on its own: each model of each user, each user, or each model."""
     user: str | None = Field(default=None, pattern=NAME)
     """Of this user alone."""
-    model: str | None = Field(default=None, pattern=r"^[^\x00-\x1f\x7f]{1,600}$")
+    model: str | None = Field(default=None, pattern=MODEL)
     """Of this model alone, as `backend/model`."""
     after: str | None = CURSOR
     limit: int = Field(default=100, ge=1, le=1000)
