@@ -1,7 +1,8 @@
 """What killed processes left under way is ended in the background, once for each agent, while its box is open.
 
 A run goes on where it stood, or is on record as failed; `resume.recover` says how. Who closes the box meanwhile breaks
-a run off like any other, on record, and it can be resumed.
+a run off like any other, on record, and it can be resumed. What the log holds without an end is ended by whoever has it
+open, when its time has come: a server opens it when it starts.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 
 from aibox.agents.agent import Agent
 from aibox.agents.events import Failed
+from aibox.audit.chain import AuditChain
 from aibox.errors import AIBoxError
 from aibox.types import Scope
 
@@ -26,6 +28,7 @@ class Recovery:
     def __init__(self, tenants: Iterable[str] = ()) -> None:
         self._tenants = tuple(tenants)
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._opening: asyncio.Task[None] | None = None
 
     def start(self, agent: Agent) -> None:
         """Look for what was left behind of this agent. Nothing where it keeps no state, was seen, or no loop runs."""
@@ -37,15 +40,29 @@ class Recovery:
             return
         self._tasks[agent.name, agent.version] = task
 
+    def look(self, audit: AuditChain) -> None:
+        """Open the log, so that turns and acts in it that nobody ended have their end, also where nothing is asked."""
+        self._opening = asyncio.get_running_loop().create_task(self._open(audit), name="recovery of the log")
+
     async def done(self) -> None:
         """Wait until all that was begun has ended."""
-        await asyncio.gather(*self._tasks.values())
+        await asyncio.gather(*self._all)
 
     async def close(self) -> None:
-        tasks = list(self._tasks.values())
-        for task in tasks:
+        for task in self._all:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._all, return_exceptions=True)
+
+    @property
+    def _all(self) -> list[asyncio.Task[None]]:
+        return [*self._tasks.values(), *([self._opening] if self._opening is not None else [])]
+
+    async def _open(self, audit: AuditChain) -> None:
+        try:
+            await audit.open()
+        except AIBoxError as error:
+            # Who asks for something is told so, and it is tried anew for them.
+            _log.error("what was left under way in the log could not be looked for: %s", error)
 
     async def _recover(self, agent: Agent) -> None:
         state = agent.parts.state

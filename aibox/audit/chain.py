@@ -10,9 +10,9 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -29,14 +29,14 @@ from aibox.audit.retention import Retentions, Sweeper, by_age, by_policy, prune
 from aibox.audit.sequencer import Call, Job, Sequencer, refuse_when_full
 from aibox.audit.store import open_store
 from aibox.audit.verify import default_mark, verify
-from aibox.errors import ConfigError, StoreError
+from aibox.errors import AIBoxError, ConfigError, StoreError
 from aibox.policy.retention import Retention
 from aibox.protocols import Erasable, Watcher
 from aibox.types import Entry, Scope
 
 PAGE = 1024
 _KIND = re.compile(r"[a-z]+(\.[a-z_]+)+")
-_ENDS = ("turn.sealed", "turn.failed")
+_ENDS = ("turn.sealed", "turn.failed", "request.ended")
 T = TypeVar("T")
 
 
@@ -75,6 +75,7 @@ class AuditChain:
         self.watcher: Watcher | None = None
         """Who hears of the turns that are recorded here; traces are made so."""
         self._erasables: dict[str, Erasable] = {}
+        self._followed: dict[tuple[str, str], list[list[str]]] = {}
         self._lock = threading.Lock()
         self._sequencer: Sequencer | None = None
         self._closed = False
@@ -95,6 +96,8 @@ class AuditChain:
             raise StoreError(f"evidence could not be written: {failed.message}", hint=failed.hint)
         refuse_when_full(sequencer)
         sequencer.put(_job(kind, scope, turn, detail))
+        for left in self._followers(scope):
+            left.append(kind)
 
     async def append(self, kind: str, *, scope: Scope, detail: Mapping[str, Any], turn: str = "") -> Entry:
         """Durable when it returns. Raises StoreError, and then nothing was recorded; ConfigError for a bad detail."""
@@ -113,6 +116,26 @@ class AuditChain:
         """As `seal`, without the proofs, which cost as much as all else: `receipt(turn)` makes them when asked for."""
         entry: Entry = await self._wait(_ending(kind, scope, turn, detail, proofs=False))
         return entry
+
+    @contextmanager
+    def following(self, scope: Scope) -> Iterator[list[str]]:
+        """The kinds of what is recorded meanwhile for the request that `scope` is of, by its tenant and correlation.
+
+        Two requests at once of one tenant that chose the same id are taken for one.
+        """
+        key, left = (scope.tenant, scope.correlation), list[str]()
+        self._followed.setdefault(key, []).append(left)
+        try:
+            yield left
+        finally:
+            mine = [one for one in self._followed[key] if one is not left]
+            if mine:
+                self._followed[key] = mine
+            else:
+                del self._followed[key]
+
+    def _followers(self, scope: Scope) -> Sequence[list[str]]:
+        return self._followed.get((scope.tenant, scope.correlation), ())
 
     async def entries(self, tenant: str, *, start: int = 0) -> AsyncIterator[ReceiptEntry]:
         """The entries of a tenant in order, what was noted included; without proofs. Those past retention are empty."""
@@ -242,8 +265,12 @@ class AuditChain:
             sequencer.put(None)
             await asyncio.to_thread(sequencer.thread.join)
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> None:
+        """Open the log, which else happens with the first entry: turns that nobody ended are looked for from now on."""
         await asyncio.to_thread(self._ready)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
         return self
 
     async def __aexit__(
@@ -270,8 +297,16 @@ class AuditChain:
             await asyncio.sleep(0.01)
         job.waiter = asyncio.get_running_loop().create_future()
         sequencer.put(job)
-        # A caller who leaves does not take back what was put in order: the writer never looks at the future.
-        return await job.waiter
+        following = self._followers(job.scope) if job.kind else ()
+        for left in following:
+            left.append(job.kind)
+        try:
+            # A caller who leaves does not take back what was put in order: the writer never looks at the future.
+            return await job.waiter
+        except AIBoxError:
+            for left in following:
+                left.remove(job.kind)
+            raise
 
     async def _do(self, act: Callable[[Ledger], T], *, own_transaction: bool = False) -> T:
         done: Future[T] = Future()

@@ -48,8 +48,8 @@ OPEN: Mapping[str, frozenset[str]] = {
     "subagent.returned": _HELP | _STATE,
     "session.compacted": _STATE | {"messages", "left_out"},
     "run.interrupted": _STATE,
-    # A request to the server that leaves no other entry: which route, and what came of it.
-    "request.ended": frozenset({"operation", "outcome"}),
+    # A request to the server that leaves no other end: which route, what came of it, and what it had begun with.
+    "request.ended": frozenset({"operation", "outcome", "entries"}),
     # The operator's own names: what was put into force, and why not.
     "config.reloaded": _STATE | {"policy", "backends", "issuers"},
     # Digests and outcomes of a report about the server itself.

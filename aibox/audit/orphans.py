@@ -1,7 +1,8 @@
 """Turns that nobody ended: each gets its one terminal entry when it has been silent for long enough.
 
-A process that dies leaves turns behind without an end. Whoever opens the log next finds them at its tail; and a turn of
-this process that is forgotten is ended likewise. The wait lets a turn that is alive in another process go on.
+A process that dies leaves turns behind without an end, and acts of administrators, which are turns too. Whoever opens
+the log next finds them at its tail; and a turn of this process that is forgotten is ended likewise. The wait lets one
+that is alive in another process go on.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aibox.audit.ledger import OPERATOR, Ledger
-from aibox.audit.record import TERMINAL, Header, leaf_hash, read_open
+from aibox.audit.record import TERMINAL, Header, leaf_hash, read_detail, read_open
 from aibox.types import Scope
 
 TURN_S = 3600.0
 LOOK_BACK = 1024
 """Entries at the tail of a log among which open turns are looked for."""
 MAX_LOGS = 64
+TIMEOUT = "audit.turn_timeout"
+BEGUN = "request.begun"
+"""What an act of an administrator begins with; its end says which it was."""
 
 Listed = list[list[Any]]
 
@@ -47,12 +51,13 @@ def end(ledger: Ledger, tenant: str, turn: str, entries: Sequence[Sequence[Any]]
     head = ledger.head(tenant)
     if ledger.store.turn(head.log, turn) is not None or turn in head.turns:
         return False
-    detail: Mapping[str, Any] = {
-        "outcome": "failed",
-        "code": "audit.turn_timeout",
-        "entries": [list(listed[:2]) for listed in entries],
-    }
+    first = next(ledger.store.entries(head.log, start=entries[0][0], limit=1)).open
+    detail: Mapping[str, Any] = {"outcome": "failed", "code": TIMEOUT}
+    kind = "turn.failed"
+    if first is not None and read_open(first).action == BEGUN:
+        detail, kind = {"outcome": TIMEOUT, "operation": read_detail(first)["operation"]}, "request.ended"
+    detail = {**detail, "entries": [list(listed[:2]) for listed in entries]}
     scope = Scope(tenant=tenant, user=OPERATOR)
-    entry = ledger.add("turn.failed", scope=scope, turn=turn, detail=detail, flags=TERMINAL)
+    entry = ledger.add(kind, scope=scope, turn=turn, detail=detail, flags=TERMINAL)
     head.turns[turn] = entry.seq
     return True

@@ -54,7 +54,10 @@ def verify(
     report_to: Annotated[Path | None, typer.Option("--report", help="isolation: a file for the signed report.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Check that recorded evidence still holds. Exit code 0: it holds; 1: it does not; 2: it could not be read."""
+    """Check that recorded evidence still holds. Exit code 0: it holds; 1: it does not; 2: it could not be read.
+
+    A report of `verify isolation` that holds and says that tenants are not isolated is a 1 too.
+    """
     console = Console(highlight=False)
     if path == ISOLATION and not Path(path).exists():
         # It opens a whole box, which evidence alone does not need.
@@ -101,22 +104,30 @@ def verify(
 
 
 def _tell_report(path: str, pinned: str | None, *, as_json: bool, console: Console) -> None:
-    """Whether it is what was found. What that was is another matter: the exit code is 0 also where tenants met."""
+    """Whether it is what was found, and whether that was good: what holds and says that tenants met is a no too."""
     try:
         found = IsolationReport.read(path, pinned)
     except IntegrityError as error:
         if as_json:
-            print(json.dumps({"ok": False, "cause": error.message}))
+            print(json.dumps({"ok": False, "holds": False, "cause": error.message}))
         else:
             console.print(f"[red]does not hold:[/] {plain(error.message)}", soft_wrap=True)
         raise typer.Exit(1) from None
     if as_json:
-        print(json.dumps({"ok": True, "key_pinned": pinned is not None, "report": found.as_dict()}))
-        return
-    counts = ", ".join(f"{found.count(outcome)} {outcome}" for outcome in OUTCOMES)
-    what = f"{'isolated' if found.ok else 'not isolated'} at {found.url}: {counts}"
-    trusted = "" if pinned else "; the key is the one in the receipt"
-    console.print(f"[green]holds:[/] {plain(what)}{trusted}", soft_wrap=True)
+        print(json.dumps({"ok": found.ok, "holds": True, "key_pinned": pinned is not None, "report": found.as_dict()}))
+    else:
+        counts = ", ".join(f"{found.count(outcome)} {outcome}" for outcome in OUTCOMES)
+        what = f"{'isolated' if found.ok else 'not isolated'} at {found.url}: {counts}"
+        trusted = "" if pinned else "; the key is the one in the receipt"
+        console.print(f"[green]holds:[/] {plain(what)}{trusted}", soft_wrap=True)
+        for row in found.rows:
+            if row.outcome == "crossed":
+                console.print(f"[red]crossed:[/] {plain(f'{row.area}, {row.way}: {row.why}')}", soft_wrap=True)
+        if not found.ok:
+            why = "one tenant reached the other" if found.count("crossed") else "no way was tried, which proves nothing"
+            console.print(f"[red]not isolated:[/] the evidence holds, and the report says that {why}", soft_wrap=True)
+    if not found.ok:
+        raise typer.Exit(1)
 
 
 def why(receipt: Annotated[Path, typer.Argument(help="A receipt, as `aibox run --receipt FILE` saves one.")]) -> None:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import aibox.box
-from aibox.errors import ConfigError, MissingExtraError
+from aibox.errors import AIBoxError, ConfigError, MissingExtraError
 from aibox.settings import Settings
 from aibox.types import Scope
 
@@ -18,6 +18,7 @@ from aibox.types import Scope
 async def isolation(settings: Settings, *, url: str | None, report: Path | None, console: Console) -> bool:
     """Whether nothing crossed. The keys are made for this, and end with it; the report is sealed in the box's chain."""
     try:
+        from aibox.server.acts import ENDED
         from aibox.server.api_keys import ApiKeys
         from aibox.server.client import Client
         from aibox.server.isolation import verify_isolation
@@ -38,19 +39,23 @@ async def isolation(settings: Settings, *, url: str | None, report: Path | None,
     scopes = [Scope(tenant=f"isolation-{mark}-{side}", user="isolation") for side in ("a", "b")]
     roles = (Role.USER, Role.TENANT_ADMIN)
     async with aibox.box.open(settings=settings) as box:
-        await box.audit.append("request.begun", scope=scopes[0], detail={"operation": "isolation.verify"})
+        about, turn = {"operation": "isolation.verify"}, str(uuid.uuid4())
+        await box.audit.append("request.begun", scope=scopes[0], turn=turn, detail=about)
         secrets = [await keys.create(scope=scope, roles=roles, days=1, note="verify isolation") for scope in scopes]
         try:
             async with Client(url, secrets[0]) as one, Client(url, secrets[1]) as other:
                 sides = (scopes[0].tenant, one), (scopes[1].tenant, other)
                 found = await verify_isolation(url, *sides, databases=settings.databases)
+        except AIBoxError as error:
+            await box.audit.end(turn, scope=scopes[0], kind=ENDED, detail={**about, "outcome": error.code})
+            raise
         finally:
             for secret, scope in zip(secrets, scopes, strict=True):
                 await keys.revoke(secret.split("-")[1], tenant=scope.tenant)
                 await people.remove(scope.tenant)
             await keys.close()
             await people.close()
-        found = await found.seal(box.audit, scope=scopes[0])
+        found = await found.seal(box.audit, scope=scopes[0], turn=turn)
     table = Table("area", "way", *OUTCOMES, box=None, header_style="bold", pad_edge=False)
     for area, way in dict.fromkeys((row.area, row.way) for row in found.rows):
         rows = [row for row in found.rows if (row.area, row.way) == (area, way)]

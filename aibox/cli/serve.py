@@ -126,11 +126,12 @@ def _say(line: str) -> None:
 
 
 async def _kept(box: Box) -> Kept:
-    """The server's stores. What was written as policies is in force before an agent goes on with anything."""
+    """The server's stores, its log opened. What was written as policies is in force before an agent goes on."""
     from aibox.server import stores
 
     kept = stores.keep(box)
     await kept.in_force.start()
+    box.recovery.look(box.audit)
     return kept
 
 

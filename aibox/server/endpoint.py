@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -16,7 +16,7 @@ from aibox.audit.chain import AuditChain
 from aibox.errors import AccessError, AIBoxError, ConfigError, LimitError
 from aibox.leaving import given as reason_of
 from aibox.leaving import leave
-from aibox.server.acts import ENDED
+from aibox.server.acts import ended
 from aibox.server.asked import Asked, Receive, Scope, Send, asked, proved
 from aibox.server.auth import Callers
 from aibox.server.hot import GoneError, while_there
@@ -27,6 +27,9 @@ from aibox.validation import explain_validation
 
 HEARTBEAT_S = 15.0
 """After so much silence a stream sends a comment, so that nothing between takes it for dead."""
+DONE = "done"
+_ON_THE_WAY = ("guardrail.", "egress.", "pseudonym.", "sandbox.artifact")
+"""Entries that are no end of what they are part of."""
 
 
 class Served:
@@ -48,11 +51,12 @@ class Served:
         try:
             given = await self._given(request)
             with while_there(receive) if route.watched else nullcontext():
-                answer = await self._recorded(who, given)
-                if route.streams:
-                    asked(scope).ending = self._cut
-                    await _stream(route, asked(scope), answer, send)
-                else:
+                async with self._recorded(who, asked(scope)) as acting:
+                    answer = await (self._act(**given) if acting is None else self._act(acting, **given))
+                    if route.streams:
+                        asked(scope).ending = self._cut
+                        await _stream(route, asked(scope), answer, send)
+                if not route.streams:
                     await _response(route, answer)(scope, receive, send)
         except GoneError:
             return  # there is nobody to tell
@@ -68,39 +72,41 @@ class Served:
             await self._note(who, error.code)
             raise
 
-    async def _recorded(self, who: Principal | None, given: Mapping[str, Any]) -> Any:
-        """One entry for what was done, durable before the answer is sent, unless the work leaves its own."""
-        if who is None:
-            return await self._act(**given)
-        if not self.route.changes:
-            return await self._act(who, **given)
-        if self.route.records:
+    @asynccontextmanager
+    async def _recorded(self, who: Principal | None, under_way: Asked) -> AsyncIterator[Principal | None]:
+        """One entry for what is done inside, durable before the answer is sent.
+
+        Work that leaves its own has none here, unless it fails before it has left one.
+        """
+        if who is None or not self.route.changes:
+            yield who
+            return
+        who = who.acting()
+        with self._audit.following(who.scope) as left:
             try:
-                return await self._act(who, **given)
-            except AccessError as error:
-                # No work was begun that could leave an entry: somebody reached for what is not theirs, or not there.
-                if error.absent:
-                    await self._note(who, error.code)
+                yield who
+                outcome = under_way.code or DONE  # a stream has told what went wrong as its last event
+            except AIBoxError as error:
+                await self._end(who, error.code, left)
                 raise
-        try:
-            answer = await self._act(who, **given)
-        except AIBoxError as error:
-            await self._note(who, error.code)
-            raise
-        except asyncio.CancelledError as left:
-            why = reason_of(left)
-            await asyncio.shield(self._note(who, "left" if why is None else why.code))
-            raise
-        except Exception:
-            # A bug of ours: what it has done by then nobody knows, and that it was begun and ended badly is told.
-            await self._note(who, AIBoxError.code)
-            raise
-        await self._note(who, "done")
-        return answer
+            except asyncio.CancelledError as error:
+                why = reason_of(error)
+                await asyncio.shield(self._end(who, "left" if why is None else why.code, left))
+                raise
+            except Exception:
+                # A bug of ours: what it has done by then nobody knows, and that it was begun and ended badly is told.
+                await self._end(who, AIBoxError.code, left)
+                raise
+            await self._end(who, outcome, left)
+
+    async def _end(self, who: Principal, outcome: str, left: Sequence[str]) -> None:
+        # A turn that has begun has its end from whoever runs it, or from the chain.
+        if self.route.records and (outcome == DONE or not all(kind.startswith(_ON_THE_WAY) for kind in left)):
+            return
+        await self._note(who, outcome)
 
     async def _note(self, who: Principal, outcome: str) -> None:
-        detail = {"operation": self.route.name, "outcome": outcome, "how": who.how}
-        await self._audit.append(ENDED, scope=who.scope, detail=detail)
+        await ended(self._audit, who, self.route.name, outcome)
 
     async def _given(self, request: Request) -> dict[str, Any]:
         """The arguments of the method. Raises ConfigError for what is not what the document says."""

@@ -17,7 +17,7 @@ from aibox.errors import NO_MODEL, AccessError, ConfigError
 from aibox.inference.capabilities import Api, output_bounds
 from aibox.inference.streams import Take, pushed
 from aibox.leaving import leave
-from aibox.server.acts import ENDED
+from aibox.server.acts import ended
 from aibox.server.principal import Principal
 from aibox.server.route import ASKS, route
 from aibox.server.shapes.inference import Models
@@ -72,8 +72,7 @@ class InferenceAPI:
 
     async def refused(self, api: Api, who: Principal, error: AccessError) -> None:
         """Record, durably, that somebody asked for what they, or their key, may not: as every other route does."""
-        detail = {"operation": f"openai.{api}", "outcome": error.code, "how": who.how}
-        await self._box.audit.append(ENDED, scope=who.scope, detail=detail)
+        await ended(self._box.audit, who, f"openai.{api}", error.code)
 
     def _agent(self, api: Api, body: Mapping[str, Any]) -> Agent | None:
         model = body["model"]

@@ -68,9 +68,12 @@ class IsolationReport:
         """`sha256:` and the SHA-256 of the report's canonical JSON."""
         return "sha256:" + hashlib.sha256(canonical.dumps(self.as_dict())).hexdigest()
 
-    async def seal(self, chain: AuditChain, *, scope: Scope) -> IsolationReport:
-        """The report with a receipt: its digest is on record, under a signed checkpoint, when this returns."""
-        turn = str(uuid.uuid4())
+    async def seal(self, chain: AuditChain, *, scope: Scope, turn: str | None = None) -> IsolationReport:
+        """The report with a receipt: its digest is on record, under a signed checkpoint, when this returns.
+
+        `turn` is one that has begun, and ends with it; None: one of its own.
+        """
+        turn = turn or str(uuid.uuid4())
         outcome = {"report": self.digest, "outcome": "held" if self.ok else "crossed"}
         await chain.append(KIND, scope=scope, turn=turn, detail=outcome)
         receipt = await chain.seal(turn, scope=scope, detail={"outcome": "verified"})

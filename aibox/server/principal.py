@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from aibox.errors import AccessError, ConfigError
@@ -26,6 +26,15 @@ BY_KEY = "key:"
 """How `Principal.how` begins where the proof is an API key; its id follows."""
 
 
+class Act:
+    """What one request does. `turn` is what its first entry and its last have in common; empty until it has begun."""
+
+    __slots__ = ("turn",)
+
+    def __init__(self) -> None:
+        self.turn = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """A caller who proved who they are. `how` names the proof, for the record: `key:...`, or an issuer's URL."""
@@ -37,6 +46,8 @@ class Principal:
     """What the key is for, of `KeyScope`; None: all that the roles allow."""
     models: frozenset[str] | None = None
     """The names that may be asked for on OpenAI's routes; None: any."""
+    act: Act | None = field(default=None, compare=False, repr=False)
+    """What the request that they sent does; None for one that only looks."""
 
     def __post_init__(self) -> None:
         if self.scope.is_local:
@@ -50,7 +61,12 @@ class Principal:
             object.__setattr__(made, name, value)
         object.__setattr__(made, "scopes", self.scopes)
         object.__setattr__(made, "models", self.models)
+        object.__setattr__(made, "act", None)
         return made
+
+    def acting(self) -> Principal:
+        """The same caller, with an act of their own."""
+        return replace(self, act=Act())
 
     @property
     def key(self) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from aibox.audit import orphans
 from aibox.audit.chain import AuditChain
 from aibox.audit.record import Row, log_id
 from aibox.audit.store import Act, Conflict, LogName, Node, Store, open_store
@@ -205,6 +206,32 @@ class AuditStoreContract:
             assert (await one.verify()).entries == 160
 
     @pytest.mark.anyio
+    async def test_what_two_chains_find_without_an_end_is_ended_once(
+        self, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An administrator's act and a turn of who is gone: both chains find them, and each gets one end of its kind.
+
+        What is not silent for long enough may be somebody's work.
+        """
+        async with AuditChain(url, keys=tmp_path / "keys") as gone:
+            await gone.append("request.begun", scope=ACME, turn="act", detail={"operation": "keys.create"})
+            await gone.append("tool.called", scope=ACME, turn="turn", detail={})
+        async with AuditChain(url, keys=tmp_path / "keys") as one, AuditChain(url, keys=tmp_path / "keys") as other:
+            await asyncio.gather(one.flush(), other.flush())
+            await asyncio.sleep(1.5)
+            assert await one.size("acme") == 2
+            monkeypatch.setattr(orphans, "TURN_S", 0.0)
+            async with asyncio.timeout(60):
+                while await other.size("acme") < 4:  # noqa: ASYNC110 - the writers' threads look when a second was quiet
+                    await asyncio.sleep(1.5)
+            await asyncio.sleep(1.5)
+            ended = [(entry.kind, entry.turn) async for entry in one.entries("acme", start=2)]
+            act = await one.receipt("act", scope=ACME)
+        assert sorted(ended) == [("request.ended", "act"), ("turn.failed", "turn")]
+        act.verify()
+        told = {name: act.entries[-1].detail[name] for name in ("operation", "outcome")}
+        assert told == {"operation": "keys.create", "outcome": "audit.turn_timeout"}
+
     async def test_a_log_goes_on_after_it_was_closed(self, url: str, tmp_path: Path) -> None:
         """Turns sealed before and after a restart are one log that verifies, and old receipts can still be had."""
         keys = tmp_path / "keys"

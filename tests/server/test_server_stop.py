@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import json
+import os
 import signal
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,8 @@ from waiting import until
 
 import aibox
 from aibox.audit import orphans
+from aibox.audit.record import read_detail, read_open
+from aibox.audit.store import open_store
 
 pytestmark = [pytest.mark.loopback, pytest.mark.anyio]
 ENDS = ("turn.sealed", "turn.failed")
@@ -131,6 +138,56 @@ async def test_after_a_kill_what_was_answered_is_there_and_the_rest_gets_its_one
     assert set(turns.values()) == {1}
     assert len(turns) == 16
     assert all(named[name] == "turn.sealed" for name in names)
+
+
+def acts(home: Path) -> list[tuple[str, str, str, str]]:
+    """What the log says of administrators' acts, read beside whoever writes it: kind, operation, outcome, turn."""
+    with closing(open_store(home / "audit.db", read_only=True)) as store:
+        rows = [row for name in store.logs() for row in store.entries(name.log, kind="request.")]
+    parts = [(read_open(row.open or b""), read_detail(row.open or b"")) for row in rows]
+    return [(one.action, detail["operation"], detail.get("outcome", ""), one.turn_id) for one, detail in parts]
+
+
+async def test_an_act_that_a_kill_broke_off_gets_its_one_end_from_a_later_start(
+    tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 in the middle of an administrator's act: a start within the hour lets it be, one after it ends it."""
+    with serving(tmp_path, upstream) as server:
+        assert server.send("POST", "/v1/admin/tenants", '{"name": "first"}').status == 201
+        with closing(sqlite3.connect(server.home / "people.db", isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")  # who wants to write there waits
+            threading.Thread(target=sent_in_vain, args=(server,), daemon=True).start()
+            server.until(lambda: len(acts(server.home)) == 3)
+            server.process.kill()
+            server.process.wait(120)
+    home = server.home
+    begun, ended, broken = acts(home)
+    assert [one[:3] for one in (begun, ended)] == [
+        ("request.begun", "tenants.create", ""),
+        ("request.ended", "tenants.create", "done"),
+    ]
+    assert begun[3] == ended[3] != broken[3]
+    with serving(tmp_path, upstream):
+        await asyncio.sleep(3)  # it looks when a second was quiet
+    assert acts(home) == [begun, ended, broken]
+    (tmp_path / "later").mkdir()
+    (tmp_path / "later" / "sitecustomize.py").write_text("import aibox.audit.orphans as one\none.TURN_S = 0.0\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'later'}:{os.environ.get('PYTHONPATH', '')}")
+    for _ in range(2):
+        with serving(tmp_path, upstream) as server:
+            server.until(lambda: len(acts(home)) > 3)
+            await asyncio.sleep(3)
+        assert acts(home) == [
+            begun, ended, broken, ("request.ended", "tenants.create", "audit.turn_timeout", broken[3])
+        ]  # fmt: skip
+    async with aibox.AuditChain(home / "audit.db", keys=home / "keys") as chain:
+        assert (await chain.verify()).ok
+        (await chain.receipt(broken[3], scope=aibox.Scope(tenant="default", user="me"))).verify()
+
+
+def sent_in_vain(server: Running) -> None:
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        server.send("POST", "/v1/admin/tenants", '{"name": "second"}')
 
 
 async def test_a_caller_who_goes_leaves_one_end(tmp_path: Path, upstream: Upstream) -> None:

@@ -29,7 +29,7 @@ from aibox.protocols import Health
 from aibox.server import isolation_rows
 from aibox.server.answers import Answers, Asking
 from aibox.server.isolation import verify_isolation
-from aibox.server.isolation_report import IsolationReport, is_report
+from aibox.server.isolation_report import IsolationReport, Outcome, Row, is_report
 from aibox.server.once import Once
 from aibox.settings import ServerSettings, Settings
 from aibox.types import Scope
@@ -397,7 +397,11 @@ async def test_the_command_tries_a_running_server(w: World, tmp_path: Path) -> N
     pin = tmp_path / "log.pub"
     pin.write_text(value["receipt"]["public_key"])
     pinned = CliRunner().invoke(app, ["verify", str(tmp_path / "report.json"), "--key", str(pin), "--json"])
-    assert json.loads(pinned.output) == {"ok": True, "key_pinned": True, "report": value["report"]}
+    assert json.loads(pinned.output) == {"ok": True, "holds": True, "key_pinned": True, "report": value["report"]}
+    receipt = IsolationReport.read(tmp_path / "report.json").receipt
+    assert receipt is not None
+    # What was begun on record has its end there.
+    assert [entry.kind for entry in receipt.entries] == ["request.begun", "isolation.verified", "turn.sealed"]
     value["report"]["rows"].pop()
     (tmp_path / "changed.json").write_text(json.dumps(value))
     for more in ((), ("--json",)):
@@ -408,3 +412,30 @@ async def test_the_command_tries_a_running_server(w: World, tmp_path: Path) -> N
         assert await w.people.users(tenant) == []
     assert await w.people.tenants() == []
     assert "isolated" in console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "says"),
+    [(("held", "crossed"), "one tenant reached the other"), (("not tried",), "no way was tried, which proves nothing")],
+)
+async def test_a_report_that_holds_and_says_no_is_a_no(
+    tmp_path: Path, outcomes: tuple[Outcome, ...], says: str
+) -> None:
+    """The evidence is good and what it is about is not: exit code 1, also as JSON, and what crossed is named."""
+    rows = tuple(Row("memory", f"way {n}", "two", outcome, "it was seen") for n, outcome in enumerate(outcomes))
+    async with AuditChain(tmp_path / "audit.db") as chain:
+        sealed = await IsolationReport("http://here", ("one", "two"), rows).seal(chain, scope=A.scope)
+    file = tmp_path / "report.json"
+    sealed.save(file)
+    told = CliRunner().invoke(app, ["verify", str(file)])
+    assert told.exit_code == 1
+    assert "holds: not isolated at http://here" in told.output
+    assert f"not isolated: the evidence holds, and the report says that {says}" in told.output
+    assert ("crossed: memory, way 1: it was seen" in told.output) is ("crossed" in outcomes)
+    assert "way 0" not in told.output
+    as_json = CliRunner().invoke(app, ["verify", str(file), "--json"])
+    assert as_json.exit_code == 1
+    assert json.loads(as_json.output) == {"ok": False, "holds": True, "key_pinned": False, "report": sealed.as_dict()}
+    file.write_text(file.read_text().replace("it was seen", "it was not"))
+    changed = CliRunner().invoke(app, ["verify", str(file), "--json"])
+    assert (changed.exit_code, json.loads(changed.output)["holds"]) == (1, False)
