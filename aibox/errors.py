@@ -51,6 +51,10 @@ NO_MODEL = "config.model"
 """Code of a ConfigError: a model, or an agent in the place of one, was asked for by a name that nothing here has."""
 
 
+OPERATORS = "config.operator"
+"""Code of a ConfigError whose words are for the operator: a file, an address or a role of this box stands in them."""
+
+
 class MissingExtraError(ConfigError, ImportError):
     """A feature needs a package that is not installed; `hint` is the line that installs it."""
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from aibox.errors import ConfigError, MissingExtraError, StoreError
+from aibox.errors import OPERATORS, ConfigError, MissingExtraError, StoreError
 
 if TYPE_CHECKING:
     from psycopg import Connection as Connection  # noqa: PLC0414 - handed on
@@ -191,7 +191,7 @@ def check(db: Connection[Any], place: str) -> None:
     """Raises ConfigError for a schema of another version, and for a role that row-level security would not hold."""
     found = version(db)
     if found != REVISION:
-        raise ConfigError(_unfit(found, place), hint=_MEND[found is None or found < REVISION])
+        raise ConfigError(_unfit(found, place), hint=_MEND[found is None or found < REVISION], code=OPERATORS)
     free = db.execute("SELECT rolname, rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user").fetchone()
     owns = db.execute(
         "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
@@ -201,6 +201,7 @@ def check(db: Connection[Any], place: str) -> None:
         raise ConfigError(
             f"the role {free[0] if free else '?'} at {place} owns the tables or passes row-level security by",
             hint="take the role that `aibox db upgrade --role` gave its rights to",
+            code=OPERATORS,
         )
 
 

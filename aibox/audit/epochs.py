@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from aibox.audit.escrow import seal_first
 from aibox.audit.keys import Keyring, check_random, overwrite, read_key_file, why, write_new
-from aibox.errors import ConfigError, StoreError
+from aibox.errors import OPERATORS, ConfigError, StoreError
 
 EPOCH_ENTRIES = 4096
 EPOCH_S = 60.0
@@ -60,7 +60,7 @@ class EpochKeys:
             return None
         number, _, key = text.partition(" ")
         if not number.isdigit() or len(number) > 10:
-            raise ConfigError(f"the key {self.path(log)} does not say its epoch")
+            raise ConfigError(f"the key {self.path(log)} does not say its epoch", code=OPERATORS)
         return EpochKey(int(number), check_random(key, self.path(log)))
 
     def first(self, log: bytes) -> EpochKey:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aibox.audit.keys import why
-from aibox.errors import ConfigError, StoreError
+from aibox.errors import OPERATORS, ConfigError, StoreError
 
 FORMAT = "aibox/highwater/v1"
 INTERVAL_S = 1.0
@@ -62,7 +62,7 @@ class HighWater:
         except (OSError, ValueError) as error:
             raise StoreError(f"the high-water mark {self.path} cannot be read: {error}", hint=_HINT) from None
         if not isinstance(value, dict) or set(value) != {"format", "notes", "erased"} or value["format"] != FORMAT:
-            raise ConfigError(f"{self.path} is not a high-water mark of this version", hint=_HINT)
+            raise ConfigError(f"{self.path} is not a high-water mark of this version", hint=_HINT, code=OPERATORS)
         return value
 
     @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aibox.audit.signer import KeySigner, RemoteSigner, Signer, public_key
-from aibox.errors import ConfigError, StoreError
+from aibox.errors import OPERATORS, ConfigError, StoreError
 
 KEY_BYTES = 32
 LOG_NAME = "aibox"
@@ -134,11 +134,15 @@ def read_key_file(path: Path) -> str:
         raise
     except OSError as error:
         # O_NOFOLLOW answers a link with ELOOP.
-        raise ConfigError(f"the key {path} cannot be used: {error.strerror}", hint="a key is a plain file") from None
+        raise ConfigError(
+            f"the key {path} cannot be used: {error.strerror}", hint="a key is a plain file", code=OPERATORS
+        ) from None
     with os.fdopen(handle, "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o077:
-            raise ConfigError(f"the key {path} can be read by others", hint=f"chmod 600 {path}, and consider it known")
+            raise ConfigError(
+                f"the key {path} can be read by others", hint="chmod 600, and consider it known", code=OPERATORS
+            )
         return file.read(4096).decode("ascii", "replace").strip()
 
 
@@ -147,8 +151,10 @@ def check_random(text: str, path: Path) -> bytes:
     try:
         key = bytes.fromhex(text)
     except ValueError:
-        raise ConfigError(f"the key {path} is not hexadecimal") from None
+        raise ConfigError(f"the key {path} is not hexadecimal", code=OPERATORS) from None
     # Random bytes of which fewer than half differ do not occur: such a key was typed, not drawn.
     if len(key) != KEY_BYTES or len(set(key)) < KEY_BYTES // 2:
-        raise ConfigError(f"the key {path} is too short or not random", hint="restore it, or begin a new data folder")
+        raise ConfigError(
+            f"the key {path} is too short or not random", hint="restore it, or begin a new data folder", code=OPERATORS
+        )
     return key

@@ -40,7 +40,7 @@ from aibox.audit.sealed import Subject
 from aibox.audit.signer import public_key, sign
 from aibox.audit.store import NODE_LEVELS, Act, LogName, Node, Store
 from aibox.audit.tree import StoredTree
-from aibox.errors import ConfigError, IntegrityError
+from aibox.errors import OPERATORS, ConfigError, IntegrityError
 from aibox.types import Entry, Scope
 
 CHECKPOINT_S = 1.0
@@ -83,7 +83,9 @@ class Ledger:
             known = self.store.meta("public_key")
         if known != mine and self.store.meta(f"rotated {mine}") is None:
             raise ConfigError(
-                f"the log was begun under another key than the one in {self.keys.folder}", hint="restore its keys"
+                f"the log was begun under another key than the one in {self.keys.folder}",
+                hint="restore its keys",
+                code=OPERATORS,
             )
 
     @contextmanager
@@ -179,7 +181,9 @@ class Ledger:
             # Another process has rotated the key.
             self.use_signer()
             if head.public_key != self.public_key:
-                raise ConfigError(f"the log of {tenant} goes on under a key that is not in {self.keys.folder}")
+                raise ConfigError(
+                    f"the log of {tenant} goes on under a key that is not in {self.keys.folder}", code=OPERATORS
+                )
         self._touched[tenant] = head
         return head
 
@@ -213,7 +217,9 @@ class Ledger:
         epoch = header.epoch + (1 if header.flags & KEY else 0)
         known = self.epochs.known(log)
         if known is None:
-            raise ConfigError(f"the epoch key of the log of {tenant} is missing", hint=f"restore {self.keys.folder}")
+            raise ConfigError(
+                f"the epoch key of the log of {tenant} is not in {self.keys.folder}", hint="restore it", code=OPERATORS
+            )
         # A log that was put back never goes on under a key that entries which were given up were tagged with.
         key = known.at(log, max(known.epoch, epoch) + 1) if put_back else known.at(log, epoch)
         if key is None:

@@ -16,7 +16,7 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aibox.audit.checkpoint import ED25519, Checkpoint, key_id, read_checkpoint, verifier_key
-from aibox.errors import ConfigError, StoreError
+from aibox.errors import OPERATORS, ConfigError, StoreError
 
 TIMEOUT_S = 10.0
 MAX_REQUEST_BYTES = 4096
@@ -75,7 +75,7 @@ class RemoteSigner:
         try:
             self.name, self.kind, self.public_bytes = answer[0], int(answer[1]), bytes.fromhex(answer[2])
         except (IndexError, ValueError):
-            raise ConfigError(f"{self.path} does not answer as a signer") from None
+            raise ConfigError(f"{self.path} does not answer as a signer", code=OPERATORS) from None
 
     def sign_bytes(self, text: bytes) -> bytes:
         return bytes.fromhex(self._ask(b"sign\n" + text).decode("ascii", "replace"))

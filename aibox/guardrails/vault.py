@@ -18,7 +18,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from aibox.errors import ConfigError, IntegrityError
+from aibox.errors import OPERATORS, ConfigError, IntegrityError
 from aibox.guardrails.normalise import normalise
 from aibox.postgres import Rows
 from aibox.tables import open_tables
@@ -218,6 +218,7 @@ class Vault:
             raise ConfigError(
                 f"the pseudonyms in {self._tables.place} were written with another key",
                 hint="give the key file that belongs to them, or another path",
+                code=OPERATORS,
             )
 
 

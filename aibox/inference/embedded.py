@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aibox.chat import ChatRequest, Chunk, Completion, Health, ModelInfo, Weights, assemble
-from aibox.errors import AIBoxError, BackendError, ConfigError, MissingExtraError
+from aibox.errors import OPERATORS, AIBoxError, BackendError, ConfigError, MissingExtraError
 from aibox.inference import demo_model, envelope, pooled
 from aibox.inference.capabilities import Api
 from aibox.inference.chunks import wants_usage
@@ -246,9 +246,12 @@ class Embedded:
                 raise ConfigError(
                     f"the model file {model.path} could not be loaded: {_explain(model.path)}",
                     hint="is it whole, and of a kind that llama.cpp knows?",
+                    code=OPERATORS,
                 ) from None
             if _stamp(model.path) != model.stamp:
-                raise ConfigError(f"the model file {model.path} was changed while it was loaded", hint="try again")
+                raise ConfigError(
+                    f"the model file {model.path} was changed while it was loaded", hint="try again", code=OPERATORS
+                )
             self._loaded = server, model
         return self._loaded
 
@@ -277,7 +280,7 @@ class Embedded:
             )
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist" if not path.exists() else "is not a file"
-            raise ConfigError(f"the model file {path} {what}", hint="give the path of a GGUF file")
+            raise ConfigError(f"the model file {path} {what}", hint="give the path of a GGUF file", code=OPERATORS)
         return path
 
     def _model(self) -> _Model:
@@ -293,6 +296,7 @@ class Embedded:
             raise ConfigError(
                 f"the model file {path} has the SHA-256 {model.sha256}, not {self._verified_sha256}",
                 hint="get the file again from whom you trust, and do not use this one",
+                code=OPERATORS,
             )
         return model
 

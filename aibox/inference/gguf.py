@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from aibox.errors import ConfigError
+from aibox.errors import OPERATORS, ConfigError
 
 MAX_KEYS = 65_536
 MAX_TEXT_BYTES = 1 << 20
@@ -43,7 +43,7 @@ def read_header(path: Path) -> Header:
             size = os.fstat(file.fileno()).st_size
             values = _Reader(path, file, size).read()
     except OSError as error:
-        raise ConfigError(f"cannot read the model file {path}: {error.strerror}", hint=_HINT) from None
+        raise ConfigError(f"cannot read the model file {path}: {error.strerror}", hint=_HINT, code=OPERATORS) from None
     architecture = _text(values.get("general.architecture"))
     context = values.get(f"{architecture}.context_length")
     return Header(
@@ -71,10 +71,12 @@ class _Reader:
     def read(self) -> dict[str, Any]:
         start = self._file.read(4)
         if start != b"GGUF":
-            raise ConfigError(f"{self._path} is not a GGUF file", hint=_HINT)
+            raise ConfigError(f"{self._path} is not a GGUF file", hint=_HINT, code=OPERATORS)
         version = self._number("<I")
         if version not in (2, 3):
-            raise ConfigError(f"{self._path} is a GGUF file of version {version}; 2 and 3 can be read", hint=_HINT)
+            raise ConfigError(
+                f"{self._path} is a GGUF file of version {version}; 2 and 3 can be read", hint=_HINT, code=OPERATORS
+            )
         self._number("<Q")  # tensors
         count = self._number("<Q")
         if count > MAX_KEYS:
@@ -128,4 +130,4 @@ class _Reader:
         self._file.seek(length, os.SEEK_CUR)
 
     def _broken(self, why: str) -> ConfigError:
-        return ConfigError(f"the model file {self._path} is damaged: {why}", hint=_HINT)
+        return ConfigError(f"the model file {self._path} is damaged: {why}", hint=_HINT, code=OPERATORS)

@@ -14,7 +14,7 @@ from typing import Any
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from aibox.errors import ConfigError, IntegrityError
+from aibox.errors import OPERATORS, ConfigError, IntegrityError
 
 KEY_BYTES = 32
 _NONCE_BYTES = 12
@@ -102,6 +102,7 @@ class SubjectKeys:
             raise ConfigError(
                 f"the memory in {place} was written with another key",
                 hint="give the key that belongs to it, or name another folder",
+                code=OPERATORS,
             )
 
     def find(self, tenant: str, user: str) -> SubjectKey | None:

@@ -10,13 +10,14 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict
 
 from aibox.box import Box
-from aibox.errors import AccessError, ConfigError
+from aibox.errors import AccessError, AIBoxError, ConfigError, IntegrityError
 from aibox.inference.egress_report import Attempt, flows
 from aibox.server.acts import begun
 from aibox.server.api_keys import ApiKey, ApiKeys
 from aibox.server.evidence_api import verified
 from aibox.server.guard_api import levels_of, policy_shown
 from aibox.server.principal import Principal, Role
+from aibox.server.problem import is_kept_back
 from aibox.server.reload import Reload
 from aibox.server.route import ADMINISTERS, OPERATES, route
 from aibox.server.scopes import hold
@@ -164,7 +165,13 @@ class AdminAPI:
         """
         if self._reload is None:
             raise ConfigError("this server has no configuration to read", hint="it was put together by a program")
-        return shapes.Reloaded.model_validate(asdict(await self._reload(who.scope)))
+        try:
+            return shapes.Reloaded.model_validate(asdict(await self._reload(who.scope)))
+        except (ConfigError, IntegrityError) as error:
+            if not is_kept_back(error):
+                raise
+            # Who asks is the operator, and the file that does not hold is theirs.
+            raise AIBoxError(error.message, hint=error.hint, code=error.code) from error
 
     @route("POST", "/v1/admin/audit/verify", roles=OPERATES)
     async def verify(self, who: Principal) -> Verified:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from aibox.errors import AIBoxError
+from aibox.errors import AIBoxError, StoreError
 from aibox.outbound.span import UNTRACED, Place, new_trace
 from aibox.server.auth import Callers
 from aibox.server.principal import Principal
@@ -88,7 +88,8 @@ class Asked:
         self.code, self.fault = error.code, status_of(error)
         if is_kept_back(error):
             # Of a database's answer the first line: those behind it quote what was sent to it.
-            self.detail = error.message.partition("\n")[0]
+            said = error.message.partition("\n")[0]
+            self.detail = said if isinstance(error, StoreError) or not error.hint else f"{said} ({error.hint})"
 
     @property
     def took_s(self) -> float:

@@ -8,6 +8,7 @@ import msgspec
 
 from aibox.errors import (
     NO_MODEL,
+    OPERATORS,
     AccessError,
     AIBoxError,
     ApprovalError,
@@ -46,6 +47,8 @@ CODES: dict[str, int] = {
     # Nothing has failed: a path was named that is not there.
     "upstream.store.missing": 404,
     NO_MODEL: 404,
+    # Nothing is wrong with what was asked.
+    OPERATORS: 500,
     "config.key_in_use": 409,
     "config.key_done": 409,
     "config.other_replica": 409,
@@ -61,6 +64,9 @@ CODES: dict[str, int] = {
 """Codes that say more than their class does."""
 KEPT_BACK = "what this server keeps cannot be read or written now"
 """The message of an error that names a file or an address of the server, to whoever asks: its own is for the log."""
+_UNFIT = "this server is not set up as it has to be"
+_CHANGED = "something that this server keeps is not as it was kept, and is not used"
+_ASK = "its operator finds in the log what it is"
 OPENAI_CODES = {NO_MODEL: "model_not_found"}
 """What OpenAI's API calls the same, and its clients look for."""
 
@@ -77,23 +83,34 @@ def status_of(error: AIBoxError) -> int:
 
 
 def is_kept_back(error: AIBoxError) -> bool:
-    """Whether the message may say where the server keeps something: that of a store that failed, whatever failed."""
-    return isinstance(error, StoreError) and error.code == StoreError.code
+    """Whether the message may say where the server keeps something, and how it is set up: it is for the log.
+
+    That of a store that failed, whatever failed; of evidence, or a row or a file, that does not hold; and of what the
+    operator alone can put right.
+    """
+    if isinstance(error, StoreError):
+        return error.code == StoreError.code
+    return isinstance(error, IntegrityError) or (isinstance(error, ConfigError) and error.code == OPERATORS)
 
 
-def told(error: AIBoxError) -> str:
-    """The message of an error, as callers are told it."""
-    return KEPT_BACK if is_kept_back(error) else error.message
+def told(error: AIBoxError) -> tuple[str, str]:
+    """The message and the hint of an error, as callers are told them."""
+    if not is_kept_back(error):
+        return error.message, error.hint
+    if isinstance(error, StoreError):
+        return KEPT_BACK, error.hint
+    return (_CHANGED if isinstance(error, IntegrityError) else _UNFIT), _ASK
 
 
 def problem(error: AIBoxError) -> dict[str, Any]:
     """RFC 9457 problem details."""
+    detail, hint = told(error)
     return {
         "type": f"urn:aibox:{error.code}",
         "title": error.code,
         "status": status_of(error),
-        "detail": told(error),
-        "hint": error.hint,
+        "detail": detail,
+        "hint": hint,
     }
 
 
@@ -101,7 +118,8 @@ def openai_error(error: AIBoxError) -> dict[str, Any]:
     """The shape that clients of the OpenAI API read."""
     kind = "invalid_request_error" if status_of(error) < 500 else "server_error"
     code, param = OPENAI_CODES.get(error.code, error.code), "model" if error.code == NO_MODEL else None
-    message = f"{told(error)} ({error.hint})" if error.hint else told(error)
+    message, hint = told(error)
+    message = f"{message} ({hint})" if hint else message
     return {"error": {"message": message, "type": kind, "code": code, "param": param}}
 
 

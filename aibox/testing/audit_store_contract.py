@@ -232,6 +232,7 @@ class AuditStoreContract:
         told = {name: act.entries[-1].detail[name] for name in ("operation", "outcome")}
         assert told == {"operation": "keys.create", "outcome": "audit.turn_timeout"}
 
+    @pytest.mark.anyio
     async def test_a_log_goes_on_after_it_was_closed(self, url: str, tmp_path: Path) -> None:
         """Turns sealed before and after a restart are one log that verifies, and old receipts can still be had."""
         keys = tmp_path / "keys"

@@ -14,7 +14,7 @@ from platform_world import ISSUER, Asked, Person, Provider, World, world
 from server_parts import Running, Upstream, serving
 
 from aibox.box import Box
-from aibox.errors import AuthError, ConfigError
+from aibox.errors import AuthError, ConfigError, IntegrityError
 from aibox.server.reload import KIND
 from aibox.server.tokens import Tokens
 from aibox.settings import BackendSettings, Settings
@@ -260,3 +260,19 @@ async def test_whatever_goes_wrong_is_on_record_as_what_it_was(w: World, monkeyp
 
 
 SECRET = "in-no-record"
+
+
+async def test_the_operator_who_asks_is_told_which_file_does_not_hold(
+    w: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What other callers are not told, and whoever asks for a reload needs: the words, under the code of the error."""
+
+    async def fails(*_: Any, **__: Any) -> Any:
+        raise IntegrityError("the policy house.toml is not signed", hint="aibox policy sign house.toml")
+
+    monkeypatch.setattr(w.box, "reload", fails)
+    root = Person("ops", "root", ("platform_admin",))
+    answer = await w.send("post", "/v1/admin/reload", Asked(), root.token())
+    assert (answer.status_code, answer.json()["title"]) == (500, "integrity")
+    assert answer.json()["detail"] == "the policy house.toml is not signed"
+    assert answer.json()["hint"] == "aibox policy sign house.toml"
