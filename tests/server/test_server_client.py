@@ -310,7 +310,7 @@ def test_every_error_survives_the_way(kind: type[AIBoxError]) -> None:
     error.code = kind.code
     found = error_of(status_of(error), msgspec.json.encode(problem(error)), {})
     assert type(found) is NEEDS_MORE.get(kind, kind)
-    assert (found.code, found.message, found.hint) == (error.code, told(error), error.hint)
+    assert (found.code, found.message, found.hint) == (error.code, *told(error))
     assert type(error_of(500, b"<html>", {})) is errors.UpstreamError
 
 
