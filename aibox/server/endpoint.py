@@ -81,7 +81,7 @@ class Served:
         if who is None or not self.route.changes:
             yield who
             return
-        who = who.acting()
+        who = under_way.principal = who.acting()
         with self._audit.following(who.scope) as left:
             try:
                 yield who

@@ -55,7 +55,7 @@ class Shut:
             self._timer = asyncio.get_running_loop().call_later(self._every_s, self._due)
 
     async def look(self) -> None:
-        """End what runs for who is shut out, but not the request that asks for it."""
+        """End what runs for who is shut out, but not what an administrator has begun."""
         if not self._anything:
             return
         users: dict[str, set[str]] = {}
@@ -99,7 +99,8 @@ class Shut:
         gate = self._gate()
         for request in gate.under_way:
             who = request.principal
-            if who is None or request.task is asyncio.current_task():
+            # An administrator's act that is on record goes to its end: it may be the very one that shuts them out.
+            if who is None or (who.act is not None and who.act.turn):
                 continue
             if (why := _of(out, who.scope.tenant, who.scope.user)) is not None:
                 gate.end(request, why)

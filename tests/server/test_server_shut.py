@@ -21,7 +21,7 @@ from aibox.chat import ChatRequest
 from aibox.server.api_keys import ApiKeys
 from aibox.server.people import FRESH_S, People
 from aibox.server.principal import Role
-from aibox.server.shut import BOUND_S, LOOK_S
+from aibox.server.shut import BOUND_S, LOOK_S, Shut
 from aibox.types import Scope
 
 pytestmark = pytest.mark.anyio
@@ -238,6 +238,21 @@ async def one_end(w: World, name: str) -> list[str]:
     ended = [str(one.detail.get("code") or one.detail["outcome"]) for one in mine if one.kind in ENDS]
     assert len(ended) == bool(mine)
     return ended
+
+
+async def test_an_act_goes_to_its_end_whenever_it_is_looked(
+    held: tuple[World, Held], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who ends their own key is answered, also where the look comes between the key's end and the answer."""
+    w, _ = held
+    key, asked = await w.keys.create(scope=Scope(tenant="acme", user="boss"), roles=[Role.TENANT_ADMIN]), Asked()
+    look = Shut.look
+
+    async def as_the_timer_does(self: Shut) -> None:
+        await asyncio.create_task(look(self))
+
+    monkeypatch.setattr(Shut, "look", as_the_timer_does)
+    assert (await w.send("delete", f"/v1/admin/keys/{key.split('-')[1]}", asked, key)).status_code == 204
 
 
 async def test_what_runs_with_the_key_of_who_is_erased_is_ended(held: tuple[World, Held]) -> None:
