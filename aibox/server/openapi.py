@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -115,7 +117,7 @@ class _Schemas:
 
     def __init__(self, routes: Sequence[Route]) -> None:
         wanted: dict[int, tuple[Any, Any, TypeAdapter[Any]]] = {}
-        for kind in (Problem, OpenAIError, *(route.answer for route in routes)):
+        for kind in (Problem, OpenAIError, *(one for route in routes for one in (route.answer, route.event))):
             if kind not in (None, bytes, str):
                 wanted[id(kind)] = (id(kind), "serialization", TypeAdapter(kind))
         for route in routes:
@@ -125,6 +127,9 @@ class _Schemas:
         made, shared = TypeAdapter.json_schemas(list(wanted.values()), ref_template=REF)
         self._by_kind = {key: schema for (key, _), schema in made.items()}
         self.defined: dict[str, Any] = shared.get("$defs", {})
+        self.parts, self._examples = _examples()
+        for name, example in self._examples.items():
+            self.defined[name]["examples"] = [example]
 
     def of(self, kind: Any) -> dict[str, Any]:
         return dict(self._by_kind[id(kind)])
@@ -133,8 +138,49 @@ class _Schemas:
         """The properties of a model, and which of them are required."""
         schema = self.of(kind)
         if "$ref" in schema:
-            schema = self.defined[schema["$ref"].rpartition("/")[2]]
+            schema = self.defined[_named(schema)]
         return schema.get("properties", {}), schema.get("required", ())
+
+    def event(self, kind: Any) -> dict[str, Any]:
+        """Server-sent events of a type as what is answered."""
+        schema = self.of(kind)
+        # Of a union the piece of an answer, and what ends it.
+        names = ("TextEvent", "Told") if "discriminator" in schema else (_named(schema),)
+        examples = {name: {"value": _sent(self._examples[name])} for name in names}
+        written: dict[str, Any] = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+        data = written
+        if not any("event" in one["value"] for one in examples.values()):
+            # Of OpenAI's streams those without names of events end with a word, or as an answer that fails does.
+            written["contentSchema"] = {"anyOf": [schema, self.of(OpenAIError)]}
+            data = {"anyOf": [{"const": "[DONE]"}, written]}
+            examples["end"] = {"value": {"data": "[DONE]"}}
+        fields = {"id": {"type": "string"}, "event": {"type": "string"}, "data": data}
+        return {"schema": {"type": "object", "properties": fields, "required": ["data"]}, "examples": examples}
+
+
+def _examples() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of parts of paths, by group and name, and of shapes. One may hold others: each is written down once."""
+    text = resources.files("aibox.server.shapes").joinpath("examples.json").read_text("utf-8")
+    shapes: dict[str, Any] = {}
+
+    def held(value: dict[str, Any]) -> Any:
+        return shapes[value["$ref"]] if "$ref" in value else value
+
+    given = json.loads(text)
+    for name, example in given["shapes"].items():
+        shapes[name] = json.loads(json.dumps(example), object_hook=held)
+    return given["parts"], shapes
+
+
+def _named(schema: Mapping[str, Any]) -> str:
+    name: str = schema["$ref"].rpartition("/")[2]
+    return name
+
+
+def _sent(example: Mapping[str, Any]) -> dict[str, str]:
+    """An event as it is sent; those of OpenAI's chat have no name."""
+    data = {"data": json.dumps(example, separators=(",", ":"), ensure_ascii=False)}
+    return {"event": example["type"], **data} if "type" in example else data
 
 
 def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
@@ -168,8 +214,16 @@ def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
 
 
 def _parameters(route: Route, schemas: _Schemas) -> list[dict[str, Any]]:
+    group = route.name.partition(".")[0]
     found: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": schemas.of(kind)} for name, kind in route.parts.items()
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": schemas.of(kind),
+            "example": schemas.parts[f"{group}.{name}"],
+        }
+        for name, kind in route.parts.items()
     ]
     if route.query is not None:
         fields, required = schemas.fields(route.query)
@@ -204,28 +258,17 @@ def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
     more = [*(("Idempotency-Replayed",) if _once(route) else ()), *(("ETag",) if _tagged(route) else ())]
     good: dict[str, Any] = {"description": "Done.", "headers": _headers(*(_LIMITED if route.roles else _ALWAYS), *more)}
     if route.streams:
-        good["content"] = {route.media: {"schema": _event(schemas.of(route.answer))}}
+        good["content"] = {route.media: schemas.event(route.answer)}
         good["description"] = "A stream of events. The schema is that of each of them; its data is JSON."
     elif route.answer in (bytes, str):
         good["content"] = {route.media: {"schema": {"type": "string"}}}
     elif route.answer is not None:
         good["content"] = {route.media: {"schema": schemas.of(route.answer)}}
-        if route.openai and route.body is not None:
-            good["content"]["text/event-stream"] = {"schema": _event({}, done=True)}
+        if route.event is not None:
+            good["content"]["text/event-stream"] = schemas.event(route.event)
     shape = OpenAIError if route.openai else Problem
     told = {str(status): _fault(shape, status) for status in _TOLD if _may(status, route)}
     return {str(route.status): good, **told, "default": _fault(shape, 0)}
-
-
-def _event(data: dict[str, Any], *, done: bool = False) -> dict[str, Any]:
-    """A server-sent event, whose data is JSON of this schema; with `done` the last one is OpenAI's word for the end."""
-    written: dict[str, Any] = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
-    fields = {
-        "id": {"type": "string"},
-        "event": {"type": "string"},
-        "data": {"anyOf": [{"const": "[DONE]"}, written]} if done else written,
-    }
-    return {"type": "object", "properties": fields, "required": ["data"]}
 
 
 def _fault(shape: type[Answer], status: int) -> dict[str, str]:

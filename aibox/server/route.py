@@ -54,6 +54,8 @@ class Route:
     """A model, `bytes`, `str`, or None for an answer without a body."""
     streams: bool = False
     """The answer is a stream of events, each of the type `answer`."""
+    event: Any = None
+    """The type of each event, where the body may ask for a stream in the place of the answer."""
     cut: Callable[[AIBoxError], BaseModel] | None = None
     """The event that ends a stream which the server cannot finish."""
     openai: bool = False

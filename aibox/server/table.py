@@ -52,16 +52,18 @@ KINDS: tuple[type, ...] = (
 )
 """Whose methods are routes."""
 _SAID = "What is the capital of Hungary?"
-_HOT: dict[str, tuple[str, Any, Any, dict[str, Any]]] = {
+_HOT: dict[str, tuple[str, Any, Any, Any, dict[str, Any]]] = {
     "chat": (
         "OpenAI's Chat Completions, of a model or of an agent; with `stream` as events.",
         shapes.ChatCompletionRequest,
         shapes.ChatCompletion,
+        shapes.ChatChunk,
         {"model": "agent:default", "messages": [{"role": "user", "content": _SAID}]},
     ),
     "completions": (
         "OpenAI's Completions, of a model; with `stream` as events.",
         shapes.CompletionRequest,
+        shapes.Completion,
         shapes.Completion,
         {"model": "default", "prompt": "Budapest is"},
     ),
@@ -69,12 +71,14 @@ _HOT: dict[str, tuple[str, Any, Any, dict[str, Any]]] = {
         "OpenAI's Embeddings.",
         shapes.EmbeddingRequest,
         shapes.Embeddings,
+        None,
         {"model": "embedding", "input": ["Budapest"]},
     ),
     "responses": (
         "OpenAI's Responses, of a model; with `stream` as events. Nothing is kept between calls.",
         shapes.ResponseRequest,
         shapes.Response,
+        shapes.ResponseEvent,
         {"model": "default", "input": _SAID},
     ),
 }
@@ -84,11 +88,12 @@ def hot() -> list[Route]:
     """The routes that the hot path answers itself."""
     found = []
     for path, api in ROUTES.items():
-        about, asked, answered, example = _HOT[api]
+        about, asked, answered, event, example = _HOT[api]
         found.append(
             Route(
                 method="POST", path=path, name=f"openai.{api}", roles=ASKS, about=about, body=asked, answer=answered,
-                openai=True, records=True, watched=True, max_body_bytes=MAX_BODY_BYTES, examples=(example,),
+                event=event, openai=True, records=True, watched=True, max_body_bytes=MAX_BODY_BYTES,
+                examples=(example,),
             )
         )  # fmt: skip
     return found

@@ -100,14 +100,14 @@ class RouteList(Answer):
 
 
 class TenantQuery(Asked):
-    tenant: str | None = Field(default=None, pattern=TENANT)
+    tenant: str | None = Field(default=None, pattern=TENANT, examples=["acme"])
     """Another tenant than the caller's: for a `platform_admin` alone."""
 
 
 class BudgetQuery(TenantQuery):
-    user: str | None = Field(default=None, pattern=NAME)
+    user: str | None = Field(default=None, pattern=NAME, examples=["eva"])
     """One of its users, whose own spending is told as well."""
-    model: str | None = Field(default=None, pattern=MODEL)
+    model: str | None = Field(default=None, pattern=MODEL, examples=["m/m"])
     """A model, as `backend/model`, and what all of the tenant have used of it is told as well."""
 
 

@@ -10,11 +10,11 @@ from aibox.server.shapes.shape import Answer, Asked
 
 
 class LogQuery(Asked):
-    start: int | None = Field(default=None, ge=0, lt=2**53)
+    start: int | None = Field(default=None, ge=0, lt=2**53, examples=[0])
     """The number of the first entry; None: so that the last `limit` of the log are read."""
     limit: int = Field(default=100, ge=1, le=1000)
     """How many entries are read. Those of other kinds are left out of the answer."""
-    kind: str = Field(default="", max_length=64)
+    kind: str = Field(default="", max_length=64, examples=["tool.called"])
     """Only kinds that begin so, such as `egress` or `tool.called`."""
 
 

@@ -40,7 +40,7 @@ class Query(Asked):
 
 
 class KindsQuery(Asked):
-    types: list[Kind] | None = None
+    types: list[Kind] | None = Field(default=None, examples=[["user"]])
 
 
 class MemoryShown(Answer):
@@ -95,7 +95,7 @@ class Upload(Asked):
     name: str = Field(min_length=1, max_length=255, examples=["report.pdf"])
     label: LabelText | None = None
     visibility: Seen = "private"
-    group: list[Id] = Field(default_factory=list)
+    group: list[Id] = Field(default_factory=list, examples=[["sales"]])
     """For `restricted`: the groups that may see it."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -11,8 +11,11 @@ from aibox.server.shapes.shape import Answer
 
 By = Literal["user_model", "user", "model"]
 Status = Literal["waiting", "delivered", "given_up"]
-CURSOR = Field(default=None, min_length=1, max_length=600)
-"""The `next` of the page before."""
+
+
+def cursor(example: str) -> Any:
+    """The `next` of the page before."""
+    return Field(default=None, min_length=1, max_length=600, examples=[example])
 
 
 class UsageQuery(TenantQuery):
@@ -20,11 +23,11 @@ class UsageQuery(TenantQuery):
     """A day or a month (UTC); None is this month."""
     by: By = "user_model"
     """What is summed up on its own: each model of each user, each user, or each model."""
-    user: str | None = Field(default=None, pattern=NAME)
+    user: str | None = Field(default=None, pattern=NAME, examples=["eva"])
     """Of this user alone."""
-    model: str | None = Field(default=None, pattern=MODEL)
+    model: str | None = Field(default=None, pattern=MODEL, examples=["m/m"])
     """Of this model alone, as `backend/model`."""
-    after: str | None = CURSOR
+    after: str | None = cursor('["eva", "m/m"]')
     limit: int = Field(default=100, ge=1, le=1000)
 
 
@@ -71,7 +74,7 @@ class Observed(Answer):
 
 class DeliveryQuery(TenantQuery):
     status: Status | None = None
-    after: str | None = CURSOR
+    after: str | None = cursor('[1795790872765024, "ops", "01a21d7a-1f78-7d74-8a02-bde8f9d39c1c"]')
     limit: int = Field(default=100, ge=1, le=1000)
 
 

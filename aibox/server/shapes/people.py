@@ -47,7 +47,7 @@ class UserAndWhy(Why):
 
 
 class UserQuery(TenantQuery):
-    after: Kept = Field(default="", max_length=255)
+    after: Kept = Field(default="", max_length=255, examples=["eva"])
     """The last name of the page before."""
     limit: int = Field(default=1000, ge=1, le=1000)
 

@@ -53,7 +53,7 @@ class Ran(Answer):
 
 
 class PathQuery(Asked):
-    path: str = Field(min_length=1, max_length=4096)
+    path: str = Field(min_length=1, max_length=4096, examples=["plan.csv"])
     """Inside the workspace."""
 
 

@@ -226,7 +226,7 @@ class SessionQuery(Asked):
 
 
 class SessionsQuery(Asked):
-    agent: str = Field(default="", max_length=255, pattern=r"^[!-~]*$")
+    agent: str = Field(default="", max_length=255, pattern=r"^[!-~]*$", examples=["default"])
     """Only those with this agent."""
     limit: int = Field(default=100, ge=1, le=1000)
 
