@@ -50,6 +50,9 @@ class ConfigError(AIBoxError):
 NO_MODEL = "config.model"
 """Code of a ConfigError: a model, or an agent in the place of one, was asked for by a name that nothing here has."""
 
+STATE = "config.state"
+"""Code of a ConfigError: it could be done, and not in the state in which the thing is now."""
+
 
 OPERATORS = "config.operator"
 """Code of a ConfigError whose words are for the operator: a file, an address or a role of this box stands in them."""

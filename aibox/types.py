@@ -22,7 +22,8 @@ _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _NAME = re.compile(r"[!-~]{0,255}")
 _CORRELATION = re.compile(r"(?:[A-Za-z0-9_-]{8,64})?")
 _TRACE = re.compile(r"[0-9a-f]{32}-[0-9a-f]{16}|-")
-_COMPARTMENT = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
+COMPARTMENT = r"[A-Z][A-Z0-9_-]{0,31}"
+_COMPARTMENT = re.compile(COMPARTMENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ class Scope:
             value = getattr(self, name)
             if not _NAME.fullmatch(value):
                 raise ConfigError(
-                    f"not a {name} name: {value[:40]!r}", hint="up to 255 printable ASCII characters, no spaces"
+                    f"no {name} name: {value[:40]!r}", hint="up to 255 printable ASCII characters, no spaces"
                 )
         if not _CORRELATION.fullmatch(self.correlation):
             raise ConfigError("not a correlation id", hint="8-64 letters, digits, '_' or '-'")

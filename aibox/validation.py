@@ -14,7 +14,8 @@ def explain_validation(error: ValidationError, model: type[BaseModel]) -> str:
     # Of a mapping pydantic names the key, and then says that it means the key.
     where = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] != "extra_forbidden":
-        return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+        # Of the whole there is no name.
+        return f"{where}: {first['msg'].removeprefix('Value error, ')}".removeprefix(": ")
     known: Any = model
     for part in first["loc"][:-1]:
         field = getattr(known, "model_fields", {}).get(part)

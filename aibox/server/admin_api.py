@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict
 
 from aibox.box import Box
-from aibox.errors import AccessError, AIBoxError, ConfigError, IntegrityError
+from aibox.errors import STATE, AccessError, AIBoxError, ConfigError, IntegrityError
 from aibox.inference.egress_report import Attempt, flows
 from aibox.server.acts import begun
 from aibox.server.api_keys import ApiKey, ApiKeys
@@ -77,7 +77,7 @@ class KeysAPI:
         """A new key in the place of an old one, which ends after the overlap."""
         old = await self._find(who, id, query)
         if old.revoked:
-            raise ConfigError("a key that was revoked is not renewed", hint="make a new one")
+            raise ConfigError("a key that was revoked is not renewed", hint="make a new one", code=STATE)
         await begun(self._box.audit, who, "keys.rotate", tenant=old.scope.tenant, roles=old.roles, key=id)
         return shapes.KeyMade(key=await self._keys.rotate(id, tenant=old.scope.tenant, overlap_days=body.overlap_days))
 

@@ -73,8 +73,8 @@ class ApiKeys:
         ConfigError for what there is not.
         """
         hold(scopes, models)
-        if not 0 < days <= 3650:
-            raise ConfigError("a key lives for more than 0 and at most 3650 days")
+        if not 0 < days <= 3650 or not (life_s := round(days * DAY_S)):
+            raise ConfigError("a key lives for at least a second and at most 3650 days")
         Principal(scope)  # refuses the local scope
         id_, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
         bounds = " ".join(sorted(scopes)), " ".join(sorted(models))
@@ -87,7 +87,7 @@ class ApiKeys:
             " ".join(sorted(roles)),
             note,
             now,
-            now + int(days * DAY_S),
+            now + life_s,
         )
         narrow = (id_, scope.tenant, *bounds)
 

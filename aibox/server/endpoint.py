@@ -226,7 +226,7 @@ def _body(kind: type[BaseModel], data: bytes) -> BaseModel:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             raise ConfigError(f"the body is not JSON: {first['msg']}") from None
-        if not first["loc"]:
+        if not first["loc"] and first["type"] != "value_error":
             raise ConfigError("the body is a JSON object") from None
         raise ConfigError(f"the body: {explain_validation(error, kind)}") from None
 

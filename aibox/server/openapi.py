@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from aibox import __version__
 from aibox.server.once import METHODS, UNKEPT
@@ -21,6 +21,7 @@ _TOLD = {
     401: "The token is missing, wrong, or has ended.",
     403: "The caller's roles do not allow it, or the policy does not.",
     404: "It is not there, or it is not the caller's: both answer alike.",
+    409: "It is in a state in which this cannot be done, or the same is under way.",
     413: "The body is longer than may be sent.",
     429: "A limit was reached; `Retry-After` says whether waiting helps.",
 }
@@ -207,10 +208,18 @@ def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
         content: dict[str, Any] = {"schema": schemas.of(route.body)}
         if route.examples:
             content["examples"] = {f"{n}": {"value": dict(one)} for n, one in enumerate(route.examples, 1)}
-        needed = bool(schemas.fields(route.body)[1])
-        made["requestBody"] = {"required": needed, "content": {"application/json": content}}
+        made["requestBody"] = {"required": _needed(route.body), "content": {"application/json": content}}
     made["responses"] = _responses(route, schemas)
     return made
+
+
+def _needed(body: type[BaseModel]) -> bool:
+    """Whether something has to be sent: what is not is read as an object without fields."""
+    try:
+        body.model_validate({})
+    except ValidationError:
+        return True
+    return False
 
 
 def _parameters(route: Route, schemas: _Schemas) -> list[dict[str, Any]]:
@@ -290,6 +299,8 @@ def _faults(schemas: _Schemas) -> dict[str, Any]:
 def _may(status: int, route: Route) -> bool:
     if status == 413:
         return route.body is not None
+    if status == 409:
+        return bool(route.roles) and route.changes
     if not route.roles and status in (401, 403):
         return False
     return status != 404 or bool(route.parts) or route.changes

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from aibox.errors import AccessError, ConfigError, StoreError
+from aibox.errors import STATE, AccessError, ConfigError, StoreError
 from aibox.server.principal import Principal, Role
 from aibox.tables import of_tenants, once, open_tables
 from aibox.types import Scope
@@ -109,7 +109,7 @@ class People:
         if not await self._run(tenant, sql, tenant, "", "active", note, "", int(self._clock()), None):
             found = await self.find(tenant)
             state = found.state if found else "there"
-            raise ConfigError(f"there is a tenant {tenant}; it is {state}", hint="take another name")
+            raise ConfigError(f"there is a tenant {tenant}; it is {state}", hint="take another name", code=STATE)
         return Known(tenant, "", "active", note, (), int(self._clock()), None)
 
     async def put(
@@ -133,7 +133,9 @@ class People:
         if not rows:
             if not user:
                 why = "is not suspended" if state == "deleted" else "was deleted, and stays so"
-                raise ConfigError(f"the tenant {tenant} {why}", hint="GET /v1/admin/tenants tells the state of each")
+                raise ConfigError(
+                    f"the tenant {tenant} {why}", hint="GET /v1/admin/tenants tells the state of each", code=STATE
+                )
             raise AccessError("a platform_admin shut them out, and only one lets them in again")
         self._forget(tenant, user)
         return _known(rows[0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 
 from aibox.box import Box
-from aibox.errors import AccessError, ConfigError, StoreError
+from aibox.errors import STATE, AccessError, ConfigError, StoreError
 from aibox.server.acts import begun
 from aibox.server.in_force import InForce
 from aibox.server.people import Known, People, State
@@ -80,7 +80,9 @@ class TenantsAPI:
         found = await self._people.find(name)
         if found is None or found.state == "active":
             raise ConfigError(
-                f"the tenant {name} is not suspended", hint=f"POST /v1/admin/tenants/{name}/suspend comes first"
+                f"the tenant {name} is not suspended",
+                hint=f"POST /v1/admin/tenants/{name}/suspend comes first",
+                code=STATE,
             )
         await self._box.audit.may_empty(name)
         await self._put(who, name, "deleted")
@@ -92,7 +94,7 @@ class TenantsAPI:
 
     async def _put(self, who: Principal, name: str, state: State, *, note: str = "") -> shapes.TenantShown:
         if name == who.scope.tenant:
-            raise ConfigError("nobody shuts out the tenant that they are of", hint="another's administrator does it")
+            raise AccessError("nobody shuts out the tenant that they are of", hint="another's administrator does it")
         await begun(self._box.audit, who, f"tenants.{_ACTS[state]}", tenant=name)
         known = await self._people.put(name, state=state, note=note)
         await self._shut.look()
@@ -147,7 +149,7 @@ class UsersAPI:
     async def _put(self, who: Principal, query: TenantQuery, user: str, state: State, *, note: str) -> shapes.UserShown:
         tenant = tenant_of(who, query)
         if (tenant, user) == (who.scope.tenant, who.scope.user):
-            raise ConfigError("nobody shuts out themselves", hint="another administrator does it")
+            raise AccessError("nobody shuts out themselves", hint="another administrator does it")
         known = await self._people.find(tenant, user)
         if known is not None and Role.PLATFORM_ADMIN in known.roles and Role.PLATFORM_ADMIN not in who.roles:
             raise AccessError("only a platform_admin shuts out or lets in another")

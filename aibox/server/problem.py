@@ -9,6 +9,7 @@ import msgspec
 from aibox.errors import (
     NO_MODEL,
     OPERATORS,
+    STATE,
     AccessError,
     AIBoxError,
     ApprovalError,
@@ -52,6 +53,7 @@ CODES: dict[str, int] = {
     "config.key_in_use": 409,
     "config.key_done": 409,
     "config.other_replica": 409,
+    STATE: 409,
     "config.key_reused": 422,
     "config.policy_changed": 412,
     "config.policy_unnamed": 428,

@@ -10,7 +10,7 @@ from aibox.agents.state import AgentState
 from aibox.errors import AccessError
 from aibox.server.principal import Principal
 from aibox.server.route import ASKS, route
-from aibox.server.shapes.shape import Id
+from aibox.server.shapes.shape import Name
 from aibox.server.shapes.talk import SessionList, SessionQuery, SessionShown, SessionsQuery, SessionWhole, Title
 from aibox.types import Scope
 
@@ -36,7 +36,7 @@ class SessionsAPI:
         return SessionList(data=[SessionShown.model_validate(session) for session in latest])
 
     @route("GET", "/v1/sessions/{id}", roles=ASKS)
-    async def get(self, who: Principal, id: Id, query: SessionQuery) -> SessionShown:  # noqa: A002 - as the path has it
+    async def get(self, who: Principal, id: Name, query: SessionQuery) -> SessionShown:  # noqa: A002 - as the path has it
         """One conversation, without its messages."""
         sessions, scope = self._of(who, id, query)
         found: list[Session] = await sessions.list(scope=scope.narrow(session=""), limit=_MANY)
@@ -46,21 +46,21 @@ class SessionsAPI:
         raise AccessError("there is no such session", hint="sessions.list(scope=...) names yours", absent=True)
 
     @route("GET", "/v1/sessions/{id}/export", roles=ASKS)
-    async def export(self, who: Principal, id: Id, query: SessionQuery) -> SessionWhole:  # noqa: A002 - likewise
+    async def export(self, who: Principal, id: Name, query: SessionQuery) -> SessionWhole:  # noqa: A002 - likewise
         """One conversation with every message, as the model saw it."""
         sessions, scope = self._of(who, id, query)
         return SessionWhole.model_validate(await sessions.export(scope=scope))
 
     @route("PATCH", "/v1/sessions/{id}", roles=ASKS, examples=[{"title": "The plan for March"}])
     async def title(
-        self, who: Principal, id: Id, query: SessionQuery, body: Title  # noqa: A002 - likewise
+        self, who: Principal, id: Name, query: SessionQuery, body: Title  # noqa: A002 - likewise
     ) -> None:  # fmt: skip
         """Give a conversation a title."""
         sessions, scope = self._of(who, id, query)
         await sessions.rename(body.title, scope=scope)
 
     @route("DELETE", "/v1/sessions/{id}", roles=ASKS)
-    async def delete(self, who: Principal, id: Id, query: SessionQuery) -> None:  # noqa: A002 - likewise
+    async def delete(self, who: Principal, id: Name, query: SessionQuery) -> None:  # noqa: A002 - likewise
         """Let go of a conversation."""
         sessions, scope = self._of(who, id, query)
         await sessions.delete(scope=scope)

@@ -94,6 +94,15 @@ async def test_a_rotated_key_overlaps_and_then_ends(keys: ApiKeys, clock: Clock)
     assert await keys.authenticate(new)
 
 
+async def test_a_key_that_was_made_for_a_second_can_be_renewed_and_none_is_made_for_less(keys: ApiKeys) -> None:
+    """What lives for nothing would be no key, and could not be given a successor that lives as long."""
+    short = await keys.create(scope=SCOPE, days=1 / DAY_S)
+    assert await keys.authenticate(await keys.rotate(short.split("-")[1], tenant="acme")) is not None
+    for days in (0.4 / DAY_S, 0.0, -1.0, 3651.0, float("nan")):
+        with pytest.raises(ConfigError, match="at least a second"):
+            await keys.create(scope=SCOPE, days=days)
+
+
 async def test_last_use_is_known_to_a_minute(keys: ApiKeys, clock: Clock) -> None:
     """The first use is written, a second within the minute is not."""
     key = await keys.create(scope=SCOPE)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from platform_world import ROLES, Asked, Person, world
 
 from aibox.server.app import create_app
 from aibox.server.asked import CASE, CORRELATION, TRACEPARENT
@@ -93,3 +94,34 @@ def test_the_app_serves_the_table(tmp_path: Path) -> None:
     served = {(method, served.route.path) for one in app.rest.routes for method, served in one.app.served.items()}
     served |= {("POST", path) for path in ROUTES}
     assert served == {(route.method, route.path) for route in table()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "holds"),
+    [
+        ("NewPolicy", {"toml": "version = 1"}, True),
+        ("NewPolicy", {"policy": {}, "toml": None}, True),
+        ("NewPolicy", {}, False),
+        ("NewPolicy", {"toml": "version = 1", "policy": {}}, False),
+        ("NewKey", {"user": "ci", "models": ["m"], "scopes": ["inference"]}, True),
+        ("NewKey", {"user": "ci", "models": [], "scopes": []}, True),
+        ("NewKey", {"user": "ci", "models": ["m"]}, False),
+        ("NewKey", {"user": "ci", "models": ["m"], "scopes": ["agents", "inference"]}, False),
+        ("NewMemory", {"text": "x", "label": "confidential/PHI, MNPI"}, True),
+        ("NewMemory", {"text": "x", "label": "Confidential"}, False),
+    ],
+)
+@pytest.mark.anyio
+async def test_what_a_schema_says_of_several_fields_is_what_is_held(
+    tmp_path: Path, kind: str, body: dict[str, Any], *, holds: bool
+) -> None:
+    """What the document allows is done, and what it does not is a 400."""
+    schema = {"$ref": f"#/components/schemas/{kind}", "components": DOCUMENT["components"]}
+    assert Draft202012Validator(schema).is_valid(body) == holds
+    path = {"NewPolicy": "/v1/admin/policy/own", "NewKey": "/v1/admin/keys", "NewMemory": "/v1/memory"}[kind]
+    async with world(tmp_path) as w:
+        method = "put" if kind == "NewPolicy" else "post"
+        answered = await w.send(method, path, Asked(body=body), Person("acme", "eva", ROLES).token())
+    assert (answered.status_code < 300) == holds, answered.text
+    if body == {}:
+        assert answered.json()["detail"] == "the body: give `toml` or `policy`"

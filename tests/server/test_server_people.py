@@ -356,12 +356,12 @@ async def test_what_breaks_on_the_way_has_an_end_on_record_too(w: World, monkeyp
 
 
 async def test_a_tenants_administrator_shuts_out_neither_the_operator_nor_themselves(w: World) -> None:
-    """403 for a platform's administrator in the same tenant, 400 for oneself, and nobody is shut out by it."""
+    """403 for a platform's administrator in the same tenant and for oneself, and nobody is shut out by it."""
     both = Person("acme", "op", ("platform_admin",))
     assert (await told(w, "get", "/v1/admin/tenants", both)).status_code == 200
     assert (await told(w, "post", "/v1/admin/users/suspend", BOSS, body={"user": "op"})).status_code == 403
-    assert (await told(w, "post", "/v1/admin/users/suspend", BOSS, body={"user": "boss"})).status_code == 400
-    assert (await told(w, "post", "/v1/admin/tenants/acme/suspend", both, body={})).status_code == 400
+    assert (await told(w, "post", "/v1/admin/users/suspend", BOSS, body={"user": "boss"})).status_code == 403
+    assert (await told(w, "post", "/v1/admin/tenants/acme/suspend", both, body={})).status_code == 403
     assert (await told(w, "get", "/v1/admin/tenants", both)).status_code == 200
     assert (await told(w, "get", "/v1/admin/users", BOSS)).status_code == 200
     # One whom nobody has seen here yet, and one whom the operator shut out.
@@ -378,22 +378,22 @@ async def test_a_tenants_administrator_shuts_out_neither_the_operator_nor_themse
 
 
 async def test_a_tenant_is_made_suspended_ended_and_its_name_not_given_again(w: World) -> None:
-    """Deleting asks for a suspension first, and is for good: nobody of it is let in, and no act takes it back."""
+    """Deleting asks for a suspension first (409), and is for good: nobody of it is let in, and no act takes it back."""
     made = await told(w, "post", "/v1/admin/tenants", ROOT, body={"name": "acme", "note": "new"})
     assert (made.status_code, made.json()["state"]) == (201, "active")
     key = await w.keys.create(scope=EVA.scope)
     early = await told(w, "delete", "/v1/admin/tenants/acme", ROOT)
-    assert (early.status_code, "is not suspended" in early.text) == (400, True)
+    assert (early.status_code, "is not suspended" in early.text) == (409, True)
     assert (await w.send("get", "/v1/models", Asked(), key)).status_code == 200
     assert (await told(w, "post", "/v1/admin/tenants/acme/suspend", ROOT, body={})).json()["state"] == "suspended"
     assert (await w.send("get", "/v1/models", Asked(), key)).status_code == 403
     assert (await told(w, "get", "/v1/models", EVA)).status_code == 403
     assert (await told(w, "delete", "/v1/admin/tenants/acme", ROOT)).json()["state"] == "deleted"
     assert (await told(w, "get", "/v1/models", EVA)).status_code == 403
-    assert (await told(w, "post", "/v1/admin/tenants", ROOT, body={"name": "acme"})).status_code == 400
+    assert (await told(w, "post", "/v1/admin/tenants", ROOT, body={"name": "acme"})).status_code == 409
     for act in ("resume", "suspend"):
         refused = await told(w, "post", f"/v1/admin/tenants/acme/{act}", ROOT, body={} if act == "suspend" else None)
-        assert (refused.status_code, "was deleted" in refused.text) == (400, True)
+        assert (refused.status_code, "was deleted" in refused.text) == (409, True)
     assert (await w.send("get", "/v1/models", Asked(), key)).status_code == 401
     assert (await told(w, "get", "/v1/models", EVA)).status_code == 403
     assert (await told(w, "get", "/v1/admin/tenants/nobody", ROOT)).status_code == 404

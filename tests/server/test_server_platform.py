@@ -293,6 +293,9 @@ async def test_what_changes_something_leaves_one_entry(w: World) -> None:
         ("post", "/v1/memory", Asked(content=b'{"text": "\\ud800"}'), "body"),
         ("post", "/v1/memory", Asked(body={"text": "x", "typ": "user"}), "did you mean 'type'"),
         ("post", "/v1/memory", Asked(body={"text": "x", "label": "secretish"}), "no label"),
+        ("post", "/v1/memory", Asked(body={"text": "x", "label": "Internal"}), "no label"),
+        ("post", "/v1/memory/recall", Asked(body={"query": "x", "limit": 8.5}), "limit"),
+        ("get", "/v1/sessions/planning", Asked(query={"agent": "é"}), "agent"),
         ("post", "/v1/memory", Asked(body={"text": "x", "confidence": "1"}), "confidence"),
         ("get", "/v1/sessions", Asked(query={"limit": "0"}), "limit"),
         ("get", "/v1/sessions", Asked(query={"tenant": "rival"}), "unknown key"),
@@ -304,6 +307,11 @@ async def test_what_is_wrong_with_a_request_is_told(w: World, method: str, path:
     answered = await w.send(method, path, asked, Person("acme", "eva", ("user", "auditor")).token())
     assert (answered.status_code, answered.headers["content-type"]) == (400, "application/problem+json")
     assert says in answered.json()["detail"], answered.text
+
+
+async def test_a_whole_number_may_be_written_with_a_point(w: World) -> None:
+    """JSON has one kind of number, and many languages write all of them so."""
+    assert await ask(w, EVA, "post", "/v1/memory/recall", {"query": "x", "limit": 8.0}) == {"data": []}
 
 
 async def test_what_is_not_there_is_a_problem_too(w: World) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from aibox.server.principal import Role
 from aibox.server.scopes import KeyScope
-from aibox.server.shapes.shape import Answer, Asked, Kept, Names, Text
+from aibox.server.shapes.shape import NAME, Answer, Asked, Kept, Names, Text
 
 TENANT = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-NAME = r"^[!-~]{1,255}$"
 MODEL = r"^[^\x00-\x1f\x7f]{1,600}$"
 
 
@@ -114,9 +113,18 @@ class BudgetQuery(TenantQuery):
 class NewKey(Asked):
     """A key for a program, which acts in the name of `user`."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"required": ["models"], "properties": {"models": {"minItems": 1}}},
+            "then": {
+                "required": ["scopes"],
+                "properties": {"scopes": {"minItems": 1, "not": {"contains": {"const": str(KeyScope.AGENTS)}}}},
+            },
+        }
+    )
     user: str = Field(pattern=NAME)
     roles: list[Role] = Field(default=[Role.SERVICE], min_length=1, max_length=8)
-    days: float = Field(default=90, gt=0, le=3650)
+    days: float = Field(default=90, ge=0.001, le=3650)
     note: Kept = Field(default="", max_length=200)
     scopes: list[KeyScope] = Field(default=[], max_length=16)
     """What it is for; empty: all that its roles allow."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class _Open(BaseModel):
     model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+
+
+Filled = Annotated[str, Field(min_length=1)]
 
 
 class Message(_Open):
@@ -31,7 +34,7 @@ class CompletionRequest(_Open):
 
 
 class EmbeddingRequest(_Open):
-    input: str | list[str]
+    input: Filled | Annotated[list[Filled], Field(min_length=1)]
     model: str = "embedding"
 
 

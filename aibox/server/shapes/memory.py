@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
-from aibox.server.shapes.shape import Answer, Asked, Id, LabelText, Text
+from aibox.server.shapes.shape import Answer, Asked, Id, LabelText, Text, Whole
 
 Kind = Literal["user", "feedback", "project", "reference"]
 Seen = Literal["private", "shared", "restricted"]
@@ -32,7 +32,7 @@ class Changed(Asked):
 
 class Query(Asked):
     query: str = Field(min_length=1, max_length=8000)
-    limit: int = Field(default=8, ge=1, le=100)
+    limit: Whole = Field(default=8, ge=1, le=100)
     types: list[Kind] | None = None
     """Only memories of these types; None also finds passages of documents."""
     ceiling: LabelText | None = None
@@ -94,7 +94,7 @@ class Upload(Asked):
 
     name: str = Field(min_length=1, max_length=255, examples=["report.pdf"])
     label: LabelText | None = None
-    visibility: Seen = "private"
+    visibility: Seen = Field(default="private", examples=["restricted"])
     group: list[Id] = Field(default_factory=list, examples=[["sales"]])
     """For `restricted`: the groups that may see it."""
 
@@ -127,5 +127,5 @@ class DocumentList(Answer):
 
 class Search(Asked):
     query: str = Field(min_length=1, max_length=8000)
-    limit: int = Field(default=8, ge=1, le=100)
+    limit: Whole = Field(default=8, ge=1, le=100)
     ceiling: LabelText | None = None

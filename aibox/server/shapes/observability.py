@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from aibox.server.shapes.admin import MODEL, NAME, Share, Spent, TenantQuery
-from aibox.server.shapes.shape import Answer
+from aibox.server.shapes.admin import MODEL, Share, Spent, TenantQuery
+from aibox.server.shapes.shape import NAME, Answer
 
 By = Literal["user_model", "user", "model"]
 Status = Literal["waiting", "delivered", "given_up"]

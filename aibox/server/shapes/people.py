@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from aibox.server.principal import Role
-from aibox.server.shapes.admin import NAME, TENANT, TenantQuery
-from aibox.server.shapes.shape import Answer, Asked, Kept, Names
+from aibox.server.shapes.admin import TENANT, TenantQuery
+from aibox.server.shapes.shape import NAME, Answer, Asked, Kept, Names
 
 TenantName = Annotated[str, Field(pattern=TENANT)]
 State = Literal["active", "suspended", "deleted"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from aibox.server.shapes.admin import TenantQuery
 from aibox.server.shapes.shape import Answer, Asked
@@ -17,6 +17,14 @@ VersionNumber = Annotated[int, Field(ge=1, le=2**31)]
 class NewPolicy(Asked):
     """One of the two. It holds from the next request on, on every server within seconds."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["toml"], "properties": {"policy": {"type": "null"}}},
+                {"required": ["policy"], "properties": {"toml": {"type": "null"}}},
+            ]
+        }
+    )
     toml: str | None = Field(default=None, min_length=1, max_length=65_536)
     """As in a policy file."""
     policy: dict[str, Any] | None = None

@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from aibox.server.shapes.shape import Answer, Asked
+from aibox.server.shapes.shape import Answer, Asked, Whole
 
 
 class NewSandbox(Asked):
-    gpus: int = Field(default=0, ge=0, le=64)
+    gpus: Whole = Field(default=0, ge=0, le=64)
     """How many of the engine's GPUs; the policy says how many the tenant may have."""
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from aibox.errors import ConfigError
-from aibox.types import Label
+from aibox.types import COMPARTMENT, Level
 
 
 class Asked(BaseModel):
@@ -35,11 +35,17 @@ def _text(value: Any) -> Any:
 
 
 def _is_label(value: str) -> str:
-    try:
-        Label.parse(value)
-    except ConfigError as error:
-        raise ValueError(f"it is no label: {error.hint}") from None
+    if not re.fullmatch(_LABEL, value):
+        raise ValueError(
+            "it is no label: one of public, internal, confidential, restricted, then "
+            '"/PHI,MNPI" for compartments in capitals'
+        )
     return value
+
+
+def _whole(value: Any) -> Any:
+    # JSON has one kind of number, and JSON Schema takes 8.0 for an integer.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _is_kept(value: str) -> str:
@@ -59,5 +65,14 @@ Names = Annotated[list[str], BeforeValidator(_sorted)]
 Kept = Annotated[str, Field(json_schema_extra={"pattern": r"^[^\x00]*$"}), AfterValidator(_is_kept)]
 """A text that is stored, or looked for, as it is: PostgreSQL takes none with a NUL."""
 Id = Annotated[Kept, Field(min_length=1, max_length=255)]
-LabelText = Annotated[str, Field(max_length=1000, examples=["internal", "confidential/PHI"]), AfterValidator(_is_label)]
+NAME = r"^[!-~]{1,255}$"
+Name = Annotated[str, Field(pattern=NAME)]
+"""Of a user, an agent or a conversation: what a scope takes."""
+Whole = Annotated[int, BeforeValidator(_whole)]
+_LABEL = rf"^({'|'.join(level.name.lower() for level in Level)})(/{COMPARTMENT}(, ?{COMPARTMENT})*)?$"
+LabelText = Annotated[
+    str,
+    Field(max_length=1000, examples=["internal", "confidential/PHI"], json_schema_extra={"pattern": _LABEL}),
+    AfterValidator(_is_label),
+]
 """How secret a text is: a level, and compartments after a slash. What is left out is `internal`."""

@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from aibox.server.shapes.fault import Problem
-from aibox.server.shapes.shape import Answer, Asked, Id, LabelText, Text
+from aibox.server.shapes.shape import Answer, Asked, LabelText, Name, Text
 
 
 class Ask(Asked):
     """One turn. With a `session` it goes on with that conversation, which is the caller's own."""
 
     message: str = Field(min_length=1)
-    agent: Id = "default"
+    agent: Name = "default"
     session: str = Field(default="", max_length=255, pattern=r"^[!-~]*$")
     label: LabelText | None = None
 
@@ -221,7 +221,7 @@ class AgentList(Answer):
 
 
 class SessionQuery(Asked):
-    agent: Id = "default"
+    agent: Name = "default"
     """Conversations belong to an agent."""
 
 
