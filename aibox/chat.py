@@ -334,12 +334,40 @@ def assemble(chunks: Iterable[Chunk]) -> Completion:
     return assembly.whole()
 
 
+class Calls:
+    """Tool calls while they come: a piece has the index of its call, id and name come once, the arguments in pieces.
+
+    Those are joined once: with each of them the string would be copied, and some hundred thousand fit into a stream.
+    """
+
+    def __init__(self) -> None:
+        self._said: dict[int, tuple[list[str], list[str], list[str]]] = {}
+
+    def add(self, part: Mapping[str, Any]) -> None:
+        ids, names, arguments = self._said.setdefault(part.get("index", len(self._said)), ([], [], []))
+        function = part.get("function") or {}
+        ids += [str(part["id"])] if part.get("id") else []
+        names.append(str(function.get("name") or ""))
+        arguments.append(json_text(function.get("arguments")))
+
+    def whole(self) -> dict[int, dict[str, Any]]:
+        """Each call by its index, as in a whole answer."""
+        return {
+            index: {
+                "id": ids[-1] if ids else "",
+                "type": "function",
+                "function": {"name": "".join(names), "arguments": "".join(arguments)},
+            }
+            for index, (ids, names, arguments) in sorted(self._said.items())
+        }
+
+
 class Assembly:
     """As `assemble`, while the chunks come: of each only its words are kept."""
 
     def __init__(self) -> None:
         self._content: list[str] = []
-        self._calls: dict[int, dict[str, Any]] = {}
+        self._calls = Calls()
         self._last: Chunk | None = None
         self._finish_reason, self._usage = "", None
 
@@ -351,28 +379,18 @@ class Assembly:
         if delta:
             self._content.append(plain(delta.get("content")))
             for part in delta.get("tool_calls") or ():
-                _merge_call(self._calls, part)
+                self._calls.add(part)
         self._finish_reason = choice.get("finish_reason") or self._finish_reason
 
     def whole(self) -> Completion:
         """Raises ValueError where there was no chunk."""
-        last, calls = self._last, self._calls
+        last, calls = self._last, self._calls.whole()
         if last is None:
             raise ValueError("a stream without a chunk is not an answer")
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self._content) or None}
         if calls:
-            message["tool_calls"] = [calls[index] for index in sorted(calls)]
+            message["tool_calls"] = [*calls.values()]
         body: dict[str, Any] = {key: last.body[key] for key in ("id", "created", "model") if key in last.body}
         body |= {"object": "chat.completion", "usage": self._usage}
         body["choices"] = [{"index": 0, "message": message, "finish_reason": self._finish_reason or "stop"}]
         return Completion(body, last.backend, last.weights)
-
-
-def _merge_call(calls: dict[int, dict[str, Any]], part: Mapping[str, Any]) -> None:
-    """Deltas of a tool call carry its index; id and name come once, the arguments in pieces."""
-    empty = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
-    call = calls.setdefault(part.get("index", len(calls)), empty)
-    call["id"] = str(part.get("id") or call["id"])
-    function = part.get("function") or {}
-    call["function"]["name"] += str(function.get("name") or "")
-    call["function"]["arguments"] += json_text(function.get("arguments"))

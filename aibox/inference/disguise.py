@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from aibox.chat import ChatRequest, Chunk, Completion, json_text
+from aibox.chat import Calls, ChatRequest, Chunk, Completion
 from aibox.errors import EgressError
 from aibox.fields import each_text, names
 from aibox.policy.policy import Policy
@@ -71,19 +71,19 @@ class Disguise:
     async def inward_stream(self, chunks: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
         """The chunks with their text restored. Arguments of tool calls come when they are whole."""
         text = self._concealer.restorer(scope=self._scope)
-        calls: dict[int, dict[str, Any]] = {}
+        calls = Calls()
         last: Chunk | None = None
         ended = False
         async for chunk in chunks:
             last = chunk
             delta = dict(chunk.delta)
             for part in delta.pop("tool_calls", None) or ():
-                _gather(calls, part)
+                calls.add(part)
             piece = await text.push(chunk.text) if chunk.text else ""
             if chunk.finish_reason:
                 ended = True
                 piece += await text.finish()
-                delta |= await self._whole_calls(calls)
+                delta |= await self._whole_calls(calls.whole())
             if "content" in delta or piece:
                 delta["content"] = piece
             if not chunk.body.get("choices"):
@@ -96,7 +96,7 @@ class Disguise:
     async def _whole_calls(self, calls: dict[int, dict[str, Any]]) -> dict[str, Any]:
         for call in calls.values():
             call["function"]["arguments"] = await self._restore(call["function"]["arguments"])
-        return {"tool_calls": [{"index": index, **calls[index]} for index in sorted(calls)]} if calls else {}
+        return {"tool_calls": [{"index": index, **call} for index, call in calls.items()]} if calls else {}
 
     async def _conceal(self, text: str) -> str:
         return await self._concealer.conceal(text, scope=self._scope, policy=self._policy)
@@ -146,17 +146,6 @@ class Disguise:
 
 def _unread(what: str) -> EgressError:
     return EgressError(f"the request holds {what}, in which personal data cannot be found", hint=_HINT)
-
-
-def _gather(calls: dict[int, dict[str, Any]], part: dict[str, Any]) -> None:
-    call = calls.setdefault(
-        part.get("index", len(calls)), {"type": "function", "function": {"name": "", "arguments": ""}}
-    )
-    if part.get("id"):
-        call["id"] = part["id"]
-    told = part.get("function") or {}
-    call["function"]["name"] += str(told.get("name") or "")
-    call["function"]["arguments"] += json_text(told.get("arguments"))
 
 
 def _with_delta(chunk: Chunk, delta: dict[str, Any]) -> Chunk:
