@@ -25,10 +25,19 @@ HIGH_WATER_BYTES = 256 << 10
 """What may wait to be read before the server is made to wait."""
 
 
+AFTER_END_S = 2.0
+"""The longest silence behind the end of what is said: who has a count and a last word to say has them at hand.
+
+The caller waits for both, and a server that sends neither would make them wait as long as for an answer.
+"""
+
+
 class Reader(Protocol):
     """Takes a body in pieces, until it has `ended`."""
 
     ended: bool
+    said: bool
+    """Whether all of the answer has come. What may follow is how much it was, and that it was all."""
 
     def feed(self, data: bytes, /) -> Awaitable[None] | None:
         """Take a piece. What it returns, where that is something, is waited for before it is given the next."""
@@ -90,9 +99,9 @@ class Connection(asyncio.Protocol):
     async def ask(self, head: bytes, body: bytes) -> None:
         """Send a request; returns when the head of its answer is whole."""
         self._begin()
-        self._asked, self._heard = True, self._loop.time()
+        self._asked, self._heard, self._silence_s = True, self._loop.time(), self._pool.silence_s
         if self._timer is None:
-            self._timer = self._loop.call_later(self._pool.silence_s, self._look)
+            self._timer = self._loop.call_later(self._silence_s, self._look)
         self._transport.write(head + body)
         while not self._headed:
             await self._wait()
@@ -118,6 +127,14 @@ class Connection(asyncio.Protocol):
                     self._reader = None
             if busy is not None:
                 await busy
+            self._hurry(reader)
+
+    def _hurry(self, reader: Reader) -> None:
+        if reader.said and not reader.ended and self._silence_s > AFTER_END_S:
+            self._silence_s = AFTER_END_S
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_later(AFTER_END_S, self._look)
 
     def _gathered(self) -> bytes:
         parts, self._parts, self._size = self._parts, [], 0
@@ -176,6 +193,8 @@ class Connection(asyncio.Protocol):
             forgo(busy)  # who waits was made to leave by what it was given
         elif busy is not None or self._complete or reader.ended:
             waiter.set_result(busy)
+        else:
+            self._hurry(reader)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -192,7 +211,7 @@ class Connection(asyncio.Protocol):
         self._timer = None
         if self._asked and not self._complete and self._error is None:
             now = self._loop.time()
-            left_s = self._pool.silence_s - (0.0 if self._paused else now - self._heard)
+            left_s = self._silence_s - (0.0 if self._paused else now - self._heard)
             if left_s > 0:
                 self._timer = self._loop.call_later(left_s, self._look)
             else:

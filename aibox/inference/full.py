@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from aibox.inference.connection import BrokenError, Reader, UnreachableError, waiting
+from aibox.inference.connection import AFTER_END_S, BrokenError, Reader, UnreachableError, waiting
 from aibox.inference.plain import Pool, Resolve, serves
 from aibox.inference.transport import Transport
 
@@ -102,6 +102,8 @@ class Response:
         while not reader.ended and (data := await self.readany()):
             if (busy := reader.feed(data)) is not None:
                 await busy
+            if reader.said:
+                self._silence_s = min(self._silence_s, AFTER_END_S)
 
     def close(self) -> None:
         if self._response.content.at_eof():

@@ -28,6 +28,9 @@ PATHS: Mapping[Api, str] = {
     "rerank": "/rerank",
 }
 
+_MORE = ("n", "n_cmpl", "best_of")
+"""Fields that ask for several answers, of which one may end long before the next."""
+
 
 class Secret(Protocol):
     """A secret that hides itself, such as pydantic's SecretStr."""
@@ -41,10 +44,10 @@ class OpenAICompatible:
     `models` names what to offer where the server does not list it. `external=None` lets the address decide; an
     operator who knows better says True or False. `tools=False` says that the server does not enforce `tool_choice`: a
     Router then emulates tools. `capabilities` and `price` are those of its models, where the server does not say.
-    `timeout_s` is the longest silence to bear, before the first piece and between two; a whole answer may take
-    `total_s`. `transport` has certificates, a
-    proxy, and the networks that the host may be in: without them a name of the inside must resolve to the inside, and
-    one of the outside to the public internet.
+    `timeout_s` is the longest silence to bear, before the first piece and between two (behind the last, where only what
+    it used may come, 2 s); a whole answer may take `total_s`. `transport` has certificates, a proxy, and the networks
+    that the host may be in: without them a name of the inside must resolve to the inside, and one of the outside to the
+    public internet.
 
     Raises ConfigError for a URL or key that cannot be right; nothing is connected until the first call.
     """
@@ -128,7 +131,8 @@ class OpenAICompatible:
         if sent.body.get("stream") is not True:
             sent = sent.with_fields(stream=True)
         path, weights = PATHS[api], self._weights()
-        await self._wire.stream(sent.encoded(), take, path=path, weights=weights, **self._ids(scope))
+        alone = all(sent.body.get(key) in (None, 1) for key in _MORE) and isinstance(sent.body.get("prompt", ""), str)
+        await self._wire.stream(sent.encoded(), take, path=path, weights=weights, alone=alone, **self._ids(scope))
 
     async def health(self) -> Health:
         """Whether the server answers now. Never raises."""

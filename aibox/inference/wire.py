@@ -115,14 +115,16 @@ class Wire:
         *,
         path: str = CHAT,
         weights: Weights = _UNKNOWN,
+        alone: bool = False,
         correlation: str = "",
         trace: str = "",
     ) -> None:
         """POST of a body that asks for a stream; the events that became whole with one read, as soon as they are.
 
-        Cancelling it, and an error of `take`, closes the connection, and so tells the server to stop.
+        `alone`: there is one choice, with whose end all is said. Cancelling it, and an error of `take`, closes the
+        connection, and so tells the server to stop.
         """
-        reading = _Reading(self, path, weights, take)
+        reading = _Reading(self, path, weights, take, alone=alone)
         over_at = asyncio.get_running_loop().time() + self.total_s
         async with self._open("POST", path, data=body, correlation=correlation, trace=trace) as response:
             # Also while whoever reads it takes nothing, and so nothing is read here.
@@ -305,9 +307,10 @@ class Wire:
 class _Reading:
     """The events of one stream, from its bytes to chunks."""
 
-    def __init__(self, wire: Wire, path: str, weights: Weights, take: Take) -> None:
-        self.finished = self.ended = False
-        """Whether what was said has come to its end, and whether the server has said that it was all."""
+    def __init__(self, wire: Wire, path: str, weights: Weights, take: Take, *, alone: bool) -> None:
+        self.finished = self.said = self.ended = False
+        """Whether a choice has come to its end, whether it was the only one, and whether the stream has."""
+        self._alone = alone
         self._wire = wire
         self._path = path
         self._weights = weights
@@ -328,7 +331,7 @@ class _Reading:
                     self.ended = True
                     break
                 body, last = wire.chunk(event, self._path)
-                self.finished = self.finished or last
+                self.finished, self.said = self.finished or last, self.said or (last and self._alone)
                 whole.append(Chunk(body, wire.name, self._weights, (body, event)))
         except BackendError as broken:
             error = broken

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import warnings
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
@@ -22,7 +23,9 @@ from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.outgoing import Outgoing
 from aibox.guardrails.pii import PII
 from aibox.guardrails.pseudonyms import Pseudonyms
-from aibox.inference import wire
+from aibox.inference import connection, full, wire
+from aibox.inference.accounts import Call
+from aibox.inference.connection import AFTER_END_S
 from aibox.inference.disguise import Disguise
 from aibox.inference.openai_compatible import OpenAICompatible
 from aibox.inference.replica import Circuit
@@ -340,6 +343,88 @@ async def test_an_answer_that_has_ended_is_not_thrown_away_by_silence(
     with pytest.raises(BackendError, match="silent for too long"):
         [_ async for _ in router.stream(REQUEST, scope=scope)]
     over.set()
+    await router.close()
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("lean", [True, False], ids=["lean", "aiohttp"])
+async def test_a_caller_does_not_wait_for_what_a_server_never_says_after_its_answer(
+    lean: bool, upstream: Upstream, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a stream waits for usage and [DONE] some seconds, and not as long as for a word of the answer."""
+    if not lean:
+        monkeypatch.setattr(wire, "serves", lambda *_: False)
+    over = asyncio.Event()
+
+    async def silent(request: web.Request) -> web.StreamResponse:
+        response: web.StreamResponse = await upstream.sends(CHUNK, LAST.split(b"data: [DONE]")[0])(request)
+        await over.wait()
+        return response
+
+    calls: list[Call] = []
+    server = OpenAICompatible(upstream.url, name="server", models=["m"], timeout_s=60)
+    router = aibox.Router(server, on_call=calls.append)
+    upstream.answer = silent
+    async with asyncio.timeout(AFTER_END_S + 5):
+        assert "".join([piece.text async for piece in router.stream(REQUEST, scope=scope)]) == "a"
+    assert [(call.outcome, call.counted) for call in calls] == [("answered", False)]
+    over.set()
+    await router.close()
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("lean", [True, False], ids=["lean", "aiohttp"])
+async def test_an_answer_may_end_long_before_another_one_of_the_same_call(
+    lean: bool, upstream: Upstream, server: OpenAICompatible, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a call for two answers the end of one is not the end of what is said, whatever the other waits for."""
+    if not lean:
+        monkeypatch.setattr(wire, "serves", lambda *_: False)
+    for module in (connection, full):
+        monkeypatch.setattr(module, "AFTER_END_S", 0.1)
+    first, second = ({"choices": [{"index": n, "delta": {"content": f"{n}"}, "finish_reason": "stop"}]} for n in (0, 1))
+
+    async def one_after_the_other(request: web.Request) -> web.StreamResponse:
+        response: web.StreamResponse = await upstream.sends(b"data: %b\n\n" % json.dumps(first).encode())(request)
+        await asyncio.sleep(0.4)
+        await response.write(b"data: %b\n\ndata: [DONE]\n\n" % json.dumps(second).encode())
+        return response
+
+    upstream.answer = one_after_the_other
+    asked = REQUEST.with_fields(n=2)
+    assert "".join([piece.text async for piece in server.stream(asked, scope=scope)]) == "01"
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("lean", [True, False], ids=["lean", "aiohttp"])
+async def test_the_end_of_an_answer_is_waited_for_behind_a_slow_reader(
+    lean: bool, upstream: Upstream, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came while the caller took their time is not thrown away: silence is the server's alone."""
+    if not lean:
+        monkeypatch.setattr(wire, "serves", lambda *_: False)
+    for module in (connection, full):
+        monkeypatch.setattr(module, "AFTER_END_S", 0.1)
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3,"total_tokens":10}}\n\n'
+    last, done = LAST.split(b"data: [DONE]")[0], b"data: [DONE]\n\n"
+    came = asyncio.Queue[None]()
+
+    async def one_at_a_time(request: web.Request) -> web.StreamResponse:
+        response: web.StreamResponse = await upstream.sends(CHUNK + last)(request)
+        for part in (NOTHING, usage + done):
+            await came.get()
+            await response.write(part)
+        return response
+
+    upstream.answer = one_at_a_time
+    calls: list[Call] = []
+    server = OpenAICompatible(upstream.url, name="server", models=["m"], timeout_s=60)
+    router = aibox.Router(server, on_call=calls.append)
+    async for piece in router.stream(REQUEST, scope=scope):
+        if not piece.text:
+            came.put_nowait(None)
+            await asyncio.sleep(0.3)
+    assert [(call.outcome, call.counted, call.usage.output_tokens) for call in calls] == [("answered", True, 3)]
     await router.close()
 
 
