@@ -26,6 +26,8 @@ LINGER_S = 2.0
 LINGER_BYTES = 4 << 20
 WAITING = 16
 """Requests of one connection that wait for their turn while more are read."""
+PIECE_BYTES = 4 << 10
+"""What of a read is parsed before it is looked at how many wait: the parser cannot be stopped in the middle."""
 JOINED_BYTES = 64 << 10
 """Of a body that is copied to stand behind its head; of a longer one a second write costs less."""
 _UPGRADES = (b"connection", b"upgrade", b"http2-settings")
@@ -118,6 +120,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """When the last answer ended; None before the first, and while one is asked for."""
         self._in_head = True
         self._head_bytes = self._read_bytes = self._began = 0
+        self._later: bytes | memoryview = b""
+        """What was read and is not parsed while `WAITING` wait."""
         self._gap = 0
         """What came of a request behind its head, since the last piece of its body: sizes of chunks, and trailers."""
         self._running: RequestResponseCycle | None = None
@@ -137,7 +141,15 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(LimitError("too many connections are open", retry_after_s=1, code="policy.limit.busy"))
             self.transport.close()
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes | memoryview) -> None:
+        rest = memoryview(bytes(self._later) + data if self._later else data)
+        while rest and (len(self.pipeline) < WAITING or self._ended is not None):
+            self._piece_received(rest[:PIECE_BYTES])
+            rest = rest[PIECE_BYTES:]
+        # Nothing more is read by then: whoever waits has paused that.
+        self._later = rest
+
+    def _piece_received(self, data: memoryview) -> None:
         self._read_bytes = len(data)
         if self._in_head or self._ended is not None:
             self._head_bytes += len(data)
@@ -156,6 +168,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         # uvicorn tells the request that came last: the one that is answered is to hear of it, and none begins any more.
         self.pipeline.clear()
+        self._later = b""
         self._leave()
         super().connection_lost(exc)
 
@@ -166,16 +179,15 @@ class BoundedProtocol(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
 
-    def _parse(self, data: bytes) -> None:
-        rest: bytes | memoryview = data
+    def _parse(self, data: memoryview) -> None:
         try:
-            while (read := self._fed(rest)) is not None:
-                rest = memoryview(rest)[read:]
+            while (read := self._fed(data)) is not None:
+                data = data[read:]
                 self._stay()
         except httptools.HttpParserError:
             self.send_400_response("")
 
-    def _fed(self, data: bytes | memoryview) -> int | None:
+    def _fed(self, data: memoryview) -> int | None:
         """None when all of it was read; else how much, up to the end of a head that asks for another protocol."""
         try:
             self.parser.feed_data(data)
@@ -220,6 +232,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._upgrading = True
             return
         self._in_head, self._since, self._gap = False, self.loop.time(), 0
+        # Whoever speaks HTTP/1.0 knows no 100 (RFC 9110 sec. 10.1.1).
+        self.expect_100_continue = self.expect_100_continue and self.parser.get_http_version() != "1.0"
         super().on_headers_complete()
         # What stands behind the body is no header of it (RFC 9110 sec. 6.5.1), and would come into the same list.
         self.headers = []
@@ -250,6 +264,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
+            if self._later:
+                later, self._later = self._later, b""
+                self.data_received(later)
         else:
             self._idle = self.loop.time()
 

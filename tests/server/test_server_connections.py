@@ -291,6 +291,20 @@ async def test_a_reader_who_takes_nothing_is_ended_and_a_slow_one_is_not() -> No
                 await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_who_speaks_http_1_0_is_not_told_to_go_on(version: str) -> None:
+    """RFC 9110 sec. 10.1.1: an expectation in a request of HTTP/1.0 is passed over, for nobody there knows a 100."""
+    async with served(Echo()) as one, asyncio.timeout(60):
+        head = f"POST / HTTP/{version}\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n"
+        one.writer.write(head.encode())
+        await asyncio.sleep(0.1)
+        one.writer.write(b"ok")
+        said = await one.reader.readuntil(b">")
+    assert said.endswith(b"<POST / ok>")
+    assert said.startswith(b"HTTP/1.1 200 " if version == "1.0" else b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert said.count(b"HTTP/1.1 ") == (1 if version == "1.0" else 2)
+
+
 async def test_a_body_that_was_asked_about_and_not_wanted_ends_the_connection() -> None:
     """RFC 9110 sec. 10.1.1: whether it comes after all nobody knows, and the next request is not taken for it."""
 

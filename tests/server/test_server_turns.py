@@ -8,7 +8,7 @@ import pytest
 from one_connection import ASK, Echo, length, served
 
 from aibox.server.asked import Receive, Scope, Send
-from aibox.server.protocol import WAITING
+from aibox.server.protocol import PIECE_BYTES, WAITING
 
 pytestmark = [pytest.mark.anyio, pytest.mark.loopback]
 WAIT = ASK.replace(b"/ ", b"/wait ")
@@ -29,8 +29,50 @@ async def test_no_more_is_read_than_a_few_requests_that_wait() -> None:
         for _ in range(300):
             await one.reader.read(1 << 16)
             most = max(most, len(one.protocol.pipeline))
-        # One look at the socket may bring 256 KiB of them.
-        assert WAITING < most < (256 << 10) // len(ASK) + 2 * WAITING
+        # One look at the socket may bring 256 KiB of them, of which no more are made than a piece holds.
+        assert WAITING < most < PIECE_BYTES // len(ASK) + 2 * WAITING
+
+
+async def test_what_was_read_and_waits_is_answered_in_turn_to_the_last() -> None:
+    """Requests of every form in one read, far more than may wait: each has its own answer, whole and in order."""
+    echo = Echo()
+    asked, told = b"", []
+    for number in range(3_000):
+        body = b"%d" % number * (number % 7) * (1_000 if number % 500 == 0 else 1)
+        form = number % 3
+        head = b"POST /%d HTTP/1.1\r\nhost: x\r\n" % number
+        if form == 0:
+            asked += head + b"content-length: %d\r\n\r\n%b" % (len(body), body)
+        elif form == 1:
+            asked += (
+                head + b"transfer-encoding: chunked\r\n\r\n" + (b"%x\r\n%b\r\n" % (len(body), body) if body else b"")
+            )
+            asked += b"0\r\n\r\n"
+        else:
+            asked += head + b"connection: upgrade\r\nupgrade: h2c\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+        told.append(b"<POST /%d %b>" % (number, body))
+    async with served(echo) as one, asyncio.timeout(60):
+        one.writer.write(ASK)
+        await one.reader.readuntil(b">")
+        one.protocol.data_received(asked)
+        assert len(one.protocol.pipeline) < PIECE_BYTES // 30 + 2 * WAITING
+        for expected in told:
+            assert (await one.reader.readuntil(b">")).endswith(expected)
+
+
+async def test_what_was_read_and_waits_is_forgotten_with_its_connection() -> None:
+    """Who goes is not worked for any more, and nothing of theirs is kept."""
+    echo = Echo()
+    async with served(echo) as one, asyncio.timeout(60):
+        one.writer.write(ASK)
+        await one.reader.readuntil(b">")
+        one.protocol.data_received(WAIT + ASK * 5_000)
+        await asyncio.sleep(0.05)
+        one.protocol.transport.abort()
+        while not echo.left:
+            await asyncio.sleep(0.01)
+        assert not one.protocol.pipeline
+        assert not one.protocol._later
 
 
 async def test_a_little_that_nobody_takes_is_no_way_to_stay() -> None:
