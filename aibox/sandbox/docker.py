@@ -6,14 +6,12 @@ stdin, also because this process was killed, the supervisor ends, and the engine
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import anyio
@@ -25,11 +23,11 @@ from aibox.sandbox import command, program, seccomp
 from aibox.sandbox.engine import CLEAN, Engine, Facts
 from aibox.sandbox.escapes import TOOLKIT, UnsafeRuntime, holes
 from aibox.sandbox.hardening import GVISOR, hardened
+from aibox.sandbox.leftovers import LABEL, Leftovers
 from aibox.sandbox.line import Frames, Pipes, pipe, starting
 from aibox.sandbox.runtime import NOBODY
 from aibox.sandbox.session import Session
 
-LABEL = "aibox.sandbox"
 DEFAULT_IMAGE = "aibox-sandbox:latest"
 
 _PLAIN = {"PATH", "LANG", "LC_ALL", "GPG_KEY", "PYTHON_VERSION", "PYTHON_SHA256"}
@@ -59,6 +57,7 @@ class Docker:
         self._engine = Engine(host)
         self._image, self._gvisor = image, gvisor
         self._accepted = frozenset(accept.cves if accept is not None else ())
+        self._leftovers = Leftovers(self._engine)
         self._trying = anyio.Lock()
         self._chosen: tuple[Facts, str, str] | None = None
         self._gpu_holes: frozenset[str] = frozenset()
@@ -93,7 +92,8 @@ class Docker:
         return await self._open(facts, runtime, image, limits, gpus=gpus)
 
     async def close(self) -> None:
-        """Nothing is shared by containers."""
+        """What the engine has not removed by now, the next process on this machine has removed."""
+        await self._leftovers.close()
 
     async def _ensure(self) -> tuple[Facts, str, str]:
         async with self._trying:
@@ -106,7 +106,7 @@ class Docker:
         if not facts.seccomp:
             raise SandboxError("this engine does not filter system calls, so no code is run in it")
         image = await self._engine.image_id(self._image)
-        await self._sweep()
+        await self._leftovers.sweep()
         runtimes = {"auto": (GVISOR, "runc"), "require": (GVISOR,), "off": ("runc",)}[self._gvisor]
         reasons = []
         for runtime in runtimes:
@@ -161,9 +161,9 @@ class Docker:
         # Another user for each session: what the kernel counts by user is then counted by session.
         uid = NOBODY if facts.maps_users else 0x10000000 + secrets.randbelow(0x60000000)
         name = f"aibox-{os.getpid()}-{secrets.token_hex(8)}"
-        own = {LABEL: _owner()}
+        own = {LABEL: self._leftovers.owner}
         words = partial(hardened, limits, image=image, name=name, uid=uid, runtime=runtime, gpus=gpus, labels=own)
-        guest = DockerGuest(self._engine, name)
+        guest = DockerGuest(self._engine, self._leftovers, name)
         # The engine counts processes of the container itself; by user it would count those of others as well.
         own_kernel = runtime == GVISOR
         greeting = program.greeting(
@@ -179,22 +179,12 @@ class Docker:
             await Frames(guest).greet(greeting)
         return guest
 
-    async def _sweep(self) -> None:
-        """Remove containers of processes of this machine that are gone."""
-        rows = await self._engine.ask(
-            "ps", "-a", "--filter", f"label={LABEL}", "--format", f'{{{{.ID}}}} {{{{.Label "{LABEL}"}}}}'
-        )
-        gone = [row.split()[0] for row in rows.splitlines() if len(row.split()) == 2 and _is_gone(row.split()[1])]
-        if gone:
-            with contextlib.suppress(SandboxError):  # another may have been quicker
-                await self._engine.ask("rm", "--force", *gone)
-
 
 class DockerGuest:
     """A container, held by the client that carries its line."""
 
-    def __init__(self, engine: Engine, name: str) -> None:
-        self._engine, self.name = engine, name
+    def __init__(self, engine: Engine, leftovers: Leftovers, name: str) -> None:
+        self._engine, self._leftovers, self.name = engine, leftovers, name
         self._pipes: Pipes | None = None
         self._closed = False
         self._closing = anyio.Lock()
@@ -237,30 +227,4 @@ class DockerGuest:
                 if clock.cancelled_caught:
                     self._pipes.kill()
                     await self._pipes.ended()
-                    with contextlib.suppress(SandboxError):
-                        await self._engine.ask("rm", "--force", self.name)
-
-
-def _owner() -> str:
-    """This process, so that no other that gets its number later is taken for it."""
-    return f"{_boot()}:{os.getpid()}:{_started(os.getpid())}"
-
-
-def _is_gone(owner: str) -> bool:
-    """Whether it was a process of this machine that is no more. What another machine started is left alone."""
-    boot, _, rest = owner.partition(":")
-    pid, _, started = rest.partition(":")
-    if boot != _boot() or not pid.isdecimal():
-        return False
-    return _started(int(pid)) != started
-
-
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-
-
-def _started(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
-    except OSError:
-        return ""
+                    await self._leftovers.remove(self.name)

@@ -51,15 +51,15 @@ class Engine:
             raise SandboxError(f"{self._program} is not installed, so no code is run in it", hint=INSTALL)
         return [path, *(("-H", self._host) if self._host else ()), *words]
 
-    async def ask(self, *words: str, stdin: bytes = b"") -> str:
-        """What it prints. Raises SandboxError with what it said when it fails or does not answer in 20 s."""
+    async def ask(self, *words: str, stdin: bytes = b"", within_s: float = _CALL_S) -> str:
+        """What it prints. Raises SandboxError with what it said when it fails or does not answer in time."""
         try:
-            with anyio.fail_after(_CALL_S):
+            with anyio.fail_after(within_s):
                 done = await anyio.run_process(
                     self.command(*words), input=stdin, stdout=PIPE, stderr=PIPE, check=False, env=CLEAN
                 )
         except TimeoutError:
-            raise SandboxError(f"the engine did not answer in {_CALL_S:g} s", hint="is dockerd well?") from None
+            raise SandboxError(f"the engine did not answer in {within_s:g} s", hint="is dockerd well?") from None
         if done.returncode != 0:
             said = done.stderr.decode(errors="replace").strip().splitlines()
             raise SandboxError(f"{self._program} {words[0]}: {said[-1] if said else 'failed'}"[:500], hint=INSTALL)

@@ -141,7 +141,11 @@ async def starting(guest: Starting, *, within_s: float) -> AsyncIterator[None]:
     except BaseException as error:
         said = guest.said()
         await guest.close()
-        if isinstance(error, SandboxError | TimeoutError):
+        if isinstance(error, TimeoutError):
+            late = f"it did not answer within {within_s:g} s"
+            hint = "is the container engine well, or the machine too busy?"
+            raise SandboxError(f"no session could be made: {said or late}", hint=hint) from None
+        if isinstance(error, SandboxError):
             raise SandboxError(f"no session could be made: {said or error}") from None
         raise
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +21,8 @@ from aibox.sandbox.session import Record, Session
 from aibox.types import Scope
 
 _STARTS_AT_ONCE = 8
+_TURN_S = 30.0
+"""To wait for one's turn to start, where those before it take their time."""
 _RETRY_S = 5.0
 
 
@@ -143,9 +145,7 @@ class Sandbox:
             if not held.why and (error := why(held.scope)) is not None:
                 held.why = error.code
                 ending.append(held.session.close())
-        for outcome in await asyncio.gather(*ending, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
+        await _together(ending)
 
     async def close(self) -> None:
         """End all sessions, also those in use: what runs there is stopped. Closing twice is allowed."""
@@ -154,10 +154,9 @@ class Sandbox:
                 task.cancel()
                 await asyncio.wait([task])
         self._filler = self._keeper = None
-        while self._ready:
-            await self._ready.pop().close()
-        for held in list(self._held.values()):
-            await held.session.close()
+        ready, self._ready = self._ready, []
+        sessions = [held.session for held in self._held.values()]
+        await _together([*(guest.close() for guest in ready), *(session.close() for session in sessions)])
         await self._driver.close()
 
     def _allow(self, scope: Scope, gpus: int) -> None:
@@ -218,8 +217,18 @@ class Sandbox:
         return record
 
     async def _start(self, gpus: int = 0) -> Guest:
-        async with self._starts:
+        try:
+            with anyio.fail_after(_TURN_S):
+                await self._starts.acquire()
+        except TimeoutError:
+            raise SandboxError(
+                f"no session could be begun within {_TURN_S:g} s: those that were asked for before it have not started",
+                hint="is the container engine well, or the machine too busy?",
+            ) from None
+        try:
             return await self._driver.start(limits=self.limits, gpus=gpus)
+        finally:
+            self._starts.release()
 
     async def _make_room(self, scope: Scope) -> None:
         """Raises LimitError when there is none and nobody's idle conversation can give way."""
@@ -271,6 +280,13 @@ class Sandbox:
             f"Sandbox({self._driver.name}, memory {up_to.memory_mib} MiB, {up_to.pids} processes, {up_to.wall_s:g} s, "
             f"output {up_to.output_kib} KiB, workspace {up_to.workspace_mib} MiB)"
         )
+
+
+async def _together(closing: Sequence[Coroutine[None, None, None]]) -> None:
+    """At once, so that an engine that says nothing is waited for once. Raises the first error when all are over."""
+    for outcome in await asyncio.gather(*closing, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 def _recorded(limits: Limits) -> dict[str, int]:

@@ -297,7 +297,7 @@ class Session:
                 try:
                     await self._exchange(frames, answer, wall_s)
                 except SandboxError as error:
-                    if not self._open:
+                    if not (answer.timed_out or self._open):
                         raise SandboxError("the sandbox session was ended while a command ran") from None
                     await self.close()
                     raise self._explained(error) from None
@@ -333,7 +333,8 @@ class Session:
             answer.timed_out = True
             if not await self._halt(answer):
                 raise SandboxError(
-                    "the sandbox session did not stop, so it was ended", hint="start another; files are lost"
+                    f"the sandbox did not answer within {wall_s:g} s, nor stop when told to, so the session was ended",
+                    hint="start another; files are lost. If none starts, is the container engine well?",
                 )
 
     async def _listen(self, answer: Answer) -> None:

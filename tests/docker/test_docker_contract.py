@@ -17,9 +17,10 @@ import pytest
 from aibox.errors import SandboxError
 from aibox.execution import Limits
 from aibox.protocols import Driver
-from aibox.sandbox.docker import DEFAULT_IMAGE, LABEL, Docker
+from aibox.sandbox.docker import DEFAULT_IMAGE, Docker
 from aibox.sandbox.engine import Engine
 from aibox.sandbox.escapes import ESCAPES, TOOLKIT, UnsafeRuntime
+from aibox.sandbox.leftovers import LABEL
 from aibox.sandbox.sandbox import Sandbox
 from aibox.sandbox.session import Session
 from aibox.testing.driver_contract import DriverContract

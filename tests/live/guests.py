@@ -25,6 +25,8 @@ class Guests(Callers):
     opened: list[str] = field(default_factory=list)
     said: str = ""
     """The last refusal."""
+    waited: dict[str, list[float]] = field(default_factory=lambda: {"open": [], "run": []})
+    """Seconds until a refusal of either."""
     wrong: list[str] = field(default_factory=list)
 
     number = 3
@@ -34,19 +36,24 @@ class Guests(Callers):
     def told(self) -> str:
         return f"{self.said} {self.wrong[:3]}"
 
+    def all_open(self) -> None:
+        """Wait until each has a session, and nobody was refused one."""
+        self._until(lambda: len(self.opened) >= self.number, "not everybody has a session")
+        assert not self.refused, self.told()
+
     def _call(self, number: int) -> None:
         count, session, expected = 0, "", 0
         with httpx2.Client(base_url=self.url, timeout=100, headers={"authorization": f"Bearer {self.key}"}) as client:
             while not self.over:
                 count += 1
-                name = f"guest-{number}-{count:06}"
+                name, began = f"guest-{number}-{count:06}", time.monotonic()
                 if not session:
                     answer = client.post("/v1/sandbox", json={}, headers={"x-correlation-id": name})
                     if answer.status_code == 201:
                         session, expected = answer.json()["id"], 0
                         self.opened.append(session)
                     else:
-                        self._refused(answer)
+                        self._refused(answer, "open", began)
                     continue
                 asked = {"code": COUNT, "language": "python"}
                 answer = client.post(f"/v1/sandbox/{session}/run", json=asked, headers={"x-correlation-id": name})
@@ -54,7 +61,7 @@ class Guests(Callers):
                     expected = self._counted(name, answer.json(), expected)
                 else:
                     session = ""
-                    self._refused(answer)
+                    self._refused(answer, "run", began)
             if session:
                 client.delete(f"/v1/sandbox/{session}")
 
@@ -67,9 +74,10 @@ class Guests(Callers):
             self.wrong.append(f"{name}: {ran} after {expected}")
         return expected + 1
 
-    def _refused(self, answer: httpx2.Response) -> None:
+    def _refused(self, answer: httpx2.Response, what: str, began: float) -> None:
+        self.waited[what].append(time.monotonic() - began)
         self.refused.append(answer.status_code)
-        self.said = answer.text
+        self.said = f"{what}: {answer.text}"
         if answer.status_code not in (404, 502, 503):  # 404: the session has ended
             self.wrong.append(answer.text)
         time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -19,11 +20,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+import pytest_socket
 from waiting import free_port, until_listening
+
+from aibox.audit.chain import AuditChain
+from aibox.audit.verify import verify
 
 ROOT = Path(__file__).parents[2]
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 REDIS = shutil.which("redis-server") or shutil.which("valkey-server")
+OF_TWO = [
+    pytest.mark.loopback,
+    pytest.mark.skipif(NGINX is None, reason="no nginx here: apt-get install nginx-light"),
+    pytest.mark.skipif(REDIS is None, reason="no redis-server here: apt-get install redis-server"),
+]
+"""The marks of tests that ask two replicas."""
 
 DESK = '''
 """The agent that is served: it pays, once somebody has agreed, and writes down that it did."""
@@ -209,12 +221,15 @@ def platform(
     desk: str = DESK,
     workers: int = 1,
     memory: bool = False,
+    before: Callable[[Path], object] = lambda _: None,
 ) -> Iterator[Platform]:
     """All of it; `owner` is the URL of a database with its tables. What was started ends with the block.
 
     `backends` are more tables of the settings, in which `{model}` is the port of the test's own model; `desk` is the
-    module whose `made` makes the agent; `workers` are nginx's processes; `memory` is that of the database.
+    module whose `made` makes the agent; `workers` are nginx's processes; `memory` is that of the database; `before`
+    is called with the settings of each replica before it starts.
     """
+    pytest_socket.enable_socket()  # for a fixture that is made before a test says that it may
     database = owner.replace("owner@", "writer@")
     ports = {name: free_port() for name in ("a", "b", "redis", "model", "nginx")}
     processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -241,6 +256,7 @@ def platform(
             (home / "policy.toml").write_text(policy)
             (home / "few.toml").write_text(FEW)
             (home / "poor.toml").write_text(POOR)
+            before(home / "aibox.toml")
         model = stack.enter_context(modelling(ports["model"]))
         assert REDIS is not None
         words = ["--port", str(ports["redis"]), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
@@ -257,6 +273,24 @@ def platform(
         for name, url in zip(("a", "b"), replicas, strict=True):
             until_ready(url, lambda name=name: made.log(name), processes[name])  # type: ignore[misc]  # bound now
         yield made
+
+
+@contextmanager
+def two_replicas(folder: Path, owner: str, **options: Any) -> Iterator[Platform]:
+    """A platform of which, after all tests, nothing failed unseen, and both have written one log that verifies."""
+    with platform(folder, owner, **options) as made:
+        yield made
+        for name in ("a", "b"):
+            assert "Traceback" not in made.log(name)
+        asyncio.run(_one_history(made))
+
+
+async def _one_history(both: Platform) -> None:
+    async with AuditChain(both.database, keys=both.keys) as chain:
+        assert (await chain.verify()).ok
+        found = [entry async for entry in chain.entries("acme")]
+    assert [entry.seq for entry in found] == list(range(len(found))) != []
+    assert verify(both.database, keys=chain.keys).ok
 
 
 def until_ready(url: str, log: Callable[[], str] = str, process: subprocess.Popen[bytes] | None = None) -> None:

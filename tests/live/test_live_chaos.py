@@ -17,20 +17,15 @@ from pathlib import Path
 
 import httpx2
 import pytest
-import pytest_socket
 from idle_model import IdleModel
 from load import HELLO, Load, all_there, is_end
 from postgres import Postgres
-from services import BACKEND, NGINX, REDIS, Platform, platform, until_ready
+from services import BACKEND, OF_TWO, Platform, platform, until_ready
 from waiting import free_port, until_listening
 
 from aibox.audit.chain import AuditChain
 
-pytestmark = [
-    pytest.mark.loopback,
-    pytest.mark.skipif(NGINX is None, reason="no nginx here: apt-get install nginx-light"),
-    pytest.mark.skipif(REDIS is None, reason="no redis-server here: apt-get install redis-server"),
-]
+pytestmark = OF_TWO
 SEED = int(os.environ.get("AIBOX_TEST_SEED", "1"))
 
 
@@ -56,7 +51,6 @@ def idle_port() -> int:
 def both(
     tmp_path_factory: pytest.TempPathFactory, postgres_copy: Callable[[], str], idle_port: int
 ) -> Iterator[Platform]:
-    pytest_socket.enable_socket()  # for one that is made before a test says that it may
     backends = BACKEND + IDLE.format(port=idle_port, silence=SILENCE_S)
     with platform(tmp_path_factory.mktemp("chaos"), postgres_copy(), backends=backends) as made:
         yield made

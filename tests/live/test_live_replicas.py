@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from typing import Any
@@ -13,36 +12,11 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-import pytest_socket
-from services import NGINX, REDIS, Platform, platform
+from services import OF_TWO, Platform
 
 from aibox.audit.chain import AuditChain
-from aibox.audit.verify import verify
 
-pytestmark = [
-    pytest.mark.loopback,
-    pytest.mark.skipif(NGINX is None, reason="no nginx here: apt-get install nginx-light"),
-    pytest.mark.skipif(REDIS is None, reason="no redis-server here: apt-get install redis-server"),
-]
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory, postgres_copy: Callable[[], str]) -> Iterator[Platform]:
-    pytest_socket.enable_socket()  # for one that is made before a test says that it may
-    with platform(tmp_path_factory.mktemp("two replicas"), postgres_copy()) as made:
-        yield made
-        for name in ("a", "b"):
-            assert "Traceback" not in made.log(name)
-        asyncio.run(one_history(made))
-
-
-async def one_history(both: Platform) -> None:
-    """After all tests: both have written one log for each tenant, without a gap, and every log verifies."""
-    async with AuditChain(both.database, keys=both.keys) as chain:
-        assert (await chain.verify()).ok
-        found = [entry async for entry in chain.entries("acme")]
-    assert [entry.seq for entry in found] == list(range(len(found)))
-    assert verify(both.database, keys=chain.keys).ok
+pytestmark = OF_TWO
 
 
 @pytest.fixture(scope="module")

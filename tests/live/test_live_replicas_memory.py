@@ -5,30 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
-import pytest
-import pytest_socket
-from services import NGINX, REDIS, Platform, platform
+from services import OF_TWO, Platform
 
 from aibox.server.isolation_report import IsolationReport
 
-pytestmark = [
-    pytest.mark.loopback,
-    pytest.mark.skipif(NGINX is None, reason="no nginx here: apt-get install nginx-light"),
-    pytest.mark.skipif(REDIS is None, reason="no redis-server here: apt-get install redis-server"),
-]
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory, postgres_copy: Callable[[], str]) -> Iterator[Platform]:
-    pytest_socket.enable_socket()  # for one that is made before a test says that it may
-    with platform(tmp_path_factory.mktemp("two that remember"), postgres_copy(), memory=True) as made:
-        yield made
-        for name in ("a", "b"):
-            assert "Traceback" not in made.log(name)
+pytestmark = OF_TWO
+PLATFORM = {"memory": True}
 
 
 def ask(url: str, key: str, method: str, path: str, **more: Any) -> httpx2.Response:
