@@ -9,16 +9,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from aibox.execution import Limits
+from aibox.errors import SandboxError
 from aibox.sandbox.docker import Docker
 from aibox.sandbox.engine import Engine
 from aibox.sandbox.escapes import ESCAPES, UnsafeRuntime
+from aibox.sandbox.sandbox import Sandbox
+from aibox.sandbox.session import Session
+from aibox.types import Scope
 
 sys.path.append(str(Path(__file__).parent.parent / "live"))
 sys.path.append(str(Path(__file__).parent.parent / "server"))
@@ -30,6 +34,8 @@ pytestmark = pytest.mark.loopback
 WALL_S = 3
 RUN_S, OPEN_S = WALL_S + 11, 38
 """What bounds a run and an opening whose engine says nothing: to stop it, to hang up, and to have it removed."""
+CLOSE_S, KEPT, AT_ONCE = 8, 3, 8
+"""Ending takes that long for all together; three sessions are open, and as many are begun as may be at once."""
 SLACK_S = 10
 """For a busy machine."""
 
@@ -58,6 +64,16 @@ def engine_pid(engine_host: str) -> int:
     return int(Path(engine_host.removeprefix("unix://")).with_name("pid").read_text())
 
 
+@contextmanager
+def paused(engine_host: str) -> Iterator[None]:
+    engine = engine_pid(engine_host)
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(engine, signal.SIGCONT)
+
+
 def test_the_engine_is_killed_under_load(engine_host: str, tmp_path: Path) -> None:
     """Calls meanwhile are 503s, sessions opened since work, each run answered is on record, and nothing is left."""
     with under_load(engine_host, tmp_path) as (_, guests):
@@ -70,9 +86,7 @@ def test_the_engine_is_paused_under_load(engine_host: str, tmp_path: Path) -> No
     """Runs and openings end in time with an error that says why, other routes answer, and nothing is left of either."""
     with under_load(engine_host, tmp_path) as (server, guests):
         guests.all_open()
-        engine = engine_pid(engine_host)
-        os.kill(engine, signal.SIGSTOP)
-        try:
+        with paused(engine_host):
             guests.is_refused(guests.number, since=0)
             assert "run: " in guests.said
             assert "did not answer within 3 s" in guests.said
@@ -81,39 +95,51 @@ def test_the_engine_is_paused_under_load(engine_host: str, tmp_path: Path) -> No
             guests.is_refused(guests.number, since=guests.number)
             assert "open: " in guests.said
             assert "did not answer within 30 s" in guests.said
-        finally:
-            os.kill(engine, signal.SIGCONT)
     assert max(guests.waited["run"]) < RUN_S + SLACK_S
     assert max(guests.waited["open"]) < OPEN_S + SLACK_S
 
 
-def test_what_a_paused_engine_makes_afterwards_is_removed(engine_host: str) -> None:
-    """Sessions that nobody waits for any more when their containers come to be: none of these is left."""
+def test_what_a_paused_engine_makes_afterwards_is_removed(engine_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Openings wait for it together and so do endings; a container that comes to be when nobody waits any more goes."""
+    monkeypatch.setattr("aibox.sandbox.sandbox._TURN_S", 0.5)
     asyncio.run(given_up(engine_host))
 
 
 async def given_up(engine_host: str) -> None:
     driver = Docker(host=engine_host, gvisor="off", accept=UnsafeRuntime(tuple(escape.cve for escape in ESCAPES)))
-    assert (await driver.available()).ok
-    engine, mine = Engine(engine_host), f"aibox-{os.getpid()}-"
-    starting = [asyncio.create_task(driver.start(limits=Limits())) for _ in range(8)]
-    while mine not in await engine.ask("ps", "-a", "--format", "{{.Names}}"):
-        pass  # the first is there, and the others are asked for
-    os.kill(engine_pid(engine_host), signal.SIGSTOP)
-    try:
-        for one in starting:
-            one.cancel()
+    sandbox, scope, engine = Sandbox(driver, per_tenant=64), Scope.local(), Engine(engine_host)
+
+    async def mine() -> int:
+        return (await engine.ask("ps", "-a", "--format", "{{.Names}}")).count(f"aibox-{os.getpid()}-")
+
+    async def bounded(closing: Awaitable[Any]) -> Any:
         began = time.monotonic()
-        found = await asyncio.gather(*starting, return_exceptions=True)
-        assert time.monotonic() - began < 8 + SLACK_S
-    finally:
-        os.kill(engine_pid(engine_host), signal.SIGCONT)
-    for guest in found:
-        if not isinstance(guest, BaseException):
-            await guest.close()
+        done = await closing
+        assert time.monotonic() - began < CLOSE_S + SLACK_S
+        return done
+
+    for _ in range(KEPT):
+        await sandbox.open(scope=scope)
+    opening = [asyncio.create_task(sandbox.open(scope=scope)) for _ in range(AT_ONCE)]
+    while await mine() == KEPT:
+        pass  # until the first is there, and the others are asked for
+    with paused(engine_host):
+        opening += [asyncio.create_task(sandbox.open(scope=scope)) for _ in range(AT_ONCE)]
+        await asyncio.sleep(0)  # now as many as may be at once are begun, whichever they are
+        with pytest.raises(SandboxError, match="no session could be begun within"):
+            await sandbox.open(scope=scope)
+        for one in opening:
+            one.cancel()
+        found = await bounded(asyncio.gather(*opening, return_exceptions=True))
+    for one in found:
+        if isinstance(one, Session):
+            await one.close()
     async with asyncio.timeout(60):
-        while (task := driver._leftovers._asking) is not None and not task.done():
+        while (asking := driver._leftovers._asking) is not None and not asking.done():
             await asyncio.sleep(0.5)
-        while mine in await engine.ask("ps", "-a", "--format", "{{.Names}}"):
+    assert await mine() == KEPT
+    with paused(engine_host):
+        await bounded(sandbox.close())
+    async with asyncio.timeout(60):
+        while await mine():
             await asyncio.sleep(0.5)
-    await driver.close()
