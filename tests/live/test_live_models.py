@@ -39,6 +39,12 @@ CHAT["messages"] = [{"role": "user", "content": "Name three rivers."}]
 VECTORS = {"model": "vectors/small", "input": ["The boiler is old.", "Rivers run to the sea."]}
 
 
+def weights_of_ours() -> bytes:
+    """The demo model's, with a tail that nobody reads: aibox knows the digest of that file by itself, not of this."""
+    assert MODEL is not None
+    return MODEL.read_bytes() + bytes(32)
+
+
 def models(config: Path, *words: str) -> str:
     """What `aibox models` prints, run where a replica keeps its files."""
     command = [sys.executable, "-m", "aibox", "models", *words, "--config", str(config)]
@@ -53,7 +59,7 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...]
     assert MODEL is not None
     with seaweed(tmp_path_factory.mktemp("weed")) as endpoint:
         put(endpoint, "/models", b"")
-        put(endpoint, f"/models/org/small/{MODEL.name}", MODEL.read_bytes())
+        put(endpoint, f"/models/org/small/{MODEL.name}", weights_of_ours())
         yield "stage", "s3://models/org/small", "--endpoint", endpoint
 
 
@@ -86,7 +92,6 @@ async def weights(both: Platform, *names: str) -> set[tuple[str, str]]:
 
 def test_both_answer_from_the_weights_in_the_bucket(both: Platform) -> None:
     """The same words and the same vectors, and each answer's entry names the digest of the bucket's object."""
-    assert MODEL is not None
     key = both.key("acme", "user")
     texts, vectors, names = [], [], []
     for name, url in zip("ab", both.replicas, strict=True):
@@ -98,7 +103,7 @@ def test_both_answer_from_the_weights_in_the_bucket(both: Platform) -> None:
     assert texts[0] == texts[1] != ""
     assert vectors[0] == vectors[1]
     assert vectors[0][0] != vectors[0][1]
-    known = ("verified", hashlib.sha256(MODEL.read_bytes()).hexdigest())
+    known = ("verified", hashlib.sha256(weights_of_ours()).hexdigest())
     assert asyncio.run(weights(both, *names)) == {known}
 
 
@@ -130,8 +135,8 @@ def test_a_replica_whose_copy_was_changed_does_not_answer_from_it(both: Platform
 
     try:
         refused = again(flip)
-        assert refused.status_code >= 400
-        assert copy.name in refused.text or "small" in refused.text, refused.text
+        assert refused.status_code == 400
+        assert "has the SHA-256" in refused.text
         assert ask(one, key, "/v1/embeddings", VECTORS, "meanwhile").json()["data"] == wanted
     finally:
         answered = again(stage_anew)
