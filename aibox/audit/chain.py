@@ -135,7 +135,8 @@ class AuditChain:
                 del self._followed[key]
 
     def _followers(self, scope: Scope) -> Sequence[list[str]]:
-        return self._followed.get((scope.tenant, scope.correlation), ())
+        # Nobody follows while only models are called: their entries come often.
+        return self._followed.get((scope.tenant, scope.correlation), ()) if self._followed else ()
 
     async def entries(self, tenant: str, *, start: int = 0) -> AsyncIterator[ReceiptEntry]:
         """The entries of a tenant in order, what was noted included; without proofs. Those past retention are empty."""
