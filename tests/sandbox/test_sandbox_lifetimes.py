@@ -22,6 +22,7 @@ from aibox.agents.code import code_tools, describe
 from aibox.audit.chain import AuditChain
 from aibox.errors import LimitError, SandboxError
 from aibox.execution import Limits, Result, Table
+from aibox.sandbox import program
 from aibox.sandbox.bubblewrap import Bubblewrap
 from aibox.sandbox.runtime import HOLD
 from aibox.sandbox.sandbox import Sandbox
@@ -68,6 +69,19 @@ async def test_a_pool_makes_sessions_that_are_new_each_time(scope: Scope) -> Non
     assert len(sandbox._ready) == 2
     await sandbox.close()
     assert sandbox._ready == []
+
+
+@pytest.mark.parametrize("begun", [b"", b"\xff\xff\x00"])
+def test_a_guest_that_nobody_tells_what_to_do_leaves(begun: bytes) -> None:
+    """Although its line stays open, as it does behind an engine that was killed while it started one."""
+    *words, code = program.COMMAND
+    soon = code.replace(f", {program.SILENCE_S})", ", 0.2)")
+    assert soon != code
+    with subprocess.Popen([sys.executable, *words[1:], soon], stdin=subprocess.PIPE) as guest:
+        assert guest.stdin is not None
+        guest.stdin.write(begun)
+        guest.stdin.flush()
+        assert guest.wait(60) == 0
 
 
 @pytest.mark.anyio
