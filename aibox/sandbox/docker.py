@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -60,6 +61,8 @@ class Docker:
         self._leftovers = Leftovers(self._engine)
         self._trying = anyio.Lock()
         self._chosen: tuple[Facts, str, str] | None = None
+        self._failed = 0.0, "", ""
+        """When it could not be chosen, and why."""
         self._gpu_holes: frozenset[str] = frozenset()
 
     @property
@@ -96,9 +99,18 @@ class Docker:
         await self._leftovers.close()
 
     async def _ensure(self) -> tuple[Facts, str, str]:
+        came = time.monotonic()
         async with self._trying:
             if self._chosen is None:
-                self._chosen = await self._choose()
+                failed_at, why, hint = self._failed
+                # An engine that says nothing is waited for once, and not by everybody who came meanwhile in turn.
+                if failed_at > came:
+                    raise SandboxError(why, hint=hint)
+                try:
+                    self._chosen = await self._choose()
+                except SandboxError as error:
+                    self._failed = time.monotonic(), error.message, error.hint
+                    raise
             return self._chosen
 
     async def _choose(self) -> tuple[Facts, str, str]:

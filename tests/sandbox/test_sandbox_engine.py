@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -209,3 +210,28 @@ async def test_without_an_engine_auto_is_bubblewrap(tmp_path: Path, scope: Scope
         assert (await session.python("6 * 7")).value == "42"
     assert repr(sandbox).startswith("Sandbox(bubblewrap")
     await sandbox.close()
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_does_not_answer_is_asked_once_for_all_who_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten who come at once hear of it together; who comes later has it asked anew."""
+    client = tmp_path / "docker"
+    client.write_text(f"#!/bin/sh\necho >> {tmp_path}/asked\n/bin/sleep 0.3\necho gone >&2\nexit 1\n")
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    driver, told = Docker(), []
+
+    async def come() -> None:
+        with pytest.raises(SandboxError) as error:
+            await driver.start(limits=Limits())
+        told.append(error.value.message)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(10):
+            group.start_soon(come)
+    assert told == ["docker version: gone"] * 10
+    assert len((tmp_path / "asked").read_text()) == 1
+    await come()
+    assert len((tmp_path / "asked").read_text()) == 2
