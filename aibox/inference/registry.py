@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aibox.chat import Capability, ModelInfo
-from aibox.errors import NO_MODEL, AIBoxError, BackendError, ConfigError
+from aibox.errors import NO_MODEL, OPERATORS, AIBoxError, BackendError, ConfigError, IntegrityError
 from aibox.inference.background import Background
 from aibox.inference.replica import Replica
 
@@ -242,6 +242,8 @@ class Registry:
     def _missing(self, name: str, replicas: Sequence[Replica]) -> AIBoxError:
         listings = [(replica, self._listings[replica]) for replica in replicas]
         silent = [listing.error for _, listing in listings if listing.error is not None and not listing.known]
+        if silent and (isinstance(silent[0], IntegrityError) or silent[0].code == OPERATORS):
+            return _again(silent[0])  # whose words are for the operator, and would be a caller's in another error
         if silent:
             return BackendError(
                 f"no model {name!r} was found, and a backend could not be asked: {silent[0].message}",
@@ -274,4 +276,4 @@ def _again(error: AIBoxError) -> AIBoxError:
         return BackendError(
             error.message, hint=error.hint, retryable=error.retryable, timeout=error.timeout, status=error.status
         )
-    return type(error)(error.message, hint=error.hint) if type(error) is ConfigError else error
+    return ConfigError(error.message, hint=error.hint, code=error.code) if type(error) is ConfigError else error

@@ -227,6 +227,24 @@ async def test_nor_does_an_answer_say_what_the_operator_alone_can_put_right(
     assert (said["event"], said["message"]) == (event, str(error))
 
 
+@pytest.mark.parametrize("model", ["m", "m/m", "default"])
+async def test_nor_does_a_backend_that_cannot_say_what_it_offers(
+    served: Served, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    """A model's file that is gone: by each way of naming the model, and told anew, it is the operator's still."""
+
+    async def models() -> Any:
+        raise ConfigError("the model file /CANARY.gguf does not exist", hint="give CANARY", code=OPERATORS)
+
+    monkeypatch.setattr(served.model, "models", models)
+    for _ in range(2):
+        asked = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+        headers = {"authorization": f"Bearer {served.program}"}
+        answer = await served.http.post("/v1/chat/completions", json=asked, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, OPERATORS)
+        assert "CANARY" not in answer.text
+
+
 async def test_what_is_wrong_with_what_was_asked_is_told(served: Served) -> None:
     """The caller's own mistakes keep their words."""
     headers = {"authorization": f"Bearer {served.program}"}
