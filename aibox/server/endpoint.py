@@ -87,7 +87,9 @@ class Served:
                 yield who
                 outcome = under_way.code or DONE  # a stream has told what went wrong as its last event
             except AIBoxError as error:
-                await self._end(who, error.code, left)
+                # Who reached for what is not theirs is on record whatever they do besides under the same id.
+                absent = isinstance(error, AccessError) and error.absent
+                await self._end(who, error.code, () if absent else left)
                 raise
             except asyncio.CancelledError as error:
                 why = reason_of(error)

@@ -14,7 +14,7 @@ from platform_world import Asked, Person, World, world
 from aibox.agents.agent import Agent
 from aibox.agents.approvals import Approvals
 from aibox.agents.runs import Runs
-from aibox.errors import AIBoxError, ConfigError, LimitError, StoreError
+from aibox.errors import AccessError, AIBoxError, ConfigError, LimitError, StoreError
 from aibox.memory.memory import Memory
 from aibox.sandbox.sandbox import Sandbox
 from aibox.sandbox.session import Session
@@ -144,3 +144,20 @@ async def test_what_is_broken_off_before_it_has_left_an_entry_has_one(
     await w.app.stop()
     assert (await asking).status_code == 503
     assert await left(w) == [("request.ended", "sandbox.open", "upstream.stopping")]
+
+
+async def test_reaching_for_what_is_not_there_is_on_record_whatever_else_has_the_id(
+    w: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks with one id twice at once does not hide by the entries of one request that the other was refused."""
+
+    async def meanwhile(*_: Any, **__: Any) -> None:
+        w.box.audit.note("model.answered", scope=EVA.scope.under("chosen-by-eva"), detail={})
+        raise AccessError("there is no such session", absent=True)
+
+    monkeypatch.setattr(Sandbox, "attach", meanwhile)
+    headers = {"authorization": f"Bearer {EVA.token()}", "x-correlation-id": "chosen-by-eva"}
+    answer = await w.http.post("/v1/sandbox/s/run", json={"code": "1"}, headers=headers)
+    assert answer.status_code == 404
+    ended = ("request.ended", "sandbox.run", "policy.access")
+    assert [one for one in await left(w) if one[0] != "model.answered"] == [ended]
