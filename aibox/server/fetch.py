@@ -95,9 +95,13 @@ async def _addresses(host: str, port: int) -> list[Address]:
 
 def require_https(url: str) -> SplitResult:
     """The parts of a URL. Raises ConfigError unless it is https, or http on this very machine."""
-    parts = urlsplit(url)
-    if parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost"):
-        return parts
-    if parts.scheme != "https" or not parts.hostname or parts.username is not None:
-        raise ConfigError(f"{url!r} is not an https URL", hint="https://HOST/..., or http://127.0.0.1:PORT for a trial")
+    refused = ConfigError(f"{url!r} is not an https URL", hint="https://HOST/..., or http://127.0.0.1:PORT for a trial")
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - that it is a number is found out when it is asked for
+    except ValueError:
+        raise refused from None
+    here = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost")
+    if not (here or parts.scheme == "https") or not parts.hostname or parts.username is not None:
+        raise refused
     return parts

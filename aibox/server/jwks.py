@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from aibox.errors import AuthError, UpstreamError
+from aibox.errors import AuthError, ConfigError, UpstreamError
+from aibox.server.fetch import require_https
 
 FRESH_S = 600.0
 """How long keys are used before they are asked for again."""
@@ -114,5 +115,11 @@ class KeySet:
             found = await self._http.get(document, correlation=correlation)
             if found.get("issuer") != self._issuer or not isinstance(found.get("jwks_uri"), str):
                 raise UpstreamError(f"the discovery document of {self._issuer} is of another issuer")
+            try:
+                require_https(found["jwks_uri"])
+            except ConfigError:
+                raise UpstreamError(
+                    f"the discovery document of {self._issuer} names no https URL of its keys"
+                ) from None
             self._url = found["jwks_uri"]
         return self._url

@@ -125,8 +125,12 @@ async def test_nobody_waits_for_an_issuer_for_ever(issuer: Issuer, path: str) ->
 
 
 @pytest.mark.parametrize(
-    "url", ["http://id.example.org/", "https://a:b@id.example.org/", "file:///etc/passwd", "https:///x"]
-)
+    "url",
+    [
+        "http://id.example.org/", "https://a:b@id.example.org/", "file:///etc/passwd", "https:///x",
+        "http://a:b@127.0.0.1/", "http://127.0.0.1:99999/", "https://id.example.org:x/", "https://[bad/",
+    ],
+)  # fmt: skip
 async def test_only_https_is_asked_but_on_this_machine(url: str) -> None:
     """Nothing is sent in the clear, and no password with it."""
     with pytest.raises(ConfigError, match="not an https URL"):

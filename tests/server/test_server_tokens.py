@@ -43,6 +43,8 @@ class Provider:
         self.keys = {ISSUER: [jwk(RSA, "k1", "RS256")], OTHER: [jwk(RSA_2, "k1", "RS256")]}
         self.asked: list[str] = []
         self.down = False
+        self.jwks_uri: str | None = None
+        """In the place of the right one."""
 
     async def get(self, url: str, *, correlation: str = "") -> dict[str, Any]:
         self.asked.append(url)
@@ -51,7 +53,7 @@ class Provider:
             raise UpstreamError(f"{url} cannot be asked")
         for issuer, keys in self.keys.items():
             if url == f"{issuer}/.well-known/openid-configuration":
-                return {"issuer": issuer, "jwks_uri": f"{issuer}/jwks"}
+                return {"issuer": issuer, "jwks_uri": self.jwks_uri or f"{issuer}/jwks"}
             if url == f"{issuer}/jwks":
                 return {"keys": keys}
         raise UpstreamError(f"{url} answered 404")
@@ -346,6 +348,24 @@ async def test_a_discovery_document_of_another_issuer_is_refused(provider: Provi
     keys = KeySet(ISSUER, http=_Liar(), parse=lambda found: found)
     with pytest.raises(UpstreamError, match="another issuer"):
         await keys.key("k1")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["http://id.example.org/keys", "https://a:b@id.example.org/keys", "https://[bad/keys", "https://x:99999/keys"],
+)
+async def test_keys_that_a_discovery_document_has_where_nothing_may_be_asked_are_the_issuers_failure(
+    provider: Provider, uri: str
+) -> None:
+    """Nobody goes there, whoever sent a token is told no mistake of theirs, and it holds until it is put right."""
+    keys = Keys(provider)
+    provider.jwks_uri = uri
+    with pytest.raises(UpstreamError, match="the discovery document of"):
+        await keys.set.key("k1")
+    assert provider.asked == [f"{ISSUER}/.well-known/openid-configuration"]
+    provider.jwks_uri = None
+    keys.now += COOLDOWN_S
+    assert await keys.set.key("k1") == "k1"
 
 
 class _Liar:
