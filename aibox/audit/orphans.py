@@ -46,6 +46,19 @@ def find(ledger: Ledger) -> dict[tuple[str, str], tuple[Listed, int]]:
     return {key: value for key, value in found.items() if ledger.store.turn(ledger.log(key[0]), key[1]) is None}
 
 
+def gone_on(
+    ledger: Ledger, turns: Mapping[tuple[str, str], tuple[Listed, int]]
+) -> dict[tuple[str, str], tuple[Listed, int]]:
+    """The same turns with what others have added to them since they were found."""
+    now = find(ledger)
+    return {
+        key: ([*listed, *(one for one in now[key][0] if one[0] > listed[-1][0])], now[key][1])
+        if key in now
+        else (listed, ts_us)
+        for key, (listed, ts_us) in turns.items()
+    }
+
+
 def end(ledger: Ledger, tenant: str, turn: str, entries: Sequence[Sequence[Any]]) -> bool:
     """Inside a transaction. False where somebody has ended it meanwhile."""
     head = ledger.head(tenant)

@@ -314,6 +314,9 @@ class Sequencer:
         if self._orphans is None:
             self._orphans = {key: value for key, value in orphans.find(self._ledger).items() if key not in self._turns}
         before_us = time.time_ns() // 1000 - round(orphans.TURN_S * 1e6)
+        if any(ts_us < before_us for _, ts_us in self._orphans.values()):
+            # They may be another server's that is alive: when they were found they were under way.
+            self._orphans = orphans.gone_on(self._ledger, self._orphans)
         silent: dict[tuple[str, str], Sequence[Sequence[Any]]] = {}
         silent |= {key: listed for key, (listed, ts_us) in self._orphans.items() if ts_us < before_us}
         silent |= {key: listed for key, listed in self._turns.items() if listed and listed[-1][3] < before_us}

@@ -206,6 +206,23 @@ class AuditStoreContract:
             assert (await one.verify()).entries == 160
 
     @pytest.mark.anyio
+    async def test_what_goes_on_in_another_process_is_not_ended(
+        self, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A server that starts finds the turns of another without an end: how long they are silent counts anew."""
+        monkeypatch.setattr(orphans, "TURN_S", 3.0)
+        async with AuditChain(url, keys=tmp_path / "keys") as working:
+            await working.append("tool.called", scope=ACME, turn="turn", detail={})
+            async with AuditChain(url, keys=tmp_path / "keys") as started:
+                for _ in range(6):
+                    await asyncio.sleep(1)
+                    await working.append("tool.called", scope=ACME, turn="turn", detail={})
+                assert await started.size("acme") == 7
+            receipt = await working.seal("turn", scope=ACME, detail={})
+        receipt.verify()
+        assert [entry.kind for entry in receipt.entries] == ["tool.called"] * 7 + ["turn.sealed"]
+
+    @pytest.mark.anyio
     async def test_what_two_chains_find_without_an_end_is_ended_once(
         self, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
