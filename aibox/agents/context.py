@@ -20,7 +20,7 @@ from aibox.agents.sessions import Past, Sessions
 from aibox.agents.spotlight import bare, joined
 from aibox.agents.summary import PROMPT, summarise, told
 from aibox.chat import ChatRequest
-from aibox.errors import ApprovalError, UpstreamError
+from aibox.errors import ApprovalError, StoreError, UpstreamError
 from aibox.guardrails.grounding import Sources
 from aibox.guardrails.reading import bound_texts
 from aibox.memory.learner import meant
@@ -231,6 +231,8 @@ class Context:
             turn.budget.before_call()
             began, scope = turn.record.called(request, scope=turn.scope)
             completion = await parts.router.complete(request, scope=scope)
+        except StoreError:
+            return "", "a store did not answer"  # whose own words say where it is, and this is told to who asks
         except (UpstreamError, ApprovalError) as failed:
             return "", failed.message
         turn.record.answered(completion, began=began, label=request.label)

@@ -11,7 +11,7 @@ import pytest
 import aibox
 from aibox.agents.events import Compacted
 from aibox.agents.state import AgentState
-from aibox.errors import AccessError, BackendError, IntegrityError, StoreError
+from aibox.errors import AccessError, AIBoxError, BackendError, IntegrityError, StoreError
 from aibox.testing import ScriptedBackend, call
 from aibox.types import Scope
 
@@ -146,14 +146,20 @@ async def test_a_long_conversation_is_summed_up_by_our_model(scope: Scope, mine:
     assert len((await state.sessions.export(scope=mine))["messages"]) == 16
 
 
-async def test_where_a_model_cannot_sum_up_rules_do(scope: Scope, state: AgentState) -> None:
-    """The turn goes on with what rules find worth keeping of the old messages, and says why."""
-    model = ScriptedBackend(*["x" * 500] * 5, BackendError("busy"), "still here")
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [(BackendError("busy"), "busy"), (StoreError("no answer of /CANARY.db"), "a store did not answer")],
+)
+async def test_where_a_model_cannot_sum_up_rules_do(
+    scope: Scope, state: AgentState, error: AIBoxError, says: str
+) -> None:
+    """The turn goes on with what rules find worth keeping of the old messages, and says why; not where a store is."""
+    model = ScriptedBackend(*["x" * 500] * 5, error, "still here")
     agent = aibox.Agent("x", router=model, state=state, history_chars=2500)
     for number in range(5):
         await agent.run(f"question {number}", scope=scope)
     events = [event async for event in agent.stream("now?", scope=scope)]
-    assert [event.error for event in events if isinstance(event, Compacted)] == ["busy"]
+    assert [event.error for event in events if isinstance(event, Compacted)] == [says]
     assert isinstance(events[-1], aibox.Reply)
     assert events[-1].text == "still here"
 
