@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -38,6 +39,28 @@ PAGE = 1024
 _KIND = re.compile(r"[a-z]+(\.[a-z_]+)+")
 _ENDS = ("turn.sealed", "turn.failed", "request.ended")
 T = TypeVar("T")
+
+
+class _Left:
+    """What was recorded while somebody followed. A task that goes on behind it adds nothing more."""
+
+    __slots__ = ("kinds", "over")
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+        self.over = False
+
+    def add(self, kind: str) -> None:
+        if not self.over:
+            self.kinds.append(kind)
+
+    def take_back(self, kind: str) -> None:
+        if not self.over:
+            self.kinds.remove(kind)
+
+
+# By context and not by the id of a request, which its sender chooses: two at once may have the same.
+_LEFT: ContextVar[_Left | None] = ContextVar("left", default=None)
 
 
 class AuditChain:
@@ -75,7 +98,6 @@ class AuditChain:
         self.watcher: Watcher | None = None
         """Who hears of the turns that are recorded here; traces are made so."""
         self._erasables: dict[str, Erasable] = {}
-        self._followed: dict[tuple[str, str], list[list[str]]] = {}
         self._lock = threading.Lock()
         self._sequencer: Sequencer | None = None
         self._closed = False
@@ -96,8 +118,8 @@ class AuditChain:
             raise StoreError(f"evidence could not be written: {failed.message}", hint=failed.hint)
         refuse_when_full(sequencer)
         sequencer.put(_job(kind, scope, turn, detail))
-        for left in self._followers(scope):
-            left.append(kind)
+        if (left := _LEFT.get()) is not None:
+            left.add(kind)
 
     async def append(self, kind: str, *, scope: Scope, detail: Mapping[str, Any], turn: str = "") -> Entry:
         """Durable when it returns. Raises StoreError, and then nothing was recorded; ConfigError for a bad detail."""
@@ -118,25 +140,15 @@ class AuditChain:
         return entry
 
     @contextmanager
-    def following(self, scope: Scope) -> Iterator[list[str]]:
-        """The kinds of what is recorded meanwhile for the request that `scope` is of, by its tenant and correlation.
-
-        Two requests at once of one tenant that chose the same id are taken for one.
-        """
-        key, left = (scope.tenant, scope.correlation), list[str]()
-        self._followed.setdefault(key, []).append(left)
+    def following(self) -> Iterator[Sequence[str]]:
+        """The kinds of what is recorded inside, also by tasks and threads that begin there, until it is over."""
+        left = _Left()
+        before = _LEFT.set(left)
         try:
-            yield left
+            yield left.kinds
         finally:
-            mine = [one for one in self._followed[key] if one is not left]
-            if mine:
-                self._followed[key] = mine
-            else:
-                del self._followed[key]
-
-    def _followers(self, scope: Scope) -> Sequence[list[str]]:
-        # Nobody follows while only models are called: their entries come often.
-        return self._followed.get((scope.tenant, scope.correlation), ()) if self._followed else ()
+            _LEFT.reset(before)
+            left.over = True
 
     async def entries(self, tenant: str, *, start: int = 0) -> AsyncIterator[ReceiptEntry]:
         """The entries of a tenant in order, what was noted included; without proofs. Those past retention are empty."""
@@ -298,15 +310,15 @@ class AuditChain:
             await asyncio.sleep(0.01)
         job.waiter = asyncio.get_running_loop().create_future()
         sequencer.put(job)
-        following = self._followers(job.scope) if job.kind else ()
-        for left in following:
-            left.append(job.kind)
+        left = _LEFT.get() if job.kind else None
+        if left is not None:
+            left.add(job.kind)
         try:
             # A caller who leaves does not take back what was put in order: the writer never looks at the future.
             return await job.waiter
         except AIBoxError:
-            for left in following:
-                left.remove(job.kind)
+            if left is not None:
+                left.take_back(job.kind)
             raise
 
     async def _do(self, act: Callable[[Ledger], T], *, own_transaction: bool = False) -> T:

@@ -82,14 +82,12 @@ class Served:
             yield who
             return
         who = under_way.principal = who.acting()
-        with self._audit.following(who.scope) as left:
+        with self._audit.following() as left:
             try:
                 yield who
                 outcome = under_way.code or DONE  # a stream has told what went wrong as its last event
             except AIBoxError as error:
-                # Who reached for what is not theirs is on record whatever they do besides under the same id.
-                absent = isinstance(error, AccessError) and error.absent
-                await self._end(who, error.code, () if absent else left)
+                await self._end(who, error.code, left)
                 raise
             except asyncio.CancelledError as error:
                 why = reason_of(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -146,18 +147,22 @@ async def test_what_is_broken_off_before_it_has_left_an_entry_has_one(
     assert await left(w) == [("request.ended", "sandbox.open", "upstream.stopping")]
 
 
-async def test_reaching_for_what_is_not_there_is_on_record_whatever_else_has_the_id(
-    w: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "status"), [(AccessError("there is no such session", absent=True), 404), (LimitError("too many"), 429)]
+)
+async def test_what_ends_badly_is_on_record_whatever_else_has_the_id(
+    w: World, monkeypatch: pytest.MonkeyPatch, error: AIBoxError, status: int
 ) -> None:
     """Who asks with one id twice at once does not hide by the entries of one request that the other was refused."""
 
     async def meanwhile(*_: Any, **__: Any) -> None:
-        w.box.audit.note("model.answered", scope=EVA.scope.under("chosen-by-eva"), detail={})
-        raise AccessError("there is no such session", absent=True)
+        scope = EVA.scope.under("chosen-by-eva")
+        Context().run(lambda: w.box.audit.note("model.answered", scope=scope, detail={}))  # as another request does
+        raise error
 
     monkeypatch.setattr(Sandbox, "attach", meanwhile)
     headers = {"authorization": f"Bearer {EVA.token()}", "x-correlation-id": "chosen-by-eva"}
     answer = await w.http.post("/v1/sandbox/s/run", json={"code": "1"}, headers=headers)
-    assert answer.status_code == 404
-    ended = ("request.ended", "sandbox.run", "policy.access")
+    assert answer.status_code == status
+    ended = ("request.ended", "sandbox.run", error.code)
     assert [one for one in await left(w) if one[0] != "model.answered"] == [ended]
