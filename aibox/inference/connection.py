@@ -130,7 +130,9 @@ class Connection(asyncio.Protocol):
             self._hurry(reader)
 
     def _hurry(self, reader: Reader) -> None:
-        if reader.said and not reader.ended and self._silence_s > AFTER_END_S:
+        if not reader.said:
+            self._silence_s = self._pool.silence_s
+        elif not reader.ended and self._silence_s > AFTER_END_S:
             self._silence_s = AFTER_END_S
             if self._timer is not None:
                 self._timer.cancel()

@@ -87,7 +87,7 @@ class Response:
 
     def __init__(self, response: ClientResponse, *, silence_s: float) -> None:
         self._response = response
-        self._silence_s = silence_s
+        self._silence_s = self._wait_s = silence_s
         self.status = response.status
         self.reason = response.reason or ""
         self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
@@ -95,15 +95,14 @@ class Response:
     async def readany(self) -> bytes:
         # aiohttp closes the connection over a chunk that is none, and tells nobody who waits (3.14).
         with _translated():
-            async with asyncio.timeout(self._silence_s):
+            async with asyncio.timeout(self._wait_s):
                 return await self._response.content.readany()
 
     async def each(self, reader: Reader) -> None:
         while not reader.ended and (data := await self.readany()):
             if (busy := reader.feed(data)) is not None:
                 await busy
-            if reader.said:
-                self._silence_s = min(self._silence_s, AFTER_END_S)
+            self._wait_s = min(self._silence_s, AFTER_END_S) if reader.said else self._silence_s
 
     def close(self) -> None:
         if self._response.content.at_eof():

@@ -331,6 +331,9 @@ class _Reading:
                     self.ended = True
                     break
                 body, last = wire.chunk(event, self._path)
+                if self.said and body.get("choices"):
+                    # More is said behind the end: it was none, and no other is believed.
+                    self.said = self._alone = False
                 self.finished, self.said = self.finished or last, self.said or (last and self._alone)
                 whole.append(Chunk(body, wire.name, self._weights, (body, event)))
         except BackendError as broken:

@@ -23,7 +23,7 @@ from aibox.guardrails.guardrail import Guardrail
 from aibox.guardrails.outgoing import Outgoing
 from aibox.guardrails.pii import PII
 from aibox.guardrails.pseudonyms import Pseudonyms
-from aibox.inference import connection, full, wire
+from aibox.inference import connection, full
 from aibox.inference.accounts import Call
 from aibox.inference.connection import AFTER_END_S
 from aibox.inference.disguise import Disguise
@@ -324,7 +324,7 @@ async def test_an_answer_that_has_ended_is_not_thrown_away_by_silence(
 ) -> None:
     """A server that ends its answer and then neither says so nor closes has answered; one that stops before has not."""
     if not lean:
-        monkeypatch.setattr(wire, "serves", lambda *_: False)
+        monkeypatch.setattr(full, "serves", lambda *_: False)
     over = asyncio.Event()
 
     def silent(*parts: bytes) -> Any:
@@ -353,7 +353,7 @@ async def test_a_caller_does_not_wait_for_what_a_server_never_says_after_its_ans
 ) -> None:
     """The end of a stream waits for usage and [DONE] some seconds, and not as long as for a word of the answer."""
     if not lean:
-        monkeypatch.setattr(wire, "serves", lambda *_: False)
+        monkeypatch.setattr(full, "serves", lambda *_: False)
     over = asyncio.Event()
 
     async def silent(request: web.Request) -> web.StreamResponse:
@@ -379,7 +379,7 @@ async def test_an_answer_may_end_long_before_another_one_of_the_same_call(
 ) -> None:
     """Of a call for two answers the end of one is not the end of what is said, whatever the other waits for."""
     if not lean:
-        monkeypatch.setattr(wire, "serves", lambda *_: False)
+        monkeypatch.setattr(full, "serves", lambda *_: False)
     for module in (connection, full):
         monkeypatch.setattr(module, "AFTER_END_S", 0.1)
     first, second = ({"choices": [{"index": n, "delta": {"content": f"{n}"}, "finish_reason": "stop"}]} for n in (0, 1))
@@ -397,12 +397,36 @@ async def test_an_answer_may_end_long_before_another_one_of_the_same_call(
 
 @pytest.mark.loopback
 @pytest.mark.parametrize("lean", [True, False], ids=["lean", "aiohttp"])
+async def test_an_end_behind_which_more_is_said_was_none(
+    lean: bool, upstream: Upstream, server: OpenAICompatible, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that calls each piece the last is not believed again, and its answer is not cut off."""
+    if not lean:
+        monkeypatch.setattr(full, "serves", lambda *_: False)
+    for module in (connection, full):
+        monkeypatch.setattr(module, "AFTER_END_S", 0.1)
+    said = [{"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": "stop"}]} for text in "abc"]
+    first, second, third = (b"data: %b\n\n" % json.dumps(one).encode() for one in said)
+
+    async def at_last(request: web.Request) -> web.StreamResponse:
+        response: web.StreamResponse = await upstream.sends(first)(request)
+        await response.write(second)
+        await asyncio.sleep(0.4)
+        await response.write(third + b"data: [DONE]\n\n")
+        return response
+
+    upstream.answer = at_last
+    assert "".join([piece.text async for piece in server.stream(REQUEST, scope=scope)]) == "abc"
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("lean", [True, False], ids=["lean", "aiohttp"])
 async def test_the_end_of_an_answer_is_waited_for_behind_a_slow_reader(
     lean: bool, upstream: Upstream, scope: Scope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What came while the caller took their time is not thrown away: silence is the server's alone."""
     if not lean:
-        monkeypatch.setattr(wire, "serves", lambda *_: False)
+        monkeypatch.setattr(full, "serves", lambda *_: False)
     for module in (connection, full):
         monkeypatch.setattr(module, "AFTER_END_S", 0.1)
     usage = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3,"total_tokens":10}}\n\n'
