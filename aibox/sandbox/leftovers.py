@@ -25,14 +25,18 @@ _TWICE = 2
 
 
 class Leftovers:
-    """Of one engine. `owner` is this process, so that no other that gets its number later is taken for it."""
+    """Of one engine."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._left: dict[str, int] = {}
         """By name: how often it was seen to be gone."""
         self._asking: asyncio.Task[None] | None = None
-        self.owner = f"{_boot()}:{os.getpid()}:{_started(os.getpid())}"
+
+    @property
+    def owner(self) -> str:
+        """This process, so that no other that gets its number later is taken for it."""
+        return f"{_boot()}:{os.getpid()}:{_started(os.getpid())}"
 
     async def remove(self, name: str) -> None:
         """By force. What is not gone in 5 s is removed later, when the engine answers. Never raises."""

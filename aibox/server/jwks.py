@@ -45,7 +45,7 @@ class KeySet:
         self._issuer = issuer
         self._http = http
         self._parse = parse
-        self._url = url
+        self._configured = self._url = url
         self._clock = clock
         self._keys: dict[str, Any] = {}
         self._fetched_at: float | None = None
@@ -99,9 +99,13 @@ class KeySet:
 
     async def _listed(self, correlation: str) -> list[Any]:
         address = await self._address(correlation)
-        keys = (await self._http.get(address, correlation=correlation)).get("keys")
-        if not isinstance(keys, list) or len(keys) > MAX_KEYS:
-            raise UpstreamError(f"{self._issuer} does not answer with a key set")
+        try:
+            keys = (await self._http.get(address, correlation=correlation)).get("keys")
+            if not isinstance(keys, list) or len(keys) > MAX_KEYS:
+                raise UpstreamError(f"{self._issuer} does not answer with a key set")
+        except UpstreamError:
+            self._url = self._configured  # they may have moved: the next question looks for them again
+            raise
         return keys
 
     def _forget_if_stale(self) -> None:

@@ -343,6 +343,19 @@ async def test_an_issuer_that_is_down_is_survived_for_a_while(provider: Provider
     assert await keys.set.key("k1") == "k1"
 
 
+async def test_keys_that_have_moved_are_looked_for_again(provider: Provider) -> None:
+    """Where the address that was discovered fails, the next question is for the document, and not after a restart."""
+    keys = Keys(provider)
+    provider.jwks_uri = f"{ISSUER}/old"
+    with pytest.raises(UpstreamError, match="404"):
+        await keys.set.key("k1")
+    provider.jwks_uri = None
+    keys.now += COOLDOWN_S
+    assert await keys.set.key("k1") == "k1"
+    document = f"{ISSUER}/.well-known/openid-configuration"
+    assert provider.asked == [document, f"{ISSUER}/old", document, f"{ISSUER}/jwks"]
+
+
 async def test_a_discovery_document_of_another_issuer_is_refused(provider: Provider) -> None:
     """OpenID Connect Discovery 1.0 sec. 4.3: the issuer must be the very same string."""
     keys = KeySet(ISSUER, http=_Liar(), parse=lambda found: found)
