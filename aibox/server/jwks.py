@@ -99,13 +99,11 @@ class KeySet:
 
     async def _listed(self, correlation: str) -> list[Any]:
         address = await self._address(correlation)
-        try:
-            keys = (await self._http.get(address, correlation=correlation)).get("keys")
-            if not isinstance(keys, list) or len(keys) > MAX_KEYS:
-                raise UpstreamError(f"{self._issuer} does not answer with a key set")
-        except UpstreamError:
-            self._url = self._configured  # they may have moved: the next question looks for them again
-            raise
+        self._url = self._configured  # where this fails they may have moved: the next question looks for them again
+        keys = (await self._http.get(address, correlation=correlation)).get("keys")
+        if not isinstance(keys, list) or len(keys) > MAX_KEYS:
+            raise UpstreamError(f"{self._issuer} does not answer with a key set")
+        self._url = address
         return keys
 
     def _forget_if_stale(self) -> None:
@@ -125,5 +123,5 @@ class KeySet:
                 raise UpstreamError(
                     f"the discovery document of {self._issuer} names no https URL of its keys"
                 ) from None
-            self._url = found["jwks_uri"]
+            return str(found["jwks_uri"])
         return self._url
