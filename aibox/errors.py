@@ -150,6 +150,7 @@ class BackendError(UpstreamError):
     """A model server could not be reached, refused the request, or broke off. `timeout` tells a 504 from a 502.
 
     `status` is what the server answered, None where it gave no answer; `retry_after_s` is how long it asks to wait.
+    `outward` is the message without the address that it names, for those who do not run the server.
     """
 
     code = "upstream.backend"
@@ -163,8 +164,10 @@ class BackendError(UpstreamError):
         timeout: bool = False,
         status: int | None = None,
         retry_after_s: float | None = None,
+        outward: str = "",
     ) -> None:
         super().__init__(message, hint=hint, retryable=retryable)
+        self.outward = outward
         self.timeout = timeout
         self.status = status
         self.retry_after_s = retry_after_s

@@ -300,7 +300,8 @@ class Wire:
             )
         if isinstance(error, UnreachableError):
             told = f"{name} cannot be reached at {self.base_url}: {reason}"
-            return BackendError(told, hint="is the server running?", retryable=True)
+            outward = f"{name} cannot be reached"
+            return BackendError(told, hint="is the server running?", retryable=True, outward=outward)
         return BackendError(f"the connection to {name} broke: {reason}", retryable=True)
 
 

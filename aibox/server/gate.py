@@ -13,7 +13,7 @@ from contextvars import ContextVar
 
 import msgspec
 
-from aibox.errors import OPERATORS, AIBoxError, IntegrityError, LimitError, UpstreamError
+from aibox.errors import OPERATORS, AIBoxError, BackendError, IntegrityError, LimitError, UpstreamError
 from aibox.inference.accounts import Call
 from aibox.outbound.traces import Traces
 from aibox.policy.policy import Policy
@@ -35,7 +35,9 @@ CUT_S = 2.0
 """How long the last words of a stream that is cut off may take to be sent."""
 OUR_FAULT = "this went wrong, and it is our fault"
 _STREAM = b"text/event-stream"
-_EVENTS = {OPERATORS: "config.failed", IntegrityError.code: "integrity.failed"}
+_EVENTS = {
+    OPERATORS: "config.failed", IntegrityError.code: "integrity.failed", BackendError.code: "backend.failed",
+}  # fmt: skip
 # What is done for a request is done in its task, or in one that began there: no id that somebody chose is asked.
 _ASKED: ContextVar[Asked | None] = ContextVar("asked", default=None)
 

@@ -87,11 +87,13 @@ def status_of(error: AIBoxError) -> int:
 def is_kept_back(error: AIBoxError) -> bool:
     """Whether the message may say where the server keeps something, and how it is set up: it is for the log.
 
-    That of a store that failed, whatever failed; of evidence, or a row or a file, that does not hold; and of what the
-    operator alone can put right.
+    That of a store that failed, whatever failed; of a model server that cannot be reached; of evidence, a row or
+    a file that does not hold; and of what the operator alone can put right.
     """
     if isinstance(error, StoreError):
         return error.code == StoreError.code
+    if isinstance(error, BackendError):
+        return bool(error.outward)
     return isinstance(error, IntegrityError) or (isinstance(error, ConfigError) and error.code == OPERATORS)
 
 
@@ -101,6 +103,8 @@ def told(error: AIBoxError) -> tuple[str, str]:
         return error.message, error.hint
     if isinstance(error, StoreError):
         return KEPT_BACK, error.hint
+    if isinstance(error, BackendError):
+        return error.outward, error.hint
     return (_CHANGED if isinstance(error, IntegrityError) else _UNFIT), _ASK
 
 

@@ -27,7 +27,7 @@ from aibox.server.principal import Role
 from aibox.server.problem import KEPT_BACK
 from aibox.server.rates import RateLimits
 from aibox.server.redis_buckets import RedisBuckets
-from aibox.settings import Settings
+from aibox.settings import BackendSettings, Settings
 from aibox.testing import ScriptedBackend
 from aibox.types import Scope
 
@@ -243,6 +243,30 @@ async def test_nor_does_a_backend_that_cannot_say_what_it_offers(
         answer = await served.http.post("/v1/chat/completions", json=asked, headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, OPERATORS)
         assert "CANARY" not in answer.text
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings", "/v1/chat"])
+async def test_nor_where_a_model_server_is_that_cannot_be_reached(served: Served, tmp_path: Path, path: str) -> None:
+    """Callers are told its name; its address, and what the system said of it, is in the log."""
+    out = io.BytesIO()
+    log = Log(out)
+    gpu = BackendSettings(kind="openai", name="gpu", url="http://127.0.0.1:9/v1", models=("m",))
+    async with Box(Settings(home=tmp_path / "other", policy="permissive", backends=(gpu,))) as box:
+        agent = box.agent(model="m")
+        gate = create_app(box, callers=Callers(served.keys), agents={agent.name: agent}, log=log)
+        asked = {
+            "/v1/chat": {"message": "hi"}, "/v1/embeddings": {"model": "m", "input": "hi"},
+        }.get(path, {"model": "m", "messages": [{"role": "user", "content": "hi"}]})  # fmt: skip
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=gate), base_url="http://aibox") as http:
+            answer = await http.post(path, json=asked, headers={"authorization": f"Bearer {served.program}"})
+    log.close()
+    assert answer.status_code == 502
+    assert "gpu cannot be reached" in answer.text
+    assert "127.0.0.1" not in answer.text
+    said, _ = (json.loads(line) for line in out.getvalue().splitlines())
+    assert said["event"] == "backend.failed"
+    assert said["message"].startswith("gpu cannot be reached at http://127.0.0.1:9/v1: ")
 
 
 async def test_what_is_wrong_with_what_was_asked_is_told(served: Served) -> None:
