@@ -151,8 +151,9 @@ class _Issuer:
                 audience=settings.audience,
                 issuer=settings.issuer,
                 # Times are held below, against a clock that tests can move, and with bounds that PyJWT has not.
+                # An RSA key under 2048 bits signs nothing (RFC 7518 sec. 3.3, 3.5).
                 options={"require": ["iss", "sub", "aud", "exp", "iat"], "verify_exp": False, "verify_iat": False,
-                         "verify_nbf": False},
+                         "verify_nbf": False, "enforce_minimum_key_length": True},
             )  # fmt: skip
         except self._jwt.PyJWTError as error:
             raise AuthError(f"the token does not hold: {error}") from None
@@ -190,7 +191,7 @@ def _hold_header(header: Mapping[str, Any], settings: IssuerSettings) -> None:
 
 def _hold_claims(claims: Mapping[str, Any], settings: IssuerSettings, *, now: float) -> None:
     wanted = ("client_id", "jti") if settings.rfc9068 else ()
-    if missing := [name for name in wanted if not isinstance(claims.get(name), str)]:
+    if missing := [name for name in wanted if not isinstance(claims.get(name), str) or not claims[name]]:
         raise AuthError(f"the token lacks {', '.join(missing)} (RFC 9068 sec. 2.2)")
     # Keycloak marks its kinds of token in a claim; an ID token is for the client that asked for it and not for us.
     if any(name in claims for name in _ID_TOKEN_CLAIMS) or claims.get("typ") in ("ID", "Refresh", "Logout"):

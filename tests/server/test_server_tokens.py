@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aibox.errors import AccessError, AuthError, ConfigError, UpstreamError
+from aibox.errors import AccessError, AuthError, UpstreamError
 from aibox.server.jwks import COOLDOWN_S, FRESH_S, STALE_S, KeySet
 from aibox.server.principal import Role
 from aibox.server.tokens import MAX_LIFETIME_S, Tokens
@@ -165,6 +165,8 @@ FORGED: dict[str, Callable[[], str]] = {
     "no beginning": lambda: sign(claims(iat=...)),
     "no client": lambda: sign(claims(client_id=...)),
     "no id": lambda: sign(claims(jti=...)),
+    "an empty client": lambda: sign(claims(client_id="")),
+    "an empty id": lambda: sign(claims(jti="")),
     "expired": lambda: sign(claims(exp=NOW - 31)),
     "not yet valid": lambda: sign(claims(nbf=NOW + 31)),
     "issued in the future": lambda: sign(claims(iat=NOW + 31)),
@@ -211,27 +213,6 @@ async def test_a_token_without_a_tenant_is_403_and_nobodys_default(tenant: Any, 
     """Missing, empty or no name: refused, and never taken from the subject instead."""
     with pytest.raises(AccessError):
         await tokens.authenticate(sign(claims(tenant=tenant)))
-
-
-async def test_an_issuer_speaks_for_its_tenants_only(provider: Provider, clock: Clock) -> None:
-    """A provider that is trusted for one tenant cannot make tokens for another."""
-    settings = IssuerSettings(issuer=ISSUER, audience="aibox", tenants=frozenset({"acme"}))
-    tokens = Tokens([settings], http=provider, clock=clock)
-    assert await tokens.authenticate(sign())
-    with pytest.raises(AccessError, match="speak for"):
-        await tokens.authenticate(sign(claims(tenant="rival")))
-
-
-async def test_roles_are_found_where_keycloak_puts_them(provider: Provider, clock: Clock) -> None:
-    """A claim with dots in its name goes into objects; a token typed JWT passes where the operator says so."""
-    settings = IssuerSettings(issuer=ISSUER, audience="aibox", roles_claim="realm_access.roles", rfc9068=False)
-    tokens = Tokens([settings], http=provider, clock=clock)
-    body = claims(roles=..., realm_access={"roles": ["tenant_admin", "offline_access"]}, client_id=..., jti=...)
-    found = await tokens.authenticate(sign(body, typ="JWT"))
-    assert found is not None
-    assert found.roles == {Role.TENANT_ADMIN}
-    with pytest.raises(AuthError):
-        await tokens.authenticate(sign(claims(typ="ID"), typ="JWT"))
 
 
 @given(st.floats(0, 400))
@@ -384,28 +365,3 @@ async def test_keys_that_a_discovery_document_has_where_nothing_may_be_asked_are
 class _Liar:
     async def get(self, url: str, *, correlation: str = "") -> dict[str, Any]:
         return {"issuer": OTHER, "jwks_uri": f"{OTHER}/jwks"}
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"issuer": "http://id.example.org"},
-        {"issuer": "https://user@id.example.org"},
-        {"issuer": "file:///etc/passwd"},
-        {"issuer": ISSUER, "jwks_url": "http://169.254.169.254/keys"},
-        {"issuer": ISSUER, "algorithms": ("RS256", "ES256")},
-        {"issuer": ISSUER, "algorithms": ("HS256",)},
-        {"issuer": ISSUER, "algorithms": ("none",)},
-    ],
-)
-def test_settings_that_would_weaken_it_are_refused(settings: dict[str, Any]) -> None:
-    """Plain http beyond this machine, credentials in a URL, symmetric or mixed algorithms: an error at the start."""
-    with pytest.raises(ConfigError):
-        Tokens([IssuerSettings(audience="aibox", **settings)])
-
-
-def test_an_issuer_stands_once() -> None:
-    """Two settings for one issuer would leave open which of them holds."""
-    one = IssuerSettings(issuer=ISSUER, audience="a")
-    with pytest.raises(ConfigError, match="twice"):
-        Tokens([one, one])
