@@ -126,14 +126,17 @@ class _Issuer:
         http = http or JsonClient(transport=_transport(settings))
         self._keys = KeySet(settings.issuer, http=http, parse=self._parse, url=settings.jwks_url)
 
-    def _parse(self, jwk: Mapping[str, Any]) -> jwt.PyJWK | None:
-        """A key for one of our algorithms; others an issuer may list for other uses (RFC 7517 sec. 4.2-4.4)."""
-        if jwk.get("use", "sig") != "sig" or jwk.get("alg", self.settings.algorithms[0]) not in (
-            self.settings.algorithms
-        ):
+    def _parse(self, jwk: Mapping[str, Any]) -> tuple[jwt.PyJWK, Sequence[str]] | None:
+        """A key, and which of our algorithms it is for; others an issuer may list for other uses (RFC 7517 sec. 4.2-4).
+
+        One that names its algorithm is for no other (RFC 8725 sec. 3.1).
+        """
+        ours = self.settings.algorithms
+        named = jwk.get("alg", ours[0])
+        if jwk.get("use", "sig") != "sig" or named not in ours:
             return None
         try:
-            return self._jwt.PyJWK(dict(jwk), algorithm=jwk.get("alg", self.settings.algorithms[0]))
+            return self._jwt.PyJWK(dict(jwk), algorithm=named), (named,) if "alg" in jwk else ours
         except self._jwt.PyJWTError:
             return None
 
@@ -142,7 +145,9 @@ class _Issuer:
     ) -> tuple[Principal, float]:
         settings = self.settings
         _hold_header(header, settings)
-        key = await self._keys.key(header["kid"], correlation=correlation)
+        key, algorithms = await self._keys.key(header["kid"], correlation=correlation)
+        if header["alg"] not in algorithms:
+            raise AuthError("the token is signed with an algorithm that its key is not for")
         try:
             claims = self._jwt.decode(
                 token,

@@ -42,6 +42,19 @@ async def test_a_token_of_an_rsa_key_under_2048_bits_is_refused(alg: str) -> Non
     assert await tokens.authenticate(sign(alg=alg))
 
 
+async def test_a_key_that_names_its_algorithm_is_for_no_other() -> None:
+    """RFC 8725 sec. 3.1, also where the issuer may use several; one that names none is for each of them."""
+    both, provider = ("RS256", "RS512"), Provider()
+    provider.keys[ISSUER] = [jwk(RSA, "k1", "RS512")]
+    tokens = held(provider=provider, algorithms=both)
+    assert await tokens.authenticate(sign(alg="RS512"))
+    with pytest.raises(AuthError, match="that its key is not for"):
+        await tokens.authenticate(sign(alg="RS256"))
+    provider.keys[ISSUER] = [{k: v for k, v in jwk(RSA, "k1", "").items() if k != "alg"}]
+    for alg in both:
+        assert await held(provider=provider, algorithms=both).authenticate(sign(alg=alg))
+
+
 OWN = {
     ISSUER: {"audience": "wards", "key": RSA, "alg": "RS256"},
     OTHER: {"audience": "books", "key": RSA_2, "alg": "PS256"},
