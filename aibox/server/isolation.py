@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,100 +19,7 @@ from aibox.errors import AIBoxError, ConfigError
 from aibox.server import isolation_rows
 from aibox.server.client import Client
 from aibox.server.isolation_report import IsolationReport, Outcome, Row
-
-ABSENT = uuid.UUID(int=0).hex
-
-
-@dataclass(slots=True)
-class Probe:
-    """One side: a client, what only it knows, and the ids of what it made."""
-
-    tenant: str
-    client: Client
-    word: str = field(default_factory=lambda: f"heron-{uuid.uuid4().hex}")
-    ids: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-    """Areas that could not be seeded, and why."""
-
-
-Thing = Callable[[Client, str], Awaitable[Any]]
-Look = Callable[[Client], Awaitable[Any]]
-Keyed = Callable[[Client, str, str], Awaitable[Any]]
-
-
-async def _streamed(client: Client, said: str, **more: str) -> str:
-    async with aclosing(client.stream(said, **more)) as events:
-        return "\n".join([event.model_dump_json() async for event in events])
-
-
-async def _log(client: Client) -> str:
-    async with aclosing(client.audit.entries()) as entries:
-        return "\n".join([entry.model_dump_json() async for entry in entries])
-
-
-# What has an id: asked for by whoever does not own it.
-THINGS: Sequence[tuple[str, str, Thing]] = (
-    ("memory", "get", lambda c, id_: c.memory.get(id_)),
-    ("memory", "update", lambda c, id_: c.memory.update(id_, "mine now")),
-    ("memory", "forget", lambda c, id_: c.memory.forget(id_)),
-    ("knowledge", "remove", lambda c, id_: c.knowledge.remove(id_)),
-    ("sessions", "get", lambda c, id_: c.sessions.get(id_)),
-    ("sessions", "export", lambda c, id_: c.sessions.export(id_)),
-    ("sessions", "title", lambda c, id_: c.sessions.title(id_, "mine now")),
-    ("sessions", "delete", lambda c, id_: c.sessions.delete(id_)),
-    ("receipts", "of a turn", lambda c, id_: c.receipt(id_)),
-    ("calls", "receipt of a call to a model", lambda c, id_: c.receipt(id_)),
-    ("sandbox", "run", lambda c, id_: c.sandbox.run(id_, "cat word.txt", language="bash")),
-    ("sandbox", "files", lambda c, id_: c.sandbox.files(id_)),
-    ("sandbox", "read", lambda c, id_: c.sandbox.read(id_, "word.txt")),
-    ("sandbox", "write", lambda c, id_: c.sandbox.write(id_, "word.txt", b"")),
-    ("sandbox", "end", lambda c, id_: c.sandbox.end(id_)),
-    ("approvals", "get", lambda c, id_: c.approvals.get(id_)),
-    ("approvals", "approve", lambda c, id_: c.approvals.approve(id_, digest=f"sha256:{ABSENT * 2}")),
-    ("approvals", "reject", lambda c, id_: c.approvals.reject(id_)),
-    ("runs", "resume", lambda c, id_: c.resume(id_)),
-    ("keys", "rotate", lambda c, id_: c.keys.rotate(id_)),
-    ("keys", "revoke", lambda c, id_: c.keys.revoke(id_)),
-    ("tenant named", "keys", lambda c, name: c.keys.list(tenant=name)),
-    ("tenant named", "policy", lambda c, name: c.admin.policy(tenant=name)),
-    ("tenant named", "policy's versions", lambda c, name: c.policies.versions(tenant=name)),
-    ("tenant named", "policy written", lambda c, name: c.policies.put({}, match="*", tenant=name)),
-    ("tenant named", "policy withdrawn", lambda c, name: c.policies.withdraw(match="*", tenant=name)),
-    ("tenant named", "budgets", lambda c, name: c.admin.budgets(tenant=name)),
-    ("tenant named", "budget of a model", lambda c, name: c.admin.budgets(model="m/m", tenant=name)),
-    ("tenant named", "egress", lambda c, name: c.admin.egress(tenant=name)),
-    ("tenant named", "users", lambda c, name: c.admin.users(tenant=name)),
-    ("tenant named", "user suspended", lambda c, name: c.admin.suspend_user("isolation", tenant=name)),
-)
-# What answers with several things: in the stranger's there must be no word of the owner.
-LISTS: Sequence[tuple[str, str, Callable[[Client, Probe], Awaitable[Any]]]] = (
-    ("memory", "list", lambda c, _: c.memory.list()),
-    ("memory", "recall", lambda c, owner: c.memory.recall(owner.word)),
-    ("memory", "export", lambda c, _: c.memory.export()),
-    ("knowledge", "search", lambda c, owner: c.knowledge.search(owner.word)),
-    ("knowledge", "list", lambda c, _: c.knowledge.list()),
-    ("sessions", "list", lambda c, _: c.sessions.list()),
-    ("keys", "list", lambda c, _: c.keys.list()),
-    ("approvals", "list", lambda c, _: c.approvals.list()),
-    ("audit", "log", lambda c, _: _log(c)),
-    # The stranger has an entry of that number too, or none; its leaf is another.
-    ("audit", "show", lambda c, owner: c.audit.show(int(owner.ids.get("seq", "0")))),
-    ("checkpoint", "get", lambda c, _: c.audit.checkpoint()),
-)
-# What the owner's is known by in a list, where it need not hold the word.
-MARKED = ("approvals", "audit", "checkpoint")
-# A conversation under the name that the owner's has: the owner's word may not turn up.
-CLAIMS: Sequence[tuple[str, str, Callable[[Client, Probe], Awaitable[Any]]]] = (
-    ("sessions", "chat under the same name", lambda c, o: c.chat("What did I tell you?", session=o.ids["sessions"])),
-    ("streams", "stream under the same name", lambda c, o: _streamed(c, "Tell me.", session=o.ids["sessions"])),
-)
-# What is answered once and kept under an Idempotency-Key: by a route of the platform, by a model, by a stream. No two
-# answers are alike, for each has an id of its own.
-KEPT: Sequence[tuple[str, Keyed]] = (
-    ("memory remembered", lambda c, said, key: c.memory.remember(said, idempotency_key=key)),
-    ("chat completion", lambda c, said, key: c.complete(said, max_tokens=16, idempotency_key=key)),
-    ("stream", lambda c, said, key: _streamed(c, said, idempotency_key=key)),
-)
+from aibox.server.isolation_ways import ABSENT, CLAIMS, KEPT, LISTS, MARKED, THINGS, WRITTEN, Look, Probe, Thing
 
 
 async def verify_isolation(
@@ -137,6 +42,8 @@ async def verify_isolation(
         for owner, stranger in ((first, second), (second, first)):
             rows += [row async for row in _tried(owner, stranger)]
             rows += await asyncio.to_thread(isolation_rows.tried, databases, owner.tenant, stranger.tenant)
+        for owner, stranger in ((first, second), (second, first)):
+            rows += [row async for row in _tried_last(owner, stranger)]
     finally:
         for probe in (first, second):
             left += await asyncio.shield(_clean(probe, {*first.ids.values(), *second.ids.values()}))
@@ -147,7 +54,7 @@ async def _seed(probe: Probe) -> None:
     client, word = probe.client, probe.word
 
     async def memory() -> str:
-        return (await client.memory.remember(f"My word is {word}.")).id
+        return await _remembered(probe)
 
     async def knowledge() -> str:
         text = f"# The word\n\nThe word of this tenant is {word}.\n".encode()
@@ -185,10 +92,21 @@ async def _seed(probe: Probe) -> None:
 
     probe.ids["tenant named"] = probe.tenant
     for make in (memory, knowledge, sessions, sandbox, keys, approvals, calls, audit, checkpoint):
-        try:
-            probe.ids[make.__name__] = await make()
-        except AIBoxError as error:
-            probe.refused[make.__name__] = f"{error.code}: {error.message}"
+        await _made(probe, make.__name__, make)
+    if "keys" in probe.ids:
+        probe.ids["keys of the tenant named"] = f"{probe.ids['keys']}@{probe.tenant}"
+
+
+async def _made(probe: Probe, area: str, make: Callable[[], Awaitable[str]]) -> None:
+    try:
+        probe.ids[area] = await make()
+    except AIBoxError as error:
+        probe.ids.pop(area, None)
+        probe.refused[area] = f"{error.code}: {error.message}"
+
+
+async def _remembered(probe: Probe) -> str:
+    return (await probe.client.memory.remember(f"My word is {probe.word}.")).id
 
 
 async def _called(client: Client, word: str) -> str:
@@ -218,8 +136,8 @@ async def _asked(client: Client, word: str) -> tuple[str, str]:
     raise ConfigError(f"the model was told to call {tool}, which waits for a person, and did not")
 
 
-async def _tried(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:
-    for area, way, act in THINGS:
+async def _things(owner: Probe, stranger: Probe, things: Sequence[tuple[str, str, Thing]]) -> AsyncIterator[Row]:
+    for area, way, act in things:
         if area not in owner.ids:
             yield Row(area, way, stranger.tenant, "not tried", _why(owner, area))
             continue
@@ -227,6 +145,11 @@ async def _tried(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:
         absent = await _outcome(act(stranger.client, f"absent-{ABSENT}"))
         outcome, why = _judged(owner, there, absent)
         yield Row(area, way, stranger.tenant, outcome, why)
+
+
+async def _tried(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:
+    async for row in _things(owner, stranger, THINGS):
+        yield row
     for area, way, look in LISTS:
         mark = owner.ids.get(area, "") if area in MARKED else owner.word
         mine, theirs = await _outcome(look(owner.client, owner)), await _outcome(look(stranger.client, owner))
@@ -249,6 +172,36 @@ async def _tried(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:
         yield row
     async for row in _still_there(owner, stranger):
         yield row
+
+
+async def _tried_last(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:
+    """What takes from the stranger, or from what is allowed to the owner, something that all else is tried with."""
+
+    async def policy() -> str:
+        await owner.client.policies.put({"tools": {"deny": [owner.word]}})
+        return owner.tenant
+
+    await _made(owner, "policies", policy)
+    async for row in _things(owner, stranger, WRITTEN):
+        yield row
+    if "policies" in owner.ids:
+        yield _found(owner, stranger, "policies", await _outcome(owner.client.policies.get()))
+    if "memory" in owner.ids:
+        # The owner may have been the stranger before, who forgot everything.
+        await _made(owner, "memory", partial(_remembered, owner))
+    if "memory" in owner.ids:
+        # What is shared stays, and would be nobody's.
+        if (
+            "knowledge" in stranger.ids
+            and (await _outcome(stranger.client.knowledge.remove(stranger.ids["knowledge"])))[0]
+        ):
+            del stranger.ids["knowledge"]
+        good, said = await _outcome(stranger.client.memory.forget_everything())
+        found = _found(owner, stranger, "memory", await _outcome(owner.client.memory.get(owner.ids["memory"])))
+        outcome: Outcome = "not tried" if found.outcome == "held" and not good else found.outcome
+        yield Row("memory", "forget everything", stranger.tenant, outcome, found.why if good else said[:200])
+    else:
+        yield Row("memory", "forget everything", stranger.tenant, "not tried", _why(owner, "memory"))
 
 
 def _judged(owner: Probe, there: tuple[bool, str], absent: tuple[bool, str]) -> tuple[Outcome, str]:
@@ -300,11 +253,13 @@ async def _still_there(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:
     for area, look in looks.items():
         if area not in owner.ids:
             continue
-        _, seen = await _outcome(look(owner.client))
-        if owner.word in seen:
-            yield Row(area, "still there", stranger.tenant, "held")
-        else:
-            yield Row(area, "still there", stranger.tenant, "crossed", "the owner does not find it as it was")
+        yield _found(owner, stranger, area, await _outcome(look(owner.client)))
+
+
+def _found(owner: Probe, stranger: Probe, area: str, seen: tuple[bool, str]) -> Row:
+    if owner.word in seen[1]:
+        return Row(area, "still there", stranger.tenant, "held")
+    return Row(area, "still there", stranger.tenant, "crossed", "the owner does not find it as it was")
 
 
 async def _unrevoked(client: Client, key: str) -> str:
@@ -325,6 +280,8 @@ async def _clean(probe: Probe, ids: set[str]) -> list[str]:
         acts += [("session", client.sessions.delete(session)) for session in sessions]
     except AIBoxError as error:
         left.append(f"sessions of {probe.tenant}: {error.code}: {error.message}")
+    # First: under another policy an agent is another version of it, and no run goes on.
+    acts += [("policy", client.policies.withdraw(match="*"))] if "policies" in probe.ids else []
     if "approvals" in probe.ids:
         # The run goes on with the no that it was told, and so ends.
         acts.append(
@@ -359,4 +316,5 @@ def _text(value: Any) -> str:
 
 
 def _why(probe: Probe, area: str) -> str:
-    return probe.refused.get({"receipts": "sessions", "runs": "approvals"}.get(area, area), "")
+    of = {"receipts": "sessions", "runs": "approvals", "keys of the tenant named": "keys"}
+    return probe.refused.get(of.get(area, area), "")

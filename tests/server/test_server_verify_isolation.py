@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,15 @@ from aibox.cli.app import app
 from aibox.cli.isolation import isolation
 from aibox.errors import AccessError, AuthError, BackendError, ConfigError, IntegrityError, StoreError
 from aibox.protocols import Health
-from aibox.server import isolation_rows
+from aibox.server import admin_api, isolation_rows, observability_api, people_api, policies_api
 from aibox.server.answers import Answers, Asking
 from aibox.server.isolation import verify_isolation
 from aibox.server.isolation_report import IsolationReport, Outcome, Row, is_report
+from aibox.server.isolation_ways import ABSENT, THINGS, WRITTEN
 from aibox.server.once import Once
+from aibox.server.policies import Policies
+from aibox.server.principal import Principal
+from aibox.server.table import openapi
 from aibox.settings import ServerSettings, Settings
 from aibox.types import Scope
 
@@ -53,6 +58,11 @@ EVIDENCE = {
     ("receipts", "of a turn"),
     ("calls", "receipt of a call to a model"),
 }
+NAMED = {
+    *((area, way) for area, way, _ in THINGS if area.endswith("tenant named")),
+    *((area, way) for area, way, _ in WRITTEN),
+    *((area, "still there") for area in ("keys", "policies")),
+}
 KEYED = {
     ("caches", f"{way}, {what} request under the same key")
     for way in ("memory remembered", "chat completion", "stream")
@@ -60,8 +70,32 @@ KEYED = {
 }
 
 
-async def verified(w: World) -> IsolationReport:
-    transport = httpx2.ASGITransport(app=w.app)
+NOT_TRIED = {
+    "chat.agent": "an agent is the server's, and every tenant may ask it",
+    "audit.show": "each log has an entry of that number: what it says is looked at, as in a list",
+    **dict.fromkeys(
+        ("tenants.show", "tenants.suspend", "tenants.resume", "tenants.delete"),
+        "they are for a platform_admin alone, which neither of the two is",
+    ),
+}
+"""Operations that have somebody's name in their path or query and are not asked with an absent one."""
+
+
+class Noting(httpx2.ASGITransport):
+    """Notes which requests are about what is absent: each way is asked so once, beside what is there."""
+
+    def __init__(self, w: World, asked: set[tuple[str, str]]) -> None:
+        super().__init__(app=w.app)
+        self._asked = asked
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if ABSENT in str(request.url):
+            self._asked.add((request.method.lower(), request.url.path))
+        return await super().handle_async_request(request)
+
+
+async def verified(w: World, transport: httpx2.AsyncBaseTransport | None = None) -> IsolationReport:
+    transport = transport or httpx2.ASGITransport(app=w.app)
     url = "http://127.0.0.1"
     one, two = (aibox.Client(url, who.token(), transport=transport) for who in (A, B))
     return await verify_isolation(url, ("one", one), ("two", two), databases=w.box.settings.databases)
@@ -83,6 +117,22 @@ async def test_it_holds_and_leaves_nothing_behind(w: World) -> None:
         assert w.box.sandbox.ids(scope=who.scope) == []
         assert await w.box.state.approvals.pending(scope=who.scope) == []
         assert all(key.revoked for key in await w.keys.list(who.tenant))
+
+
+async def test_every_route_that_names_a_thing_or_a_tenant_is_tried(w: World) -> None:
+    """Held against the OpenAPI document: an id in the path and `?tenant=`, but for what says why it is not."""
+    asked: set[tuple[str, str]] = set()
+    await verified(w, Noting(w, asked))
+    named, tried = set(), set()
+    for path, methods in openapi()["paths"].items():
+        pattern = re.compile(re.sub(r"\{[^}]*\}", "[^/]+", path))
+        for method, operation in methods.items():
+            if "{" in path or "tenant" in {one.get("name") for one in operation.get("parameters", ())}:
+                named.add(operation["operationId"])
+            if any(method == how and pattern.fullmatch(where) for how, where in asked):
+                tried.add(operation["operationId"])
+    assert tried == named - {*NOT_TRIED}
+    assert {*NOT_TRIED} <= named
 
 
 async def test_the_report_is_held_by_its_receipt(w: World) -> None:
@@ -218,6 +268,25 @@ def _everybodys_memory(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(w.box.memory, "recall", everywhere)
 
 
+def _any_tenant_named(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever names a tenant is believed."""
+
+    def named(who: Principal, query: Any) -> str:
+        return query.tenant or who.scope.tenant
+
+    for part in (admin_api, people_api, policies_api, observability_api):
+        monkeypatch.setattr(part, "tenant_of", named)
+
+
+def _everybody_forgets(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget = w.box.memory.forget
+
+    async def everywhere(*, scope: Scope, **more: Any) -> int:
+        return sum([await forget(scope=who.scope, **more) for who in (A, B)])
+
+    monkeypatch.setattr(w.box.memory, "forget", everywhere)
+
+
 def _everybodys_sessions(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     past = w.box.state.sessions.past
 
@@ -240,6 +309,8 @@ def _everybodys_sessions(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
         (_one_log, EVIDENCE),
         (_everybodys_keys, KEYED),
         (_telling_keys, KEYED),
+        (_any_tenant_named, NAMED),
+        (_everybody_forgets, {("memory", "forget everything")}),
     ],
 )
 async def test_a_way_that_is_open_is_found(
@@ -411,6 +482,9 @@ async def test_the_command_tries_a_running_server(w: World, tmp_path: Path) -> N
         assert all(key.revoked for key in await w.keys.list(tenant))
         assert await w.people.users(tenant) == []
     assert await w.people.tenants() == []
+    policies = Policies(tmp_path / "home" / "policies.db")
+    assert await policies.heads() == {}
+    await policies.close()
     assert "isolated" in console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
 
 
