@@ -100,7 +100,7 @@ class World:
             """Pay somebody."""
             return f"paid {to}"
 
-        self.model = ScriptedBackend(*[model] * 100_000, name="m")
+        self.model = model if isinstance(model, ScriptedBackend) else ScriptedBackend(*[model] * 100_000, name="m")
         # What a test replaces: the model, and the isolation, which other tests are about and not every machine has.
         box.__dict__["router"] = aibox.Router(
             self.model, Embeddings(box.memory.embedder), policy=box.policy, audit=box.audit, aliases={"quick": "m/m"},
