@@ -116,9 +116,12 @@ def asked(scope: Scope) -> Asked:
 
 
 def route_of(scope: Scope) -> str:
-    """The route that answers, as it is known by now: of one with names in it the route, never the names."""
+    """The route that answers, as it is known by now: of one with names in it the route, never the names.
+
+    As the document writes it, without what a part is matched by.
+    """
     found = scope.get("route")
-    return asked(scope).route if found is None else str(found.path)
+    return asked(scope).route if found is None else str(found.path_format)
 
 
 async def proved(scope: Scope, callers: Callers) -> Principal:

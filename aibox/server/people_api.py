@@ -86,7 +86,8 @@ class TenantsAPI:
             )
         await self._box.audit.may_empty(name)
         await self._put(who, name, "deleted")
-        await self._box.audit.empty(scope=Scope(tenant=name, user="aibox"))
+        emptying = Scope(tenant=name, user="aibox").under(who.scope.correlation, who.scope.trace)
+        await self._box.audit.empty(scope=emptying)
         with contextlib.suppress(StoreError):
             # It is done, whatever cannot be asked since. What still holds here holds for nobody, until the next look.
             await self._in_force.look(anew=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from aibox.server import stores
 from aibox.server.api_keys import ApiKeys
 from aibox.server.app import create_app
 from aibox.server.auth import Callers
+from aibox.server.log import Log, LogHandler
 from aibox.server.people import People
 from aibox.server.reload import Reload
 from aibox.server.tokens import Tokens
@@ -91,7 +94,14 @@ def answer(request: ChatRequest) -> Any:
 
 class World:
     def __init__(
-        self, box: Box, keys: ApiKeys, *, model: Any = answer, isolated: bool = False, code: bool = False
+        self,
+        box: Box,
+        keys: ApiKeys,
+        *,
+        model: Any = answer,
+        isolated: bool = False,
+        code: bool = False,
+        log: Log | None = None,
     ) -> None:
         self.box, self.keys = box, keys
 
@@ -128,7 +138,7 @@ class World:
         )
         kept = stores.keep(box)
         self.in_force = kept.in_force
-        self.app = create_app(box, callers=callers, agents=agents, keys=keys, reload=self.reload, kept=kept)
+        self.app = create_app(box, callers=callers, agents=agents, keys=keys, log=log, reload=self.reload, kept=kept)
         self.http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=self.app), base_url="http://aibox")
         self.made = 0
         self.people: People
@@ -149,19 +159,34 @@ class World:
 
 @asynccontextmanager
 async def world(
-    home: Path, *, model: Any = answer, isolated: bool = False, code: bool = False, database: str | None = None
+    home: Path,
+    *,
+    model: Any = answer,
+    isolated: bool = False,
+    code: bool = False,
+    database: str | None = None,
+    said: BytesIO | None = None,
 ) -> AsyncIterator[World]:
     """A served world in a folder. `isolated`: code really runs where it can harm nobody, or not at all.
 
-    `code`: the agent has the sandbox as tools. `database`: what several servers would share is there.
+    `code`: the agent has the sandbox as tools. `database`: what several servers would share is there. `said` takes what
+    the server logs, as `aibox serve` logs it; all of it is there when the world is closed.
     """
     keys, people = ApiKeys(home / "api-keys.db"), People(home / "home" / "people.db")
-    async with Box(Settings(home=home / "home", policy="permissive", database=database)) as box:
-        made = World(box, keys, model=model, isolated=isolated, code=code)
-        made.people = people
-        try:
-            yield made
-        finally:
-            await made.http.aclose()
-            await keys.close()
-            await people.close()
+    log = None if said is None else Log(said)
+    handler = logging.NullHandler() if log is None else LogHandler(log)
+    logging.getLogger().addHandler(handler)
+    try:
+        async with Box(Settings(home=home / "home", policy="permissive", database=database)) as box:
+            made = World(box, keys, model=model, isolated=isolated, code=code, log=log)
+            made.people = people
+            try:
+                yield made
+            finally:
+                await made.http.aclose()
+                await keys.close()
+                await people.close()
+    finally:
+        logging.getLogger().removeHandler(handler)
+        if log is not None:
+            log.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -334,10 +336,28 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+TEXTS = (SECRET, "hello", '"mine"', "I like", "text of mine", "heron", "bird.txt", "a.md", "b.txt")
+"""What people say, write, search for and call their things in the rows."""
+LINE = {"ts", "level", "event", "correlation", "tenant", "method", "route", "status", "code", "ms"}
+LINE |= {"input_tokens", "output_tokens"}
+
+
 @pytest.fixture(scope="module")
 async def w(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    async with world(tmp_path_factory.mktemp("isolation"), model=Model()) as made:
+    said = io.BytesIO()
+    async with world(tmp_path_factory.mktemp("isolation"), model=Model(), said=said) as made:
         yield made
+    holds_no_text(said.getvalue())
+
+
+def holds_no_text(log: bytes) -> None:
+    """Each line of the server's log is JSON about one request, by its route, and no text of anybody's is in it."""
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert lines
+    assert [line for line in lines if line["event"] != "request"] == []
+    assert [line for line in lines if set(line) != LINE] == []
+    assert {line["route"] for line in lines} <= {*DOCUMENT["paths"], "other"}
+    assert [(text, line) for text in TEXTS for line in lines if text in json.dumps(line)] == []
 
 
 def of_a_thing(name: str) -> bool:
