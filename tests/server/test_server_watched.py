@@ -17,6 +17,8 @@ import aibox
 from aibox.box import Box
 from aibox.chat import Health
 from aibox.errors import OPERATORS, AIBoxError, ConfigError, IntegrityError, StoreError, UpstreamError
+from aibox.sandbox.bubblewrap import Bubblewrap
+from aibox.sandbox.sandbox import Sandbox
 from aibox.server import metrics, ready_api
 from aibox.server.api_keys import ApiKeys
 from aibox.server.app import create_app
@@ -29,6 +31,7 @@ from aibox.server.rates import RateLimits
 from aibox.server.redis_buckets import RedisBuckets
 from aibox.settings import BackendSettings, Settings
 from aibox.testing import ScriptedBackend
+from aibox.testing.unsafe_local import UnsafeLocalDriver
 from aibox.types import Scope
 
 pytestmark = pytest.mark.anyio
@@ -68,15 +71,30 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 
 async def test_a_probe_learns_which_part_is_missing(served: Served) -> None:
     """A Redis that is gone is said, and is no reason to send nobody; a server that is stopping is one."""
+    isolates = await Bubblewrap().available()
+    served.box.__dict__["sandbox"] = served.box._keep(Sandbox(Bubblewrap()))
     code, said = await served.ready()
     assert code == 200
     assert said["ok"]
     assert said["parts"] == {
         "audit": "ok", "models": "ok", "memory": "ok", "people": "ok", "keys": "ok", "redis": "missing",
-        "sandbox": said["parts"]["sandbox"],
+        "sandbox": "ok" if isolates.ok else "missing",
     }  # fmt: skip
     served.gate.drain()
     assert (await served.http.get("/readyz")).status_code == 503
+
+
+async def test_memory_and_a_sandbox_that_are_missing_are_said_and_missed_softly(served: Served) -> None:
+    """A store of memories that is damaged, and an engine that does not isolate: each by its name, and requests come."""
+    served.box.__dict__["sandbox"] = served.box._keep(Sandbox(UnsafeLocalDriver()))
+    await served.box.memory.remember("I like tea.", scope=Scope(tenant="acme", user="p"))
+    await served.box.memory.close()
+    del served.box.__dict__["memory"]
+    damage(served.box.settings.home / "memory" / "memory.db")
+    code, said = await served.ready()
+    assert (code, said["ok"]) == (200, True)
+    missing = {name for name, how in said["parts"].items() if how != "ok"}
+    assert missing == {"memory", "sandbox", "redis"}
 
 
 async def test_without_a_model_the_server_is_not_ready(served: Served) -> None:
