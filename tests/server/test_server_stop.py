@@ -24,9 +24,11 @@ import aibox
 from aibox.audit import orphans
 from aibox.audit.record import read_detail, read_open
 from aibox.audit.store import open_store
+from aibox.sandbox.bubblewrap import Bubblewrap
 
 pytestmark = [pytest.mark.loopback, pytest.mark.anyio]
 ENDS = ("turn.sealed", "turn.failed")
+STOPPING = "upstream.stopping"
 
 
 @pytest.fixture
@@ -84,6 +86,79 @@ async def test_told_to_stop_streams_end_with_an_event_and_every_turn_has_one_end
     assert len(turns) == 22
     assert all(named[f"stream-{n:04}"] == "turn.failed" for n in range(20))
     assert named[str(done.headers["x-correlation-id"])] == "turn.sealed"
+
+
+def runs(command: str) -> bool:
+    """Whether a process of this machine was started so."""
+    for about in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if about.read_text() == command.replace(" ", "\0") + "\0":
+                return True
+    return False
+
+
+def said(answer: http.client.HTTPResponse) -> tuple[int, str]:
+    return answer.status, answer.read().decode()
+
+
+async def test_told_to_stop_an_agents_turn_code_and_a_long_document_have_one_end_each(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    """After the grace each caller is told why, and what their request leaves ends once, whatever part was at work."""
+    if not (await Bubblewrap().available()).ok:
+        pytest.skip("code cannot be isolated here")
+    long = "\n\n".join(f"Paragraph {n} says what no other says: {n * 7919}." * 20 for n in range(300))
+    limits, told = "[server.limits]\ngrace_s = 0.2\n", dict[str, tuple[int, str]]()
+    with serving(tmp_path, upstream, server=limits, more='[sandbox]\ndriver = "bubblewrap"\n', memory=True) as server:
+        session = json.loads(server.send("POST", "/v1/sandbox", "{}").read())["id"]
+        code = f"sleep 600.{server.port}"
+        sent = {
+            "turn-whole": ("/v1/chat", json.dumps({"message": "HOLD"})),
+            "turn-stream": ("/v1/chat/stream", json.dumps({"message": "HOLD"})),
+            "code-that-runs": (f"/v1/sandbox/{session}/run", json.dumps({"code": code, "language": "bash"})),
+            "long-document": ("/v1/knowledge?name=long.txt", long),
+        }
+
+        def send(name: str) -> None:
+            path, body = sent[name]
+            told[name] = said(server.send("POST", path, body, headers={"x-correlation-id": name}))
+
+        threads = [threading.Thread(target=send, args=(name,)) for name in sent]
+        for thread in threads:
+            thread.start()
+        await until(lambda: upstream.begun == 2)
+        server.until(lambda: runs(code))
+        under_way = f"aibox_requests_under_way {len(sent) + 1}"
+        server.until(lambda: under_way in said(server.send("GET", "/metrics"))[1])
+        server.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(60)
+        server.process.wait(120)
+        assert server.process.returncode == 0
+        assert "Traceback" not in server.text
+    assert {name: status for name, (status, _) in told.items()} == {
+        name: 200 if name == "turn-stream" else 503 for name in sent
+    }
+    assert all(STOPPING in text for _, text in told.values())
+    assert told["turn-stream"][1].rstrip("\n").rpartition("\n\n")[2].startswith("event: failed\n")
+    assert await ended(server.home, (*ENDS, "request.ended", "sandbox.ran")) == {
+        "turn-whole": [("turn.failed", STOPPING)],
+        "turn-stream": [("turn.failed", STOPPING)],
+        "code-that-runs": [("sandbox.ran", "")],
+        "long-document": [("request.ended", STOPPING)],
+    }
+
+
+async def ended(home: Path, kinds: tuple[str, ...]) -> dict[str, list[tuple[str, str]]]:
+    """The terminal entries of each request by its correlation id: their kind, and the code or outcome."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    async with aibox.AuditChain(home / "audit.db", keys=home / "keys") as chain:
+        assert (await chain.verify()).ok
+        async for entry in chain.entries("default"):
+            if entry.kind in kinds:
+                what = entry.detail.get("code") or entry.detail.get("outcome", "")
+                found.setdefault(entry.detail["correlation"], []).append((entry.kind, what))
+    return found
 
 
 async def test_within_the_grace_requests_finish_and_new_ones_are_turned_away(
