@@ -1,5 +1,6 @@
 // An OpenID provider for tests: node oidc_provider.mjs PORT KEYS_JSON. Programs have client credentials, people sign in by
-// name with a code and PKCE; access tokens are JWTs.
+// name with a code and PKCE; access tokens are JWTs. `/asked` says how often each path was asked for. Keys
+// take their time, so that whoever needs them at once does so while they are on their way.
 import { Provider } from 'oidc-provider';
 
 const [port, keys] = [Number(process.argv[2]), JSON.parse(process.argv[3])];
@@ -49,5 +50,15 @@ const provider = new Provider(issuer, {
     },
   },
   extraTokenClaims: (_, token) => (token.accountId ? people[token.accountId] : claims[token.clientId]),
+});
+const asked = {};
+provider.use(async (ctx, next) => {
+  if (ctx.path === '/asked') {
+    ctx.body = asked;
+    return;
+  }
+  asked[ctx.path] = (asked[ctx.path] ?? 0) + 1;
+  if (ctx.path === '/jwks') await new Promise((over) => setTimeout(over, 500));
+  await next();
 });
 provider.listen(port, '127.0.0.1', () => console.log('ready'));

@@ -1,4 +1,7 @@
-"""A real OpenID provider: its discovery, its keys, its access tokens, and what happens when it rotates or is gone."""
+"""A real OpenID provider: its discovery, its keys, its access tokens, and what happens when it rotates or is gone.
+
+`aibox serve` is asked, with the times that it has: keys that nobody knows are asked for once in 30 s.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ import json
 import os
 import re
 import secrets
-import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -22,17 +24,11 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from front import REPLICAS, front
-from services import BACKEND
+from services import BACKEND, modelling
+from waiting import free_port
 
-import aibox
 from aibox.audit.receipt import ReceiptEntry
-from aibox.box import Box
-from aibox.server.app import create_app
-from aibox.server.auth import Callers
-from aibox.server.tokens import Tokens
-from aibox.settings import Settings
-from aibox.settings_server import IssuerSettings
-from aibox.testing import ScriptedBackend
+from aibox.server.jwks import COOLDOWN_S
 
 pytestmark = [pytest.mark.anyio, pytest.mark.live, pytest.mark.loopback]
 
@@ -65,9 +61,24 @@ def provider(port: int, *keys: dict[str, Any]) -> Iterator[str]:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    return free_port()
+
+
+@pytest.fixture
+def other_port() -> int:
+    return free_port()
+
+
+async def questions(issuer: str) -> dict[str, int]:
+    """How often it was asked for its discovery document and for its keys since it runs."""
+    async with httpx2.AsyncClient() as http:
+        asked = (await http.get(f"{issuer}/asked")).json()
+    return {path: asked.get(path, 0) for path in ("/.well-known/openid-configuration", "/jwks")}
+
+
+def once(discovery: int, keys: int) -> dict[str, int]:
+    """What `questions` are when each replica has asked so often."""
+    return {"/.well-known/openid-configuration": discovery * REPLICAS, "/jwks": keys * REPLICAS}
 
 
 async def token(issuer: str, client: str, audience: str = AUDIENCE) -> str:
@@ -131,27 +142,16 @@ class Served:
 
 
 @pytest.fixture
-async def served(
-    tmp_path: Path, port: int, postgres_copy: Callable[[], str], monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Served]:
-    issuer = f"http://127.0.0.1:{port}"
-    if REPLICAS == 2:
-        tables = f'{BACKEND}[[server.issuers]]\nissuer = "{issuer}"\naudience = "{AUDIENCE}"\n'
-        with front(tmp_path, tables, database=postgres_copy) as both:
-            async with httpx2.AsyncClient(base_url=both.url, timeout=60) as client:
-                yield Served(client, both.entries)
-        return
-    monkeypatch.setattr("aibox.server.jwks.COOLDOWN_S", 0.0)
-    tokens = Tokens([IssuerSettings(issuer=issuer, audience=AUDIENCE)])
-    async with Box(Settings(home=tmp_path / "home")) as box:
-
-        async def entries(tenant: str) -> list[ReceiptEntry]:
-            return [entry async for entry in box.audit.entries(tenant)]
-
-        box.__dict__["router"] = aibox.Router(ScriptedBackend(*["Hello."] * 16), policy=box.policy, audit=box.audit)
-        app = create_app(box, callers=Callers(tokens))
-        yield Served(httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://aibox"), entries)
-    await tokens.close()
+async def served(tmp_path: Path, port: int, other_port: int, postgres_copy: Callable[[], str]) -> AsyncIterator[Served]:
+    with modelling(free_port()) as model:
+        tables = BACKEND.replace("{model}", str(model.port)) + "".join(
+            f'[[server.issuers]]\nissuer = "http://127.0.0.1:{one}"\naudience = "{AUDIENCE}"\n'
+            for one in (port, other_port)
+        )
+        with front(tmp_path, tables, database=postgres_copy) as made:
+            many = httpx2.Limits(max_connections=None)
+            async with httpx2.AsyncClient(base_url=made.url, timeout=60, limits=many) as client:
+                yield Served(client, made.entries)
 
 
 async def test_a_program_is_known_by_its_token(served: Served, port: int) -> None:
@@ -178,19 +178,48 @@ async def test_a_person_is_known_by_the_access_token_and_not_by_the_other(served
     assert [(one["user"], one["roles"]) for one in seen] == [("boss", ["tenant_admin", "user"]), ("eva", ["user"])]
 
 
-async def test_keys_are_rotated_without_a_gap(served: Served, port: int) -> None:
-    """With a new key beside the old one both tokens pass; when the old key is gone, only the new token does."""
+def forged(issuer: str, kid: str, key: rsa.RSAPrivateKey) -> str:
+    now = int(time.time())
+    claims = {"iss": issuer, "aud": AUDIENCE, "sub": "x", "tenant": "acme", "iat": now, "exp": now + 300}
+    return jwt.encode(claims, key, algorithm="RS256", headers={"kid": kid, "typ": "at+jwt"})
+
+
+async def test_two_hundred_forged_keys_are_one_question(served: Served, port: int) -> None:
+    """All at once, to a server that knows no key yet: each is refused, and the keys are found by that one question."""
+    mine = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    with provider(port, private_jwk("a")) as issuer:
+        told = await asyncio.gather(*(served.ask(forged(issuer, f"k{n}", mine)) for n in range(200)))
+        assert {answer.status_code for answer in told} == {401}
+        assert "a key that its issuer does not have" in told[0].text
+        assert await questions(issuer) == once(1, 1)
+        for _ in range(REPLICAS):
+            assert (await served.ask(await token(issuer, "acme-program"))).status_code == 200
+        assert await questions(issuer) == once(1, 1)
+
+
+async def test_keys_are_rotated_without_a_gap(served: Served, port: int, other_port: int) -> None:
+    """Where the new key is beside the old one both tokens pass; where the old key is gone, only the new token does.
+
+    The new key is unknown for as long as nobody may ask. Of many who then show it at once one asks, all are let in, and
+    the discovery document is not asked for again.
+    """
     first, second = private_jwk("a"), private_jwk("b")
-    with provider(port, first) as issuer:
-        old = await token(issuer, "acme-program")
-        unseen = await token(issuer, "acme-program")
+    with provider(port, first) as beside, provider(other_port, private_jwk("c")) as instead:
+        old, gone = await token(beside, "acme-program"), await token(instead, "acme-program")
+        # What was shown is believed for a minute; these are not shown before the keys have changed.
+        unseen, late = await token(beside, "acme-program"), await token(instead, "acme-program")
         await served.until(old, 200)
-    with provider(port, second, first) as issuer:
-        await served.until(await token(issuer, "acme-program"), 200)
-        await served.until(old, 200)
-    with provider(port, private_jwk("c")) as issuer:
-        await served.until(await token(issuer, "acme-program"), 200)
-        assert {(await served.ask(unseen)).status_code for _ in range(REPLICAS)} == {401}
+        await served.until(gone, 200)
+        may_ask = time.monotonic() + COOLDOWN_S
+    with provider(port, second, first), provider(other_port, private_jwk("d")):
+        new, only = await token(beside, "acme-program"), await token(instead, "acme-program")
+        assert {(await served.ask(one)).status_code for one in [new, only] * REPLICAS} == {401}
+        await asyncio.sleep(may_ask - time.monotonic())
+        told = await asyncio.gather(*(served.ask(one) for one in [new, only] * 20))
+        assert {answer.status_code for answer in told} == {200}
+        await served.until(unseen, 200)
+        assert {(await served.ask(late)).status_code for _ in range(REPLICAS)} == {401}
+        assert [await questions(issuer) for issuer in (beside, instead)] == [once(0, 1)] * 2
 
 
 async def test_a_provider_that_is_gone_closes_the_door(served: Served, port: int) -> None:
