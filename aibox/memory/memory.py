@@ -364,11 +364,11 @@ class Memory:
         return gone
 
     async def health(self) -> Health:
-        health = await self._store.health()
-        if self._documents is None or not self._documents.exists:
-            return health
-        more = await self._documents.health()
-        return Health(ok=health.ok and more.ok, detail=f"{health.detail}; {more.detail}")
+        found = [await self._store.health()]
+        if self._documents is not None and self._documents.exists:
+            found.append(await self._documents.health())
+        found += [await self.buffer.health()] if isinstance(self.buffer, RedisBuffer) else []
+        return Health(ok=all(one.ok for one in found), detail="; ".join(one.detail for one in found))
 
     async def close(self) -> None:
         if self._documents is not None:

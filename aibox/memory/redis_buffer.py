@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from aibox.errors import ConfigError, MissingExtraError, StoreError
+from aibox.chat import Health
+from aibox.errors import AIBoxError, ConfigError, MissingExtraError, StoreError
 from aibox.memory.buffer import Buffer
 from aibox.memory.cipher import KEY_BYTES, SubjectKey
 from aibox.types import Scope
@@ -83,6 +84,15 @@ class RedisBuffer:
         async with self._connection() as server:
             names = [name async for name in server.scan_iter(match=pattern, count=1000)]
             return int(await server.unlink(*names)) if names else 0
+
+    async def health(self) -> Health:
+        """Whether the server answers. Never raises AIBoxError."""
+        try:
+            async with self._connection() as server:
+                await server.ping()
+        except AIBoxError as error:
+            return Health(ok=False, detail=error.message)
+        return Health(ok=True, detail="messages on Redis")
 
     async def close(self) -> None:
         """Give back the connections. Closing twice is allowed."""

@@ -14,18 +14,21 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import pytest_socket
 from waiting import free_port, until_listening
 
 from aibox.audit.chain import AuditChain
 from aibox.audit.verify import verify
+from aibox.server.ready_api import NEEDED
 
 ROOT = Path(__file__).parents[2]
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -102,11 +105,18 @@ class Model:
     asked: int = 0
     goes_on: threading.Event = field(default_factory=threading.Event)
     """A stream stops after its first word until this is set."""
-    slow_s: float = 0.0
+    answers: threading.Event = field(default_factory=threading.Event)
+    """Nothing at all is said until this is set; so many wait for it."""
+    waiting: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         self.asked += 1
-        time.sleep(self.slow_s)
+        with self._lock:
+            self.waiting += 1
+        self.answers.wait(60)
+        with self._lock:
+            self.waiting -= 1
         messages = asked["messages"]
         said = [m for m in messages if m["role"] == "user"]
         text = said[-1]["content"] if said else ""
@@ -126,6 +136,7 @@ class Model:
 def modelling(port: int) -> Iterator[Model]:
     model = Model(port)
     model.goes_on.set()
+    model.answers.set()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -306,6 +317,27 @@ def until_ready(url: str, log: Callable[[], str] = str, process: subprocess.Pope
         assert process is None or process.poll() is None, f"{url} has ended: {log()[-3000:]}"
         assert time.monotonic() < until, f"{url} is not ready: {log()[-3000:]}"
         time.sleep(0.1)
+
+
+def until_missing(both: Platform, *parts: str) -> None:
+    """Wait until `/readyz` of each replica misses these parts and no other, and says by its status what that means."""
+    wanted = (503 if set(parts) & set(NEEDED) else 200), sorted(parts)
+
+    def look(url: str) -> None:
+        until = time.monotonic() + 60
+        while (told := _readiness(url)) != wanted:
+            assert time.monotonic() < until, f"{told} and not {wanted}"
+            time.sleep(0.2)
+
+    with ThreadPoolExecutor(len(both.replicas)) as pool:
+        list(pool.map(look, both.replicas))
+
+
+def _readiness(url: str) -> tuple[int, list[str]]:
+    answer = httpx2.get(url + "/readyz", timeout=30)
+    parts = answer.json()["parts"].items()
+    # Whether there is a sandbox here is not what these tests ask.
+    return answer.status_code, sorted(name for name, told in parts if told == "missing" and name != "sandbox")
 
 
 def _nginx(folder: Path, ports: dict[str, int], processes: dict[str, subprocess.Popen[bytes]], workers: int) -> None:

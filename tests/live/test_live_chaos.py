@@ -20,10 +20,11 @@ import pytest
 from idle_model import IdleModel
 from load import HELLO, Load, all_there, is_end
 from postgres import Postgres
-from services import BACKEND, OF_TWO, Platform, platform, until_ready
+from services import BACKEND, OF_TWO, Platform, platform, until_missing, until_ready
 from waiting import free_port, until_listening
 
 from aibox.audit.chain import AuditChain
+from aibox.server.redis_buckets import REST_S
 
 pytestmark = OF_TWO
 SEED = int(os.environ.get("AIBOX_TEST_SEED", "1"))
@@ -40,6 +41,8 @@ models = ["idle"]
 external = false
 timeout_s = {silence}
 """
+BOUNDED = "".join(f'[tenants.{name}]\npolicy = "few.toml"\n' for name in ("killed", "stopped"))
+"""Tenants who may ask six times a minute, and have not asked yet."""
 
 
 @pytest.fixture(scope="module")
@@ -51,27 +54,48 @@ def idle_port() -> int:
 def both(
     tmp_path_factory: pytest.TempPathFactory, postgres_copy: Callable[[], str], idle_port: int
 ) -> Iterator[Platform]:
-    backends = BACKEND + IDLE.format(port=idle_port, silence=SILENCE_S)
+    backends = BACKEND + IDLE.format(port=idle_port, silence=SILENCE_S) + BOUNDED
     with platform(tmp_path_factory.mktemp("chaos"), postgres_copy(), backends=backends) as made:
         yield made
 
 
+def let_through(both: Platform, key: str, holders: int) -> None:
+    """Six a minute, asked for forty times through the gateway: six and what comes back, of each that holds the bound.
+
+    Of two it may be one: the gateway spares for 10 s a replica that it did not reach.
+    """
+    headers, began = {"authorization": f"Bearer {key}"}, time.monotonic()
+    with httpx2.Client(base_url=both.url, headers=headers, timeout=30) as client:
+        told = [client.get("/v1/usage").status_code for _ in range(40)]
+    assert {*told} == {200, 429}
+    assert 6 <= told.count(200) <= holders * (6 + (time.monotonic() - began) / 10 + 1)
+
+
 def redis_killed(both: Platform, load: Load, _: Postgres) -> None:
-    """Bounds are held by each replica alone meanwhile, and calls go on."""
-    process = both.processes["redis"]
+    """Bounds are held by each replica alone meanwhile, and calls go on; then by both together again."""
+    key, process = both.key("killed", "user"), both.processes["redis"]
     process.kill()
     process.wait(30)
     load.goes_on()
+    until_missing(both, "redis")
+    let_through(both, key, 2)
     both.processes["redis"] = subprocess.Popen(process.args, stdout=subprocess.DEVNULL)  # type: ignore[arg-type]
     load.goes_on()
+    until_missing(both)
+    time.sleep(REST_S)
+    let_through(both, key, 1)
 
 
 def redis_stopped(both: Platform, load: Load, _: Postgres) -> None:
     """One that takes connections and says nothing is as good as none."""
+    key = both.key("stopped", "user")
     both.processes["redis"].send_signal(signal.SIGSTOP)
     load.goes_on()
+    until_missing(both, "redis")
+    let_through(both, key, 2)
     both.processes["redis"].send_signal(signal.SIGCONT)
     load.goes_on()
+    until_missing(both)
 
 
 def postgres_sessions_killed(both: Platform, load: Load, postgres: Postgres) -> None:
@@ -90,9 +114,11 @@ def postgres_stopped(both: Platform, load: Load, postgres: Postgres) -> None:
     postgres.signal(signal.SIGSTOP, pids)
     try:
         load.stands_still()
+        until_missing(both, "audit", "keys", "people")
     finally:
         postgres.signal(signal.SIGCONT, pids)
     load.goes_on()
+    until_missing(both)
 
 
 def postgres_killed(both: Platform, load: Load, postgres: Postgres) -> None:
@@ -100,9 +126,11 @@ def postgres_killed(both: Platform, load: Load, postgres: Postgres) -> None:
     postgres.kill()
     try:
         load.stands_still()
+        until_missing(both, "audit", "keys", "people")
     finally:
         postgres.start()
     load.goes_on()
+    until_missing(both)
 
 
 def replica_killed(both: Platform, load: Load, _: Postgres) -> None:
@@ -116,11 +144,18 @@ def replica_killed(both: Platform, load: Load, _: Postgres) -> None:
 
 
 def model_slow(both: Platform, load: Load, _: Postgres) -> None:
-    """An upstream that takes its time holds up nobody who only looks."""
-    both.model.slow_s = 0.5
-    asked = httpx2.get(both.url + "/v1/usage", headers={"authorization": f"Bearer {load.key}"}, timeout=30)
-    assert asked.status_code == 200
-    both.model.slow_s = 0.0
+    """An upstream that takes its time holds up nobody who only looks: they are answered while all others wait."""
+    both.model.answers.clear()
+    until = time.monotonic() + Load.back_s
+    while both.model.waiting < load.number:
+        assert time.monotonic() < until, f"{both.model.waiting} of {load.number} callers came to the model"
+        time.sleep(0.02)
+    answered = len(load.answered)
+    for url in both.replicas:
+        asked = httpx2.get(url + "/v1/usage", headers={"authorization": f"Bearer {load.key}"}, timeout=30)
+        assert asked.status_code == 200
+    assert (both.model.waiting, len(load.answered)) == (load.number, answered), "somebody did not wait"
+    both.model.answers.set()
     load.goes_on()
 
 
@@ -133,6 +168,7 @@ def test_chaos(both: Platform, postgres: Postgres) -> None:
     random.Random(SEED).shuffle(acts)
     with Load(both.url, key, SEED) as load:
         load.goes_on()
+        until_missing(both)
         for act in acts:
             act(both, load, postgres)
     assert load.refused, "nothing broke"

@@ -147,6 +147,7 @@ async def test_a_memory_uses_it(url: str, tmp_path: Path) -> None:
     async with Memory(tmp_path / "m", buffer=RedisBuffer(url, key=KEY)) as memory:
         await memory.said([says("hello")], scope=EVA)
         assert await memory.window(scope=EVA) == [says("hello")]
+        assert (await memory.health()).ok
         await memory.erase(scope=EVA, subject="eva")
         assert await memory.window(scope=EVA) == []
 
@@ -158,6 +159,10 @@ async def test_a_server_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="messages on Redis") as caught:
         await buffer.window(scope=EVA)
     assert caught.value.retryable
+    async with Memory(tmp_path / "m", buffer=buffer) as memory:
+        health = await memory.health()
+    assert not health.ok
+    assert health.detail.endswith("; the messages on Redis cannot be used: ConnectionError")
     with pytest.raises(ConfigError, match="begins with redis://"):
         RedisBuffer("http://x", key=KEY)
     with pytest.raises(ConfigError, match="needs 32"):
