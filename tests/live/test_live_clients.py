@@ -28,10 +28,13 @@ CITY = {"name": "Oslo", "people": 717_710}
 
 
 class Model:
-    """A model's server: it calls a tool when it is given one, writes JSON when it is asked to, and else says hello."""
+    """A model's server: it calls a tool when it is given one, writes JSON when it is asked to, and else says hello.
+
+    Asked to `wait` it says the first word only; asked `who waits?` it says when they have gone, or that they have not.
+    """
 
     def __init__(self) -> None:
-        self.release = threading.Event()
+        left = threading.Event()
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -41,10 +44,26 @@ class Model:
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 made = answer(self.path.removeprefix("/v1/"), asked)
-                if asked.get("stream"):
+                said = asked["messages"][-1]["content"] if "messages" in asked else ""
+                if said == "wait":
+                    self._wait(next(events(made)))
+                elif said == "who waits?":
+                    made["choices"][0]["message"]["content"] = "nobody" if left.wait(20) else "somebody"
+                    self._answer("application/json", json.dumps(made).encode())
+                elif asked.get("stream"):
                     self._answer("text/event-stream", b"".join(events(made)))
                 else:
                     self._answer("application/json", json.dumps(made).encode())
+
+            def _wait(self, first: bytes) -> None:
+                self.send_response(200)
+                self.send_header("content-type", "text/event-stream")
+                self.send_header("connection", "close")
+                self.end_headers()
+                self.wfile.write(first)
+                self.connection.settimeout(60)
+                if not self.rfile.read(1):  # nothing more is asked here: it is the end
+                    left.set()
 
             def _answer(self, kind: str, data: bytes) -> None:
                 self.send_response(200)
@@ -156,7 +175,8 @@ def test_the_official_package(served: Served) -> None:
     assert got["whole"] == got["stream"] == ["hello there", 10]
     assert got["tool"] == ["weather", "It is rain."]
     assert got["parsed"] == ["Oslo", 717_710]
-    assert {got[api] for api in ("completion", "response", "agent", "left")} == {"hello there"}
+    assert {got[api] for api in ("completion", "response", "agent")} == {"hello there"}
+    assert got["left"] == ["hello", "nobody"]
     assert got["embedding"] == [0.5, 1.0]
     assert [error[:2] for error in got["errors"]] == [["NotFoundError", 404], ["AuthenticationError", 401]]
 

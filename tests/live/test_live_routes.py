@@ -6,12 +6,13 @@ import asyncio
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 import openai
 import pytest
 from front import Front, front
+from pydantic import BaseModel
 
 import aibox
 
@@ -24,6 +25,13 @@ CAPITAL: Any = {
     "type": "function",
     "function": {"name": "capital", "parameters": {"type": "object", "properties": {"country": {"type": "string"}}}},
 }
+
+
+class Place(BaseModel):
+    """What this model says of itself only where it can say nothing else."""
+
+    kind: Literal["quaint-hamlet", "sprawling-metropolis"]
+    inland: bool
 
 
 @dataclass
@@ -92,6 +100,22 @@ async def test_a_required_tool_is_called(served: Served) -> None:
         )
     assert answer.choices[0].message.tool_calls
     assert [call.function.name for call in answer.choices[0].message.tool_calls] == ["capital"]  # type: ignore[union-attr]
+
+
+async def test_an_answer_has_the_form_that_is_asked_for(served: Served) -> None:
+    """By the server's constrained decoding: the official client reads it as what it asked for, whole and streamed."""
+    named = {"name": "Place", "strict": True, "schema": Place.model_json_schema()}
+    form: Any = {"type": "json_schema", "json_schema": named}
+    async with served.client() as client:
+        chat = await client.chat.completions.parse(**PLAIN, messages=MESSAGES, response_format=Place, max_tokens=64)
+        answer = await client.responses.parse(**PLAIN, input=QUESTION, text_format=Place, max_output_tokens=64)
+        pieces = await client.chat.completions.create(
+            **PLAIN, messages=MESSAGES, response_format=form, max_tokens=64, stream=True
+        )
+        streamed = "".join([chunk.choices[0].delta.content or "" async for chunk in pieces if chunk.choices])
+    assert chat.choices[0].message.parsed is not None
+    assert chat.choices[0].message.parsed == Place.model_validate_json(streamed)
+    assert isinstance(answer.output_parsed, Place)
 
 
 async def test_a_turn_and_the_same_as_it_happens(served: Served) -> None:

@@ -8,9 +8,10 @@ import subprocess
 import time
 from pathlib import Path
 
+from waiting import free_port
+
 import aibox
 
-PORT = 8190
 START_S = 600
 MODEL = "smollm2"
 
@@ -19,7 +20,9 @@ class VLLMServer:
     """`vllm serve` asks for metadata that this wheel lacks; the module entry does not."""
 
     def __init__(self, log: Path) -> None:
-        self.url = f"http://127.0.0.1:{PORT}/v1"
+        # Kept for its life: it comes back where it was. Another run of these tests on this machine has its own.
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}/v1"
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -31,7 +34,7 @@ class VLLMServer:
         command = [
             os.environ["AIBOX_TEST_VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server",
             "--model", os.environ["AIBOX_TEST_VLLM_MODEL"], "--served-model-name", MODEL,
-            "--host", "127.0.0.1", "--port", str(PORT), "--max-model-len", "2048",
+            "--host", "127.0.0.1", "--port", str(self._port), "--max-model-len", "2048",
             "--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-prompt-tokens-details",
             "--enforce-eager",
         ]  # fmt: skip

@@ -46,7 +46,9 @@ for model, key in (("nobody", KEY), ("m", "wrong")):
         errors.append([type(error).__name__, error.status_code, error.code])
 got["errors"] = errors
 
-with client.chat.completions.create(model="m", messages=HI, stream=True) as left:
-    next(iter(left))
-got["left"] = client.chat.completions.create(model="m", messages=HI).choices[0].message.content
+waiting = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "wait"}], stream=True)
+with waiting:
+    first = next(piece for piece in waiting if piece.choices[0].delta.content).choices[0].delta.content
+asked = [{"role": "user", "content": "who waits?"}]
+got["left"] = [first, client.chat.completions.create(model="m", messages=asked).choices[0].message.content]
 print(json.dumps(got))
