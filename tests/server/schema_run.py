@@ -2,7 +2,8 @@
 
 Requests that hold to the schema and such that do not; no answer may be a 5xx or another one than is documented, what
 the schema allows is done and what it does not is refused, and no tenant is shown what is the other's. The same
-requests each time, as far as ids allow: so many for a route, from one seed. It exits with schemathesis' code.
+requests each time, as far as ids allow: so many for a route, from one seed. It is served as `aibox serve` serves it. It
+exits with schemathesis' code, or with 1 where the evidence of all that does not hold.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from platform_world import ROLES, Person, world
 from waiting import free_port
+
+from aibox.server.process import Server
 
 # A body that is longer than its schema allows may be longer than any may be. What a schema allows is done, unless it is
 # not the caller's or not there, the state of things is against it, or its key or its ETag are another request's.
@@ -60,8 +61,8 @@ async def run(arguments: argparse.Namespace) -> int:
     port = free_port()
     with tempfile.TemporaryDirectory() as home:
         async with world(Path(home), isolated=True) as w:
-            config = uvicorn.Config(w.app, port=port, log_level="warning", lifespan="off", server_header=False)
-            server = uvicorn.Server(config)
+            server = Server(w.app, limits=w.settings.server.limits)
+            server.config.port = port
             serving = asyncio.create_task(server.serve())
             while not server.started:
                 await asyncio.sleep(0.01)
@@ -75,10 +76,10 @@ async def run(arguments: argparse.Namespace) -> int:
             ]  # fmt: skip
             ran = await asyncio.create_subprocess_exec(*command, cwd=home)
             code = await ran.wait()
-            report = await w.box.audit.verify()
-            print(f"the evidence of it holds: {report}")
             server.should_exit = True
             await serving
+            report = await w.box.audit.verify()  # raises where it does not hold, and that is no exit code of 0
+            print(f"the evidence of it holds: {report}")
             return code
 
 
