@@ -185,14 +185,15 @@ def serving(
     policy: str = "",
     more: str = "",
     memory: bool = False,
+    backend: str = "",
     arguments: tuple[str, ...] = (),
 ) -> Iterator[Running]:
     """Until the block ends; it is then told to stop, and must leave with 0 unless it was killed."""
     (folder / "policy.toml").write_text(policy or "version = 1\n")
     (folder / "aibox.toml").write_text(
         f'home = "home"\npolicy = "policy.toml"\n{more}\n[[backends]]\nkind = "openai"\nname = "up"\n'
-        f'url = "http://127.0.0.1:{upstream.port}/v1"\nmodels = ["m"]\n[memory]\nenabled = {str(memory).lower()}\n'
-        f"[server]\nport = 0\n{server}\n"
+        f'url = "http://127.0.0.1:{upstream.port}/v1"\nmodels = ["m"]\n{backend}\n'
+        f"[memory]\nenabled = {str(memory).lower()}\n[server]\nport = 0\n{server}\n"
     )
     log = folder / "log"
     command = [sys.executable, "-m", "aibox", "serve", *arguments]
