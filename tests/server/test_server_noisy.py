@@ -16,7 +16,7 @@ NOISY, AT_ONCE = 40, 2
 
 @pytest.mark.loopback
 def test_a_noisy_tenant_does_not_hold_a_quiet_one_up(tmp_path: Path) -> None:
-    """The quiet tenant's call, the last to come of 41, is with the model before a second more of the noisy one's."""
+    """The quiet tenant's call, the last to come of 41, is with the model before a quarter of the noisy one's."""
     upstream = Upstream()
     with serving(tmp_path, upstream, server='api_keys = "keys.db"\n', backend=f"calls_at_once = {AT_ONCE}\n") as server:
         noisy, quiet = (make(server.home, tenant, "eva") for tenant in ("noisy", "quiet"))
@@ -44,6 +44,6 @@ def test_a_noisy_tenant_does_not_hold_a_quiet_one_up(tmp_path: Path) -> None:
         for thread in (*many, one):
             thread.join(60)
         assert statuses == [200] * (NOISY + 1)
-        # Those that were with the model; then one more of each tenant in turn, and two may come at one moment.
-        assert upstream.asked.index("quiet") <= AT_ONCE + 2
+        # Its turn is the next but one; a few short calls may overtake it on its way to the model, and not the forty.
+        assert upstream.asked.index("quiet") <= NOISY // 4
     upstream.close()
