@@ -148,6 +148,7 @@ async def _things(owner: Probe, stranger: Probe, things: Sequence[tuple[str, str
 
 
 async def _tried(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:
+    before = await _finds(owner)
     async for row in _things(owner, stranger, THINGS):
         yield row
     for area, way, look in LISTS:
@@ -170,8 +171,8 @@ async def _tried(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:
             yield Row(area, way, stranger.tenant, "held" if good else "not tried", "" if good else said[:200])
     async for row in _kept(owner, stranger):
         yield row
-    async for row in _still_there(owner, stranger):
-        yield row
+    for area, found in (await _finds(owner)).items():
+        yield _found(owner, stranger, area, found, before=before[area])
 
 
 async def _tried_last(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:
@@ -240,8 +241,8 @@ async def _judged_key(ask: Callable[[str], Awaitable[Any]], key: str, mine: tupl
     return "crossed", f"a key that another has used is refused ({there[1].partition(':')[0]}), an unused one is not"
 
 
-async def _still_there(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:
-    """That the stranger changed nothing: the owner meets all of it as it was."""
+async def _finds(owner: Probe) -> dict[str, tuple[bool, str]]:
+    """What the owner meets of what was made."""
     looks: dict[str, Look] = {
         "memory": lambda c: c.memory.get(owner.ids["memory"]),
         "knowledge": lambda c: c.knowledge.search(owner.word),
@@ -250,15 +251,17 @@ async def _still_there(owner: Probe, stranger: Probe) -> AsyncIterator[Row]:
         "keys": lambda c: _unrevoked(c, owner.ids["keys"]),
         "approvals": lambda c: _waiting(c, owner),
     }
-    for area, look in looks.items():
-        if area not in owner.ids:
-            continue
-        yield _found(owner, stranger, area, await _outcome(look(owner.client)))
+    return {area: await _outcome(look(owner.client)) for area, look in looks.items() if area in owner.ids}
 
 
-def _found(owner: Probe, stranger: Probe, area: str, seen: tuple[bool, str]) -> Row:
+def _found(
+    owner: Probe, stranger: Probe, area: str, seen: tuple[bool, str], *, before: tuple[bool, str] | None = None
+) -> Row:
     if owner.word in seen[1]:
         return Row(area, "still there", stranger.tenant, "held")
+    if before is not None and owner.word not in before[1]:
+        # Such as the messages of an agent without state.
+        return Row(area, "still there", stranger.tenant, "not tried", "the owner did not find it before either")
     return Row(area, "still there", stranger.tenant, "crossed", "the owner does not find it as it was")
 
 

@@ -119,6 +119,18 @@ async def test_it_holds_and_leaves_nothing_behind(w: World) -> None:
         assert all(key.revoked for key in await w.keys.list(who.tenant))
 
 
+async def test_what_its_owner_never_finds_is_not_said_to_be_taken(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The messages of an agent without state are nowhere: nothing has crossed, and it is said that it was not tried."""
+
+    async def of_none(*, scope: Scope) -> Any:
+        raise AccessError("there is no such session", absent=True)
+
+    monkeypatch.setattr(w.box.state.sessions, "export", of_none)
+    found = await verified(w)
+    assert [row for row in found.rows if row.outcome == "crossed"] == []
+    assert {row.outcome for row in found.rows if (row.area, row.way) == ("sessions", "still there")} == {"not tried"}
+
+
 async def test_every_route_that_names_a_thing_or_a_tenant_is_tried(w: World) -> None:
     """Held against the OpenAPI document: an id in the path and `?tenant=`, but for what says why it is not."""
     asked: set[tuple[str, str]] = set()
