@@ -78,7 +78,6 @@ def serve(
             log = _log(server, stack)
             box = await stack.enter_async_context(aibox.box.open(settings=settings, policy=policy))
             stack.push_async_callback(callers.close)
-            stack.push_async_callback(tokens.close)
             if not dev:
                 guards.refuse_unfit(settings, server, box.policies)
             rates = await _rates(server, stack, log)

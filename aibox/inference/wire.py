@@ -6,7 +6,6 @@ Nothing is taken from the environment, no redirect is followed, and whatever fai
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import Awaitable, Coroutine, Mapping
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from aibox.errors import BackendError, ConfigError, EgressError
 from aibox.inference.addresses import literal
 from aibox.inference.connection import Reader, UnreachableError
 from aibox.inference.full import Session, reaching
-from aibox.inference.plain import Address, Pool
+from aibox.inference.plain import Address, Pool, looked_up
 from aibox.inference.readable import CHAT, CHOOSES, ends, is_answer
 from aibox.inference.sse import Events
 from aibox.inference.streams import Take, waited
@@ -181,21 +180,18 @@ class Wire:
 
     async def _addresses(self, host: str, port: int) -> list[Address]:
         """Looks the host up once, and checks every address: the connection is made to one of them."""
-        # The interpreter's own look-up, which `aibox.seal` watches; a C resolver of a client's would pass it by.
-        found = await asyncio.get_running_loop().getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
-        )
+        found = await looked_up(host, port)
         # A proxy is named by the operator, and resolves the host itself.
         rule = None if self._transport.proxy else self._rule
-        for _, _, _, _, place in found:
-            address = literal(str(place[0]))
+        for _, place in found:
+            address = literal(place)
             # What is written as an address was looked at when the backend was made.
             if rule is not None and literal(host) is None and (address is None or not rule(address)):
                 raise EgressError(
-                    f"{host}, the host of {self.name}, is {place[0]} now, where it must not be; nothing was sent",
+                    f"{host}, the host of {self.name}, is {place} now, where it must not be; nothing was sent",
                     hint="if that is right, list its network in `networks` of the backend's transport",
                 )
-        return [(family, str(place[0])) for family, _, _, _, place in found]
+        return found
 
     def _open(
         self, method: str, path: str, *, data: bytes | None = None, correlation: str = "", trace: str = ""

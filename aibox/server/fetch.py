@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from aibox.errors import ConfigError, UpstreamError
 from aibox.inference.connection import UnreachableError
 from aibox.inference.full import reaching
-from aibox.inference.plain import Address
+from aibox.inference.plain import looked_up
 from aibox.inference.transport import Transport
 
 MAX_BYTES = 1 << 20
@@ -44,7 +43,7 @@ class JsonClient:
         fields = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "aibox"}
         part_of = {"X-Correlation-ID": correlation} if correlation else {}
         client = reaching(
-            f"{parts.scheme}://{parts.netloc}", fields, transport=self._transport, resolve=_addresses,
+            f"{parts.scheme}://{parts.netloc}", fields, transport=self._transport, resolve=looked_up,
             silence_s=self._timeout_s, connect_s=self._timeout_s, idle_s=self._timeout_s,
         )  # fmt: skip
         try:
@@ -85,12 +84,6 @@ def _hint(error: OSError | ValueError) -> str:
 
 def _is_certificate(error: OSError | ValueError) -> bool:
     return "certificate" in str(error).lower()
-
-
-async def _addresses(host: str, port: int) -> list[Address]:
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
-    return [(family, str(place[0])) for family, _, _, _, place in found]
 
 
 def require_https(url: str) -> SplitResult:

@@ -317,29 +317,41 @@ async def test_a_server_that_goes_on_after_its_answer_is_given_up(
     assert await said() == "a"
 
 
-@pytest.mark.loopback
-@pytest.mark.parametrize("lean", [True, False], ids=["lean", "aiohttp"])
-async def test_an_answer_that_has_ended_is_not_thrown_away_by_silence(
-    lean: bool, upstream: Upstream, scope: Scope, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A server that ends its answer and then neither says so nor closes has answered; one that stops before has not."""
-    if not lean:
+@pytest.fixture(params=["lean", "aiohttp"])
+def either_client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "aiohttp":
         monkeypatch.setattr(full, "serves", lambda *_: False)
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence behind an end is short."""
+    for module in (connection, full):
+        monkeypatch.setattr(module, "AFTER_END_S", 0.1)
+
+
+def silent(upstream: Upstream, over: asyncio.Event, *parts: bytes) -> Any:
+    """Says that, and nothing more until it is over."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response: web.StreamResponse = await upstream.sends(*parts)(request)
+        await over.wait()
+        return response
+
+    return answer
+
+
+@pytest.mark.loopback
+@pytest.mark.usefixtures("either_client")
+async def test_an_answer_that_has_ended_is_not_thrown_away_by_silence(upstream: Upstream, scope: Scope) -> None:
+    """A server that ends its answer and then neither says so nor closes has answered; one that stops before has not."""
     over = asyncio.Event()
 
-    def silent(*parts: bytes) -> Any:
-        async def answer(request: web.Request) -> web.StreamResponse:
-            response: web.StreamResponse = await upstream.sends(*parts)(request)
-            await over.wait()
-            return response
-
-        return answer
-
     router = aibox.Router(OpenAICompatible(upstream.url, name="server", models=["m"], timeout_s=0.3))
-    upstream.answer = silent(CHUNK, LAST.split(b"data: [DONE]")[0])
+    upstream.answer = silent(upstream, over, CHUNK, LAST.split(b"data: [DONE]")[0])
     assert "".join([piece.text async for piece in router.stream(REQUEST, scope=scope)]) == "a"
     assert router._registry.replicas[0].circuit is Circuit.CLOSED
-    upstream.answer = silent(CHUNK)
+    upstream.answer = silent(upstream, over, CHUNK)
     with pytest.raises(BackendError, match="silent for too long"):
         [_ async for _ in router.stream(REQUEST, scope=scope)]
     over.set()
@@ -347,24 +359,17 @@ async def test_an_answer_that_has_ended_is_not_thrown_away_by_silence(
 
 
 @pytest.mark.loopback
-@pytest.mark.parametrize("lean", [True, False], ids=["lean", "aiohttp"])
+@pytest.mark.usefixtures("either_client")
 async def test_a_caller_does_not_wait_for_what_a_server_never_says_after_its_answer(
-    lean: bool, upstream: Upstream, scope: Scope, monkeypatch: pytest.MonkeyPatch
+    upstream: Upstream, scope: Scope
 ) -> None:
     """The end of a stream waits for usage and [DONE] some seconds, and not as long as for a word of the answer."""
-    if not lean:
-        monkeypatch.setattr(full, "serves", lambda *_: False)
     over = asyncio.Event()
-
-    async def silent(request: web.Request) -> web.StreamResponse:
-        response: web.StreamResponse = await upstream.sends(CHUNK, LAST.split(b"data: [DONE]")[0])(request)
-        await over.wait()
-        return response
 
     calls: list[Call] = []
     server = OpenAICompatible(upstream.url, name="server", models=["m"], timeout_s=60)
     router = aibox.Router(server, on_call=calls.append)
-    upstream.answer = silent
+    upstream.answer = silent(upstream, over, CHUNK, LAST.split(b"data: [DONE]")[0])
     async with asyncio.timeout(AFTER_END_S + 5):
         assert "".join([piece.text async for piece in router.stream(REQUEST, scope=scope)]) == "a"
     assert [(call.outcome, call.counted) for call in calls] == [("answered", False)]
@@ -373,15 +378,11 @@ async def test_a_caller_does_not_wait_for_what_a_server_never_says_after_its_ans
 
 
 @pytest.mark.loopback
-@pytest.mark.parametrize("lean", [True, False], ids=["lean", "aiohttp"])
+@pytest.mark.usefixtures("either_client", "soon")
 async def test_an_answer_may_end_long_before_another_one_of_the_same_call(
-    lean: bool, upstream: Upstream, server: OpenAICompatible, scope: Scope, monkeypatch: pytest.MonkeyPatch
+    upstream: Upstream, server: OpenAICompatible, scope: Scope
 ) -> None:
     """Of a call for two answers the end of one is not the end of what is said, whatever the other waits for."""
-    if not lean:
-        monkeypatch.setattr(full, "serves", lambda *_: False)
-    for module in (connection, full):
-        monkeypatch.setattr(module, "AFTER_END_S", 0.1)
     first, second = ({"choices": [{"index": n, "delta": {"content": f"{n}"}, "finish_reason": "stop"}]} for n in (0, 1))
 
     async def one_after_the_other(request: web.Request) -> web.StreamResponse:
@@ -396,15 +397,11 @@ async def test_an_answer_may_end_long_before_another_one_of_the_same_call(
 
 
 @pytest.mark.loopback
-@pytest.mark.parametrize("lean", [True, False], ids=["lean", "aiohttp"])
+@pytest.mark.usefixtures("either_client", "soon")
 async def test_an_end_behind_which_more_is_said_was_none(
-    lean: bool, upstream: Upstream, server: OpenAICompatible, scope: Scope, monkeypatch: pytest.MonkeyPatch
+    upstream: Upstream, server: OpenAICompatible, scope: Scope
 ) -> None:
     """A server that calls each piece the last is not believed again, and its answer is not cut off."""
-    if not lean:
-        monkeypatch.setattr(full, "serves", lambda *_: False)
-    for module in (connection, full):
-        monkeypatch.setattr(module, "AFTER_END_S", 0.1)
     said = [{"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": "stop"}]} for text in "abc"]
     first, second, third = (b"data: %b\n\n" % json.dumps(one).encode() for one in said)
 
@@ -420,15 +417,9 @@ async def test_an_end_behind_which_more_is_said_was_none(
 
 
 @pytest.mark.loopback
-@pytest.mark.parametrize("lean", [True, False], ids=["lean", "aiohttp"])
-async def test_the_end_of_an_answer_is_waited_for_behind_a_slow_reader(
-    lean: bool, upstream: Upstream, scope: Scope, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("either_client", "soon")
+async def test_the_end_of_an_answer_is_waited_for_behind_a_slow_reader(upstream: Upstream, scope: Scope) -> None:
     """What came while the caller took their time is not thrown away: silence is the server's alone."""
-    if not lean:
-        monkeypatch.setattr(full, "serves", lambda *_: False)
-    for module in (connection, full):
-        monkeypatch.setattr(module, "AFTER_END_S", 0.1)
     usage = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3,"total_tokens":10}}\n\n'
     last, done = LAST.split(b"data: [DONE]")[0], b"data: [DONE]\n\n"
     came = asyncio.Queue[None]()
